@@ -1,0 +1,118 @@
+"""The aggregator: a small transformer over a set of clip features (section 3 of the method).
+
+Dimension letters: S sets, V clips in a set, D feature width, E aggregator width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scale_ray.config import AggregatorOptions
+from scale_ray.errors import UserError
+from scale_ray.locations import exists, join, read_bytes, written_whole
+
+HEAD_WIDTH = 32
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block; the clips of a set have no order."""
+
+    def __init__(self, options: AggregatorOptions) -> None:
+        super().__init__()
+        width, hidden = options.width, round(options.width * options.mlp_ratio)
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(options.dropout), nn.Linear(hidden, width)
+        )
+        self.dropout = nn.Dropout(options.dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.dropout(self._attend(self.attention_norm(tokens)))
+        return tokens + self.dropout(self.mlp(self.mlp_norm(tokens)))
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, -1, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout.p if self.training else 0.0
+        heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return self.out(heads.transpose(1, 2).flatten(2))
+
+
+class Aggregator(nn.Module):
+    """Clip features and positions of a set to one set token and a token a clip.
+
+    `origin` is carried along in the saved folder: the fingerprint of the store it was trained on, hence
+    its backbone and sampling.
+    """
+
+    def __init__(self, feature_width: int, options: AggregatorOptions, origin: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.feature_width = feature_width
+        self.options = options
+        self.origin = dict(origin or {})
+        width = options.width
+        self.embed = nn.Linear(feature_width, width)
+        self.position = nn.Sequential(nn.Linear(7, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.set_token = nn.Parameter(torch.zeros(width))
+        self.blocks = nn.ModuleList(Block(options) for _ in range(options.layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self, features_SVD: Tensor, positions_SV7: Tensor, masked_SV: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The set token (S, E) and the clip tokens (S, V, E); any V.
+
+        `positions_SV7` are normalised (`sets.normalised_positions`). Masked clips are replaced by the
+        mask token before their position code is added.
+        """
+        tokens = self.embed(features_SVD)
+        if masked_SV is not None:
+            tokens = torch.where(masked_SV[..., None], self.mask_token.to(tokens.dtype), tokens)
+        tokens = tokens + self.position(positions_SV7)
+        tokens = torch.cat([self.set_token.to(tokens.dtype).expand(len(tokens), 1, -1), tokens], 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.norm(tokens)
+        return tokens[:, 0], tokens[:, 1:]
+
+    def save(self, folder: str) -> None:
+        """Write `config.json` and `model.safetensors` into a folder or URI."""
+        described = {"feature_width": self.feature_width, **self.options.to_dict(), "origin": self.origin}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        with written_whole(join(folder, "model.safetensors")) as file:
+            file.write(safetensors.torch.save(tensors))
+        with written_whole(join(folder, "config.json")) as file:
+            file.write(json.dumps(described, indent=2).encode())
+
+    @classmethod
+    def load(cls, folder: str) -> Aggregator:
+        """Read what `save` wrote, on the CPU in evaluation mode; nothing in the files is executed.
+
+        Raises
+        ------
+        UserError
+            Where there is no aggregator, or a damaged one.
+        """
+        if not exists(join(folder, "config.json")):
+            raise UserError(f"expected an aggregator (config.json and model.safetensors), found none at {folder}")
+        try:
+            described = json.loads(read_bytes(join(folder, "config.json")))
+            feature_width, origin = described.pop("feature_width"), described.pop("origin")
+            aggregator = cls(feature_width, AggregatorOptions.from_dict(described), origin)
+            aggregator.load_state_dict(safetensors.torch.load(read_bytes(join(folder, "model.safetensors"))))
+        except (OSError, KeyError, RuntimeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+            raise UserError(
+                f"expected a whole aggregator, found a damaged one at {folder}: {str(error).splitlines()[0]}"
+            ) from error
+        return aggregator.eval()

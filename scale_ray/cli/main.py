@@ -1,0 +1,64 @@
+"""`scale-ray`: the group of commands, and how each of them ends.
+
+Exit codes: 0 all done, 1 the run failed, 2 something that the user can put right, 3 done with some
+videos failed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from scale_ray import __version__
+from scale_ray.cli import pipeline, stages, views
+from scale_ray.errors import RunFailed, UserError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="scale-ray")
+def cli() -> None:
+    """One good vector a video: frozen backbone features of a few clips, aggregated by a small
+    self-supervised transformer (SCALE, ICCV 2023), on Ray.
+
+    \b
+    scale-ray demo                                             see it all work
+    scale-ray extract VIDEOS --store DIR --backbone r3d_18     videos to features
+    scale-ray pretrain --store DIR --run NAME                  features to aggregator
+    scale-ray probe --store DIR --checkpoint NAME              what it is worth
+    """
+
+
+for subcommand in (
+    pipeline.demo,
+    views.backbones,
+    stages.extract,
+    views.store,
+    stages.pretrain,
+    stages.probe,
+    stages.sweep,
+    pipeline.pipeline,
+    views.ui,
+):
+    cli.add_command(subcommand)
+
+
+def main(arguments: Sequence[str] | None = None, *, job: bool = False) -> None:
+    """Run a command and end the process; `job` is for `jobs/`, where paths must be absolute."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = cli.main(arguments, prog_name="scale-ray", standalone_mode=False, obj={"job": job})
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = 2
+    except (UserError, RunFailed, click.ClickException) as error:
+        if "--debug" in arguments:
+            raise
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo("Error: " + " ".join(message.split()), err=True)
+        code = 1 if isinstance(error, RunFailed) else 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped. What was committed stays; the same command goes on from there.", err=True)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,171 @@
+"""The stages as commands. Everything heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from scale_ray.cli.options import Caller, command, run_option, runs_option, store_option, sweep_options
+from scale_ray.config import (
+    AggregatorOptions,
+    BackboneOptions,
+    Cluster,
+    Extraction,
+    ObjectiveOptions,
+    PretrainConfig,
+    Probing,
+    Sampling,
+    Searching,
+    Sets,
+    Tracking,
+    Training,
+)
+
+
+@click.command()
+@click.argument("videos")
+@store_option
+@command(Sampling, BackboneOptions, Extraction, Cluster)
+def extract(
+    caller: Caller,
+    videos: str,
+    store: str,
+    sampling: Sampling,
+    backbone: BackboneOptions,
+    extraction: Extraction,
+    cluster: Cluster,
+) -> int:
+    """Clip features of VIDEOS into a feature store.
+
+    VIDEOS is a folder (class per subfolder), a quoted glob, or a CSV or Parquet manifest with a column
+    `path` and, if known, `label`, `split`, `group`. What the store holds already is not read again.
+    """
+    from scale_ray.distributed.extract import extract as run_extract
+
+    summary = run_extract(
+        caller.place("VIDEOS", videos),
+        caller.place("--store", store),
+        sampling=sampling,
+        backbone=backbone,
+        extraction=extraction,
+        cluster=cluster,
+        say=caller.say,
+        quiet=caller.quiet,
+        verbose=caller.verbose,
+    )
+    caller.answer(summary.lines(), asdict(summary))
+    if caller.job:
+        return 1 if summary.failed_share > extraction.max_failed_share else 0
+    if summary.num_done == 0:
+        return 1
+    return 3 if summary.failures else 0
+
+
+@click.command()
+@store_option
+@run_option()
+@runs_option
+@command(Sets, AggregatorOptions, ObjectiveOptions, Training, Tracking, Cluster)
+def pretrain(
+    caller: Caller,
+    store: str,
+    run: str,
+    runs: str,
+    sets: Sets,
+    aggregator: AggregatorOptions,
+    objective: ObjectiveOptions,
+    training: Training,
+    tracking: Tracking,
+    cluster: Cluster,
+) -> int:
+    """Train the aggregator on a feature store, self-supervised.
+
+    The same --run with the same options goes on where an unfinished run stopped.
+    """
+    from scale_ray.distributed.pretrain import pretrain as run_pretrain
+
+    folder = run_pretrain(
+        caller.place("--store", store),
+        run,
+        caller.place("--runs", runs),
+        config=PretrainConfig(sets, aggregator, objective, training),
+        tracking=tracking,
+        cluster=cluster,
+        say=caller.say,
+        quiet=caller.quiet,
+        verbose=caller.verbose,
+    )
+    first, last = folder.history()[0], folder.history()[-1]
+    caller.answer(
+        [
+            f"loss {first['loss']:.3f} -> {last['loss']:.3f}, set contrast top-1 {first['set_top1']:.3f} -> "
+            f"{last['set_top1']:.3f} over {int(last['epoch'])} epochs",
+            f"aggregator: {folder.aggregator}",
+        ],
+        {"aggregator": folder.aggregator, "mlflow_run": folder.mlflow_run(), "last_epoch": last},
+    )
+    return 0
+
+
+@click.command()
+@store_option
+@click.option("--checkpoint", required=True, metavar="RUN", help="A run's name or folder, or an aggregator's folder.")
+@runs_option
+@command(Probing, Tracking)
+def probe(caller: Caller, store: str, checkpoint: str, runs: str, probing: Probing, tracking: Tracking) -> int:
+    """k-NN and linear top-1 of the representations, beside their baselines."""
+    from scale_ray.reporting import probe as run_probe
+
+    table = run_probe(
+        caller.place("--store", store),
+        checkpoint,
+        caller.place("--runs", runs),
+        probing=probing,
+        tracking=tracking,
+        say=caller.say,
+    )
+    caller.answer(table.lines(), asdict(table))
+    return 0
+
+
+@click.command()
+@store_option
+@run_option("sweep")
+@runs_option
+@sweep_options(Sets)
+@command(AggregatorOptions, ObjectiveOptions, Training, Searching, Probing, Tracking, Cluster)
+def sweep(
+    caller: Caller,
+    store: str,
+    run: str,
+    runs: str,
+    aggregator: AggregatorOptions,
+    objective: ObjectiveOptions,
+    training: Training,
+    searching: Searching,
+    probing: Probing,
+    tracking: Tracking,
+    cluster: Cluster,
+    **grid: Any,
+) -> int:
+    """Search mask ratio and set size; settings are ranked on held-out training videos."""
+    from scale_ray.distributed.sweep import sweep as run_sweep
+
+    result = run_sweep(
+        caller.place("--store", store),
+        run,
+        caller.place("--runs", runs),
+        {f"{Sets.section}.{name.removeprefix('grid__')}": values for name, values in grid.items()},
+        config=PretrainConfig(Sets(), aggregator, objective, training),
+        searching=searching,
+        probing=probing,
+        tracking=tracking,
+        cluster=cluster,
+        say=caller.say,
+        quiet=caller.quiet,
+        verbose=caller.verbose,
+    )
+    caller.answer(result.lines(), asdict(result))
+    return 0

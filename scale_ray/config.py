@@ -1,0 +1,386 @@
+"""Every option of every stage, once: its type, default, unit and check.
+
+Each stage's options are one frozen dataclass, and each option one `option(...)` field. The command
+line, the jobs, the sweeps and the saved files are all generated from these fields, so that no default
+and no limit is written twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from scale_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition on one option's value, with the words that tell a user of it."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Check:
+    return Check(f"at least {low:g}", lambda value: value >= low)
+
+
+def above(low: float) -> Check:
+    return Check(f"above {low:g}", lambda value: value > low)
+
+
+def share(*, with_one: bool) -> Check:
+    if with_one:
+        return Check("in [0, 1]", lambda value: 0 <= value <= 1)
+    return Check("in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def one_of(*choices: str) -> Check:
+    return Check("one of " + ", ".join(choices), lambda value: value in choices)
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    check: Check | None = None,
+    main: bool = False,
+    sweep: tuple[Any, ...] = (),
+) -> Any:
+    """A dataclass field that is an option.
+
+    `unit` stands behind the default in the help text, `main` options alone are in the short one, and
+    `sweep` are the values that a search tries by default.
+    """
+    metadata = {"help": help, "unit": unit, "check": check, "main": main, "sweep": sweep}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_Section = TypeVar("_Section", bound="Options")
+
+
+class Options:
+    """Base of the option dataclasses: checks every value, and reads and writes plain dictionaries."""
+
+    section: typing.ClassVar[str]
+
+    def __post_init__(self) -> None:
+        types_ = option_types(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            value = _coerced(field.name, value, types_[field.name])
+            object.__setattr__(self, field.name, value)
+            check: Check | None = field.metadata["check"]
+            if check is not None and value is not None and not check.holds(value):
+                raise UserError(f"{field.name}: expected a value {check.expected}, found {value!r}")
+
+    @classmethod
+    def from_dict(cls: type[_Section], values: Mapping[str, Any]) -> _Section:
+        """The options of a section; an unknown name is refused.
+
+        Raises
+        ------
+        UserError
+            For an unknown name, a value of the wrong type or one outside its range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in values:
+            if name not in known:
+                raise UserError(f"{cls.section}.{name}: unknown option, expected one of {', '.join(known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()  # type: ignore[call-overload]
+        }
+
+
+def option_types(section: type[Options]) -> dict[str, tuple[type, bool]]:
+    """For every option of a section: its plain type, and whether it may be None."""
+    found: dict[str, tuple[type, bool]] = {}
+    for name, hint in typing.get_type_hints(section).items():
+        if typing.get_origin(hint) is typing.ClassVar:
+            continue
+        optional = isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+        plain = next(arg for arg in typing.get_args(hint) if arg is not type(None)) if optional else hint
+        found[name] = (typing.get_origin(plain) or plain, optional)
+    return found
+
+
+def _coerced(name: str, value: Any, type_: tuple[type, bool]) -> Any:
+    plain, optional = type_
+    if value is None and optional:
+        return None
+    if plain is tuple and isinstance(value, list | tuple):
+        return tuple(float(number) for number in value)
+    if plain is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"{name}: expected a value of type {plain.__name__}, found {value!r}")
+
+
+@dataclass(frozen=True)
+class Sampling(Options):
+    """Which clips are cut from a video (section 3 of the paper: spatio-temporal crops)."""
+
+    section = "sampling"
+
+    frames: int = option(16, "Frames of one clip.", check=at_least(1))
+    stride: int = option(4, "Distance of the frames of a clip.", unit="frames at --fps", check=at_least(1))
+    fps: float = option(30.0, "Frame rate that the stride counts in.", unit="frames/s", check=above(0))
+    clips: int = option(16, "Clips stored of one video in mode train.", check=at_least(2), main=True)
+    scale_min_px: int = option(256, "Least short side before the random crop.", unit="px", check=at_least(8))
+    scale_max_px: int = option(320, "Largest short side before the random crop.", unit="px", check=at_least(8))
+    crop_px: int = option(224, "Side of the random crop.", unit="px", check=at_least(8))
+    flip_probability: float = option(0.5, "How often a clip is mirrored.", check=share(with_one=True))
+    eval_times: int = option(5, "Starts, evenly spaced, of the clips of mode eval.", check=at_least(1))
+    eval_crops: int = option(3, "Crops along the long side at each start, mode eval.", check=at_least(1))
+    sampling_seed: int = option(0, "Seed of the random clips.", check=at_least(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.crop_px <= self.scale_min_px <= self.scale_max_px:
+            raise UserError(
+                "crop_px, scale_min_px, scale_max_px: expected in rising order, "
+                f"found {self.crop_px}, {self.scale_min_px}, {self.scale_max_px}"
+            )
+
+    @property
+    def span_s(self) -> float:
+        """Seconds that one clip spans."""
+        return self.frames * self.stride / self.fps
+
+    def num_clips(self, mode: str) -> int:
+        return self.clips if mode == "train" else self.eval_times * self.eval_crops
+
+
+@dataclass(frozen=True)
+class BackboneOptions(Options):
+    """The frozen encoder, and the pixels that it sees."""
+
+    section = "backbone"
+
+    backbone: str = option("r3d_18", "Name of a torchvision video or image model.", main=True)
+    weights: str = option("default", "default (torchvision's), none (seeded random) or a FILE.", main=True)
+    frame_pooling: str = option(
+        "mean",
+        "What an image model says of a clip's frames: their mean, or mean, standard deviation and mean absolute "
+        "difference.",
+        check=one_of("mean", "moments"),
+        main=True,
+    )
+    input_px: int | None = option(
+        None, "Side of the backbone's input; the model's own if not given.", unit="px", check=at_least(16), main=True
+    )
+    pixel_mean: tuple[float, ...] | None = option(
+        None, "Mean of the pixels, one number or three; the model's own if not given.", unit="of 1"
+    )
+    pixel_std: tuple[float, ...] | None = option(None, "Standard deviation of the pixels, likewise.", unit="of 1")
+    backbone_seed: int = option(0, "Seed of random weights.", check=at_least(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("pixel_mean", "pixel_std"):
+            value = getattr(self, name)
+            if value is not None and len(value) not in (1, 3):
+                raise UserError(f"{name}: expected one number or three, found {len(value)}")
+        if self.pixel_std is not None and min(self.pixel_std) <= 0:
+            raise UserError(f"pixel_std: expected values above 0, found {min(self.pixel_std):g}")
+
+
+@dataclass(frozen=True)
+class Extraction(Options):
+    """How the corpus is streamed into the store."""
+
+    section = "extraction"
+
+    mode: str = option(
+        "auto", "auto (by split), train or eval clips.", check=one_of("auto", "train", "eval"), main=True
+    )
+    shard_videos: int = option(64, "Most videos of one shard of the store.", check=at_least(1))
+    decoders: int = option(0, "Decoding tasks at once; 0: from the cluster's size.", check=at_least(0), main=True)
+    actors: int = option(0, "Backbone actors; 0: from the cluster's size.", check=at_least(0), main=True)
+    batch_clips: int = option(16, "Clips that the backbone sees at once.", check=at_least(1))
+    retry_failed: bool = option(False, "Try the videos of the failure ledger again.", main=True)
+    max_failed_share: float = option(
+        0.1, "A larger share of failed videos fails jobs, pipeline and demo.", check=share(with_one=True), main=True
+    )
+
+
+@dataclass(frozen=True)
+class Sets(Options):
+    """The clip sets that the aggregator trains on: what the sweep searches."""
+
+    section = "sets"
+
+    set_size: int = option(
+        8, "Clips of one set; a video gives two disjoint sets.", check=at_least(1), main=True, sweep=(4, 8)
+    )
+    mask_ratio: float = option(
+        0.25, "Probability that a clip is masked.", check=share(with_one=False), main=True, sweep=(0.15, 0.25, 0.5)
+    )
+
+
+@dataclass(frozen=True)
+class AggregatorOptions(Options):
+    """The set transformer (section 3 of the paper)."""
+
+    section = "aggregator"
+
+    width: int = option(
+        256,
+        "Width of the tokens; heads are 32 wide.",
+        check=Check("a multiple of 32", lambda w: w > 0 and w % 32 == 0),
+        main=True,
+    )
+    layers: int = option(2, "Transformer blocks.", check=at_least(1), main=True)
+    mlp_ratio: float = option(2.0, "Width of a block's MLP over that of the tokens.", check=above(0))
+    dropout: float = option(0.1, "Dropout on residuals and attention.", check=share(with_one=False))
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions(Options):
+    """The two losses and the heads that they need."""
+
+    section = "objective"
+
+    prediction_hidden: int = option(4096, "Hidden width of the prediction heads.", check=at_least(1))
+    target_hidden: int = option(2048, "Hidden width of the target head.", check=at_least(1))
+    contrast_width: int = option(128, "Width in which features are compared.", check=at_least(1))
+    set_temperature: float = option(0.2, "Temperature of the set contrast.", check=above(0))
+    clip_temperature: float = option(0.2, "Temperature of the masked clip loss.", check=above(0))
+    set_weight: float = option(1.0, "Weight of the set loss.", check=at_least(0))
+    clip_weight: float = option(1.0, "Weight of the masked clip loss.", check=at_least(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.set_weight + self.clip_weight <= 0:
+            raise UserError("set_weight, clip_weight: expected one of them above 0, found both 0")
+
+
+@dataclass(frozen=True)
+class Training(Options):
+    """Optimiser, schedule and length of the pretraining."""
+
+    section = "training"
+
+    epochs: int = option(200, "Passes over the videos.", check=at_least(1), main=True)
+    batch: int = option(512, "Videos of one global batch, at most.", check=at_least(1), main=True)
+    learning_rate: float = option(3e-4, "Peak learning rate of AdamW.", check=above(0), main=True)
+    weight_decay: float = option(1e-4, "Weight decay, not on biases, norms and tokens.", check=at_least(0))
+    warmup_share: float = option(0.05, "Share of the steps that warm up.", check=share(with_one=False))
+    seed: int = option(0, "Seed of weights, order, sets and masks.", check=at_least(0), main=True)
+    workers: int = option(0, "Ray Train workers; 0: a GPU each, or at most 2 on CPUs.", check=at_least(0), main=True)
+    checkpoint_epochs: int = option(10, "Epochs from one checkpoint to the next.", check=at_least(1))
+    max_restarts: int = option(2, "Restarts from the newest checkpoint after a worker died.", check=at_least(0))
+
+
+@dataclass(frozen=True)
+class Probing(Options):
+    """k-NN and linear probe (section 4 of the paper)."""
+
+    section = "probing"
+
+    knn_k: int = option(20, "Neighbours that vote.", check=at_least(1), main=True)
+    knn_temperature: float = option(0.07, "Temperature of the votes.", check=above(0))
+    linear_epochs: int = option(60, "Epochs of the linear probe.", check=at_least(1), main=True)
+    linear_min_steps: int = option(
+        1000, "Least steps of the linear probe: a small corpus gets more epochs.", check=at_least(1)
+    )
+    linear_draws: int = option(32, "Draws of clip sets before they come round again.", check=at_least(1))
+    linear_batch: int = option(512, "Videos of one batch of the linear probe.", check=at_least(1))
+    linear_learning_rate: float = option(3e-4, "Learning rate of the linear probe.", check=above(0))
+    linear_weight_decay: float = option(1e-4, "Weight decay of the linear probe.", check=at_least(0))
+    probe_set_size: int = option(8, "Clips of the random sets that the linear probe trains on.", check=at_least(1))
+    probe_seed: int = option(0, "Seed of the probes.", check=at_least(0), main=True)
+
+
+@dataclass(frozen=True)
+class Searching(Options):
+    """The sweep."""
+
+    section = "searching"
+
+    validation_share: float = option(
+        0.25,
+        "Share of the training split, by group, that ranks the settings.",
+        check=Check("in (0, 1)", lambda value: 0 < value < 1),
+        main=True,
+    )
+    trials_at_once: int = option(0, "Trials at the same time; 0: one a CPU or GPU.", check=at_least(0), main=True)
+
+
+@dataclass(frozen=True)
+class Tracking(Options):
+    """Where MLflow keeps its record."""
+
+    section = "tracking"
+
+    tracking_uri: str | None = option(None, "MLflow's tracking URI; RUNS/mlflow.db by default.", main=True)
+    experiment: str = option("scale-ray", "MLflow experiment.")
+
+
+@dataclass(frozen=True)
+class Cluster(Options):
+    """The Ray cluster that the work runs on."""
+
+    section = "cluster"
+
+    address: str | None = option(None, "Address of a running Ray cluster; else a Ray of our own.", main=True)
+    cpus: int = option(0, "CPUs of a Ray of our own; 0: all.", check=at_least(0), main=True)
+
+
+SECTIONS: dict[str, type[Options]] = {
+    section.section: section
+    for section in (
+        Sampling,
+        BackboneOptions,
+        Extraction,
+        Sets,
+        AggregatorOptions,
+        ObjectiveOptions,
+        Training,
+        Probing,
+        Searching,
+        Tracking,
+        Cluster,
+    )
+}
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """All that decides what a pretraining run computes."""
+
+    sets: Sets = Sets()
+    aggregator: AggregatorOptions = AggregatorOptions()
+    objective: ObjectiveOptions = ObjectiveOptions()
+    training: Training = Training()
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return {field.name: getattr(self, field.name).to_dict() for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> PretrainConfig:
+        sections = {name: SECTIONS[name].from_dict(values.get(name, {})) for name in cls.__dataclass_fields__}
+        return cls(**sections)  # type: ignore[arg-type]
+
+    def with_values(self, values: Mapping[str, Any]) -> PretrainConfig:
+        """A copy with values of dotted names put in, as `{"sets.mask_ratio": 0.5}`."""
+        merged = self.to_dict()
+        for dotted, value in values.items():
+            section, _, name = dotted.partition(".")
+            merged[section][name] = value
+        return PretrainConfig.from_dict(merged)
+
+
+def flag_of(name: str) -> str:
+    """The command-line flag of an option: `mask_ratio` is `--mask-ratio`."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,106 @@
+"""Connect to a cluster or start a Ray of our own, and turn its resources into sizes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+# Read when Ray is imported or started.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+# A CPU task must not hide the GPUs from itself by Ray's coming default, nor warn of it.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+
+from scale_ray.config import Cluster
+from scale_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the cluster has."""
+
+    cpus: int
+    gpus: int
+
+
+@contextmanager
+def connected(cluster: Cluster, *, verbose: bool = False) -> Iterator[Size]:
+    """A Ray to work on: the named cluster, else RAY_ADDRESS, else one of our own, stopped at the end.
+
+    Inside another `connected` the same Ray is used.
+
+    Raises
+    ------
+    UserError
+        Where a named cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield _size()
+        return
+    level = logging.INFO if verbose else logging.ERROR
+    if not verbose:
+        # Ray's core writes its own warnings past Python's logging.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    try:
+        with _core_unheard(not verbose):
+            if address:
+                ray.init(address=address, logging_level=level, log_to_driver=verbose)
+            else:
+                # "local" makes sure of one of our own: a dead head's address may still lie about.
+                ray.init(
+                    address="local",
+                    num_cpus=cluster.cpus or None,
+                    include_dashboard=False,
+                    logging_level=level,
+                    log_to_driver=verbose,
+                )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"a Ray cluster at {address}" if address else "Ray to start on this machine"
+        raise UserError(f"address: expected {where}, found: {str(error).splitlines()[0]}") from error
+    try:
+        _quieten(level)
+        yield _size()
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _core_unheard(unheard: bool) -> Iterator[None]:
+    """Ray's core says at its start how it was told to say nothing; errors come as exceptions."""
+    if not unheard:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _size() -> Size:
+    resources = ray.cluster_resources()
+    return Size(max(int(resources.get("CPU", 1)), 1), int(resources.get("GPU", 0)))
+
+
+def _quieten(level: int) -> None:
+    """Ray's libraries log every start and plan; a person wants the stage's own progress."""
+    for name in ("ray.data", "ray.train", "ray.tune", "ray"):
+        logging.getLogger(name).setLevel(level)
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

@@ -1,0 +1,263 @@
+"""The search over mask ratio and set size, as Ray Tune trials.
+
+A trial trains in one process: a small aggregator needs no more, and as many trials run side by side as
+there are CPUs or GPUs. Settings are ranked on videos held out of the training split; the test split is
+never seen. The driver alone writes to MLflow: one parent run, a child run a trial.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray.tune
+
+from scale_ray.config import Cluster, PretrainConfig, Probing, Searching, Tracking
+from scale_ray.corpus import hash_share
+from scale_ray.distributed.cluster import Size, connected
+from scale_ray.distributed.pretrain import training_clips
+from scale_ray.errors import RunFailed, UserError
+from scale_ray.progress import Progress
+from scale_ray.runs import RunFolder
+from scale_ray.store import ClipFeatures, FeatureStore
+from scale_ray.tracking import Experiment, RunRecord
+
+_REPORT_S = 1.0
+_MONITORS = ("validation_knn_top1", "validation_halves_top1")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One trial: the options it set, by dotted name, and what it reached on the validation videos."""
+
+    options: dict[str, Any]
+    monitor: str
+    value: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The trials, best first."""
+
+    settings: list[Setting]
+    num_train_videos: int
+    num_validation_videos: int
+
+    def lines(self) -> list[str]:
+        names = [name.partition(".")[2] for name in self.settings[0].options]
+        head = "".join(f"{name:>14}" for name in names) + f"{self.settings[0].monitor:>26}{'loss':>10}"
+        rows = [
+            "".join(f"{value:>14}" for value in setting.options.values())
+            + f"{setting.value:>26.3f}{setting.loss:>10.3f}"
+            for setting in self.settings
+        ]
+        best = " ".join(
+            f"--{name.replace('_', '-')} {value}"
+            for name, value in zip(names, self.settings[0].options.values(), strict=True)
+        )
+        return [
+            head,
+            "-" * len(head),
+            *rows,
+            f"{self.num_train_videos} videos trained on, {self.num_validation_videos} of the training split held out "
+            "to rank the settings",
+            f"best setting: {best}",
+        ]
+
+
+def sweep(
+    store: str,
+    run: str,
+    runs: str,
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    config: PretrainConfig,
+    searching: Searching,
+    probing: Probing,
+    tracking: Tracking,
+    cluster: Cluster,
+    say: Callable[[str], None],
+    quiet: bool = False,
+    verbose: bool = False,
+) -> SweepResult:
+    """Train every combination of the grid, `{"sets.mask_ratio": [...], ...}`, and rank them.
+
+    Raises
+    ------
+    UserError
+        Before anything is started, for values that cannot be trained on this store.
+    RunFailed
+        Where a trial ended with an error.
+    """
+    from scale_ray.training import check_trainable
+
+    features_store = FeatureStore(store)
+    train, validation = validation_split(features_store, searching.validation_share)
+    for name, values in grid.items():
+        for value in values:
+            check_trainable(
+                len(train.video_ids), train.features.shape[1], config.with_values({name: value}).sets.set_size
+            )
+    folder = RunFolder(runs, run)
+    described = {
+        **config.to_dict(),
+        "searching": searching.to_dict(),
+        "grid": {name: list(values) for name, values in grid.items()},
+        "store": {"location": features_store.location},
+    }
+    folder.claim(described)
+    experiment = Experiment(tracking, folder.runs)
+    parent = experiment.start(folder.name, {"grid": described["grid"], "store": described["store"]})
+    folder.remember_mlflow_run(parent.run_id, parent.uri)
+    failed = True
+    try:
+        with connected(cluster, verbose=verbose) as size:
+            num_trials = math.prod(len(values) for values in grid.values())
+            at_once = searching.trials_at_once or size.gpus or size.cpus
+            say(f"{num_trials} trials, {min(at_once, num_trials)} at a time, {len(train.video_ids)} videos each")
+            settings = _search(
+                folder, features_store, grid, config, searching, probing, experiment, parent, size, quiet
+            )
+        best = settings[0]
+        parent.options({"best": best.options})
+        parent.metrics({f"best_{best.monitor}": best.value})
+        failed = False
+    finally:
+        parent.end(failed=failed)
+    return SweepResult(settings, len(train.video_ids), len(validation.video_ids))
+
+
+def validation_split(store: FeatureStore, share: float) -> tuple[ClipFeatures, ClipFeatures]:
+    """The training split cut in two by a hash of the group: to train on, and to rank settings with.
+
+    Raises
+    ------
+    UserError
+        Where either part would be empty.
+    """
+    clips = training_clips(store)
+    groups = store.groups()
+    held = [hash_share(f"validation\0{groups[video_id]}") < share for video_id in clips.video_ids]
+    train = clips.subset([row for row, out in enumerate(held) if not out])
+    validation = clips.subset([row for row, out in enumerate(held) if out])
+    if not train.video_ids or not validation.video_ids:
+        raise UserError(
+            f"validation_share: expected videos on both sides, found {len(train.video_ids)} to train on and "
+            f"{len(validation.video_ids)} to rank settings with; use more videos or another share"
+        )
+    return train, validation
+
+
+def _search(
+    folder: RunFolder,
+    store: FeatureStore,
+    grid: Mapping[str, Sequence[Any]],
+    config: PretrainConfig,
+    searching: Searching,
+    probing: Probing,
+    experiment: Experiment,
+    parent: RunRecord,
+    size: Size,
+    quiet: bool,
+) -> list[Setting]:
+    num_trials = math.prod(len(values) for values in grid.values())
+    trial = ray.tune.with_parameters(
+        _trial,
+        store=store.location,
+        config=config.to_dict(),
+        searching=searching.to_dict(),
+        probing=probing.to_dict(),
+    )
+    resources = {"GPU": 1.0} if size.gpus else {"CPU": 1.0}
+    with Progress("sweep", num_trials * config.training.epochs, "epochs", quiet=quiet) as progress:
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(trial, resources),
+            param_space={name: ray.tune.grid_search(list(values)) for name, values in grid.items()},
+            tune_config=ray.tune.TuneConfig(max_concurrent_trials=searching.trials_at_once or None),
+            run_config=ray.tune.RunConfig(
+                name=f"trials-{parent.run_id[:8]}",
+                storage_path=folder.location,
+                callbacks=[_TrialRecords(experiment, parent, progress)],
+                verbose=0,
+            ),
+        )
+        results = tuner.fit()
+    errors = [result.error for result in results if result.error]
+    if errors:
+        lines = [line for line in str(errors[0]).splitlines() if line.strip()]
+        raise RunFailed(f"{len(errors)} of {num_trials} trials failed, the first with: {lines[-1].strip()}")
+    settings = []
+    for result in results:
+        metrics, options = result.metrics, result.config
+        assert metrics is not None
+        assert options is not None
+        monitor = next(name for name in _MONITORS if name in metrics)
+        settings.append(Setting(dict(options), monitor, metrics[monitor], metrics["loss"]))
+    # Equal values are told apart by their options, so that the order does not depend on who came first.
+    return sorted(settings, key=lambda setting: (-setting.value, str(setting.options)))
+
+
+def _trial(
+    values: dict[str, Any],
+    *,
+    store: str,
+    config: dict[str, Any],
+    searching: dict[str, Any],
+    probing: dict[str, Any],
+) -> None:
+    """One setting, trained to the end in this process."""
+    import torch
+
+    from scale_ray.evaluation import validation_monitor
+    from scale_ray.training import Metrics, Trainer, TrainingData, fit
+
+    setting = PretrainConfig.from_dict(config).with_values(values)
+    features_store = FeatureStore(store)
+    train, validation = validation_split(features_store, Searching.from_dict(searching).validation_share)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = Trainer(TrainingData.of(train, device), setting, device=device)
+    told_s = time.monotonic()
+
+    def after_epoch(metrics: Metrics) -> None:
+        nonlocal told_s
+        if trainer.epoch == setting.training.epochs:
+            name, value = validation_monitor(
+                trainer.aggregator.cpu(), train, validation, features_store.labels(), Probing.from_dict(probing)
+            )
+            ray.tune.report({**metrics, name: value})
+        elif time.monotonic() - told_s > _REPORT_S:
+            told_s = time.monotonic()
+            ray.tune.report(dict(metrics))
+
+    fit(trainer, after_epoch)
+
+
+class _TrialRecords(ray.tune.Callback):
+    """Trials as children of one MLflow run, written by the driver: a stopped trial ends its run too."""
+
+    def __init__(self, experiment: Experiment, parent: RunRecord, progress: Progress) -> None:
+        self._experiment, self._parent, self._progress = experiment, parent, progress
+        self._records: dict[str, RunRecord] = {}
+        self._epochs: dict[str, int] = {}
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        name = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in trial.config.items())
+        self._records[trial.trial_id] = self._experiment.start(name, trial.config, parent=self._parent.run_id)
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        self._epochs[trial.trial_id] = int(result["epoch"])
+        names = ("loss", "set_loss", "clip_loss", "set_top1", "clip_top1", "learning_rate", *_MONITORS)
+        values = {name: result[name] for name in names if name in result}
+        self._records[trial.trial_id].metrics(values, int(result["epoch"]))
+        self._progress.to(sum(self._epochs.values()), f"loss {result['loss']:.3f}")
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._records[trial.trial_id].end()
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        if trial.trial_id in self._records:
+            self._records[trial.trial_id].end(failed=True)

@@ -1,0 +1,29 @@
+"""What goes wrong through no fault of the program, told in one line."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Input that a user can put right: says what was expected and what was found.
+
+    The command line prints the message alone and ends with exit code 2.
+    """
+
+
+class RunFailed(RuntimeError):
+    """A run that began well and could not be finished; exit code 1."""
+
+
+class VideoError(Exception):
+    """One video that cannot be used: an entry of the failure ledger, never the end of a run.
+
+    `stage` is where it happened (`open`, `decode`, `backbone`), the message is the reason.
+    """
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(stage, reason)
+        self.stage = stage
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason

@@ -1,0 +1,100 @@
+"""A run's folder, `RUNS/NAME/`: what was asked for, what it is worth, and where MLflow knows of it.
+
+config.yaml       the options, section by section, and the store
+aggregator/       config.json and model.safetensors
+checkpoints/      Ray Train's
+history.parquet   the metrics of every epoch
+mlflow.json       id of the MLflow run
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from scale_ray.errors import UserError
+from scale_ray.locations import absolute, exists, filesystem_of, join, read_bytes, written_whole
+
+
+class RunFolder:
+    """The folder of one run. Opening makes nothing."""
+
+    def __init__(self, runs: str, name: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise UserError(f"run: expected a name of letters, digits, '.', '_' and '-', found {name!r}")
+        self.runs, self.name = absolute(runs), name
+        self.location = join(self.runs, name)
+        self.aggregator = join(self.location, "aggregator")
+
+    def claim(self, config: Mapping[str, Any]) -> None:
+        """Write the configuration, or check that the run that has this name was asked for the same.
+
+        Raises
+        ------
+        UserError
+            For a run of this name with another configuration: the message names what differs.
+        """
+        path = join(self.location, "config.yaml")
+        if not exists(path):
+            with written_whole(path) as file:
+                file.write(yaml.safe_dump(dict(config), sort_keys=False).encode())
+            return
+        before = yaml.safe_load(read_bytes(path))
+        differing = [
+            f"{section}.{name} {before.get(section, {}).get(name)!r} before, {value!r} now"
+            for section, values in config.items()
+            for name, value in values.items()
+            if before.get(section, {}).get(name) != value
+        ]
+        if differing:
+            raise UserError(
+                f"run: expected the configuration of the earlier run {self.name!r}, found {'; '.join(differing)}. "
+                f"Use another --run"
+            )
+
+    @property
+    def finished(self) -> bool:
+        return exists(join(self.aggregator, "config.json"))
+
+    def mlflow_run(self) -> str | None:
+        path = join(self.location, "mlflow.json")
+        return json.loads(read_bytes(path))["run_id"] if exists(path) else None
+
+    def remember_mlflow_run(self, run_id: str, uri: str) -> None:
+        # A tracking URI may hold a password; the record is found by its id.
+        with written_whole(join(self.location, "mlflow.json")) as file:
+            file.write(json.dumps({"run_id": run_id}).encode())
+
+    def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
+        with written_whole(join(self.location, "history.parquet")) as file:
+            pq.write_table(pa.Table.from_pylist([dict(row) for row in history]), file)
+
+    def history(self) -> list[dict[str, float]]:
+        filesystem, path = filesystem_of(join(self.location, "history.parquet"))
+        with filesystem.open_input_file(path) as file:
+            return pq.read_table(file).to_pylist()
+
+
+def aggregator_of(checkpoint: str, runs: str) -> str:
+    """The aggregator folder that `--checkpoint` means: a run's name, its folder, or the folder itself.
+
+    Raises
+    ------
+    UserError
+        Where none of them is there.
+    """
+    candidates = [checkpoint, join(checkpoint, "aggregator"), join(runs, checkpoint, "aggregator")]
+    for candidate in candidates:
+        location = absolute(candidate)
+        if exists(join(location, "config.json")) and exists(join(location, "model.safetensors")):
+            return location
+    raise UserError(
+        f"checkpoint: expected the name of a finished run in {runs}, its folder or an aggregator's folder, "
+        f"found none for {checkpoint!r}"
+    )

@@ -1,0 +1,317 @@
+"""The feature store: one backbone's features of many videos, as plain Parquet.
+
+    store.json                    format and fingerprint, written first
+    videos.parquet                a row a video, replaced as a whole by each run
+    features/part-MODE-*.parquet  immutable shards, each whole or absent
+    failures/part-*.parquet       the ledger of videos that could not be used
+
+Readable with pyarrow, pandas and DuckDB without this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scale_ray.clips import MODES, POSITION_FIELDS, VideoGeometry
+from scale_ray.config import Sampling
+from scale_ray.errors import UserError
+from scale_ray.locations import absolute, exists, filesystem_of, join, list_files, read_bytes, written_whole
+
+FORMAT = 1
+_GEOMETRY = pa.schema(
+    [
+        ("height_px", pa.int32()),
+        ("width_px", pa.int32()),
+        ("duration_s", pa.float64()),
+        ("fps", pa.float64()),
+    ]
+)
+_LEDGER = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("mode", pa.string()),
+        ("path", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("exception", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)
+# The columns of videos.parquet that the store itself needs; a manifest's own follow them.
+_VIDEO_COLUMNS = ("video_id", "path", "size_bytes", *_GEOMETRY.names, "label", "group", "splits")
+SPLIT_NAME = "default"
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """One video's part of a shard: `features` float16 (clips, D), `positions` float32 (clips, 7)."""
+
+    video_id: str
+    features: np.ndarray
+    positions: np.ndarray
+    geometry: VideoGeometry
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """Stored clips of several videos, in the order of `video_ids`.
+
+    `features` float16 (videos, clips, D); `positions` float32 (videos, clips, 7), in pixels and seconds.
+    """
+
+    video_ids: list[str]
+    features: np.ndarray
+    positions: np.ndarray
+
+    def subset(self, rows: Sequence[int] | np.ndarray) -> ClipFeatures:
+        return ClipFeatures([self.video_ids[row] for row in rows], self.features[rows], self.positions[rows])
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An entry of the ledger."""
+
+    video_id: str
+    mode: str
+    path: str
+    stage: str
+    reason: str
+    exception: str
+    attempts: int
+
+
+def fingerprint_of(backbone: Mapping[str, Any], sampling: Sampling) -> dict[str, Any]:
+    """What must be equal for features to belong into one store."""
+    options = sampling.to_dict()
+    shared = {name: options.pop(name) for name in ("frames", "stride", "fps")}
+    evaluated = {name: options.pop(name) for name in ("eval_times", "eval_crops")}
+    seed = options.pop("sampling_seed")
+    return {
+        **backbone,
+        "precision": "float32",
+        "sampling_seed": seed,
+        "sampling": {"train": {**shared, **options}, "eval": {**shared, **evaluated}},
+    }
+
+
+class FeatureStore:
+    """A store at a folder or URI.
+
+    Opening does not write anything; `create` makes a new store or checks that an old one fits.
+
+    Raises
+    ------
+    UserError
+        On opening, where there is no store or one of another format.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = absolute(location)
+        head = join(self.location, "store.json")
+        if not exists(head):
+            raise UserError(f"expected a feature store (made by `scale-ray extract`), found none at {location}")
+        described = json.loads(read_bytes(head))
+        if described.get("format") != FORMAT:
+            raise UserError(f"{location}: expected store format {FORMAT}, found {described.get('format')!r}")
+        self.fingerprint: dict[str, Any] = described["fingerprint"]
+
+    @classmethod
+    def create(cls, location: str, fingerprint: Mapping[str, Any]) -> FeatureStore:
+        """Open the store of this fingerprint at `location`, making it where there is none.
+
+        Raises
+        ------
+        UserError
+            Where the store there has another fingerprint: the message names what differs.
+        """
+        if cls.present(location):
+            store = cls(location)
+            store.require(fingerprint)
+            return store
+        if list_files(location):
+            raise UserError(f"expected a feature store or an empty folder, found other files at {location}")
+        text = json.dumps({"format": FORMAT, "fingerprint": fingerprint}, indent=2)
+        with written_whole(join(absolute(location), "store.json")) as file:
+            file.write(text.encode())
+        return cls(location)
+
+    @staticmethod
+    def present(location: str) -> bool:
+        return exists(join(absolute(location), "store.json"))
+
+    def require(self, fingerprint: Mapping[str, Any]) -> None:
+        ours, theirs = _flat(self.fingerprint), _flat(json.loads(json.dumps(fingerprint)))
+        differing = [
+            f"{key} {ours.get(key)!r} in the store, {theirs.get(key)!r} asked for"
+            for key in {**ours, **theirs}
+            if ours.get(key) != theirs.get(key)
+        ]
+        if differing:
+            raise UserError(
+                f"{self.location}: expected the features of one backbone and sampling, found another: "
+                f"{'; '.join(differing)}. Use another --store"
+            )
+
+    def part_name(self, mode: str, video_ids: Iterable[str]) -> str:
+        """The name of the shard that holds these videos: the same plan gives the same name."""
+        key = json.dumps([self.fingerprint, mode, *video_ids], sort_keys=True)
+        return f"part-{mode}-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}.parquet"
+
+    def commit(self, part_name: str, mode: str, videos: Sequence[VideoFeatures]) -> None:
+        """Write one shard: it is there whole when this returns, and not at all before."""
+        clips, width = videos[0].features.shape
+        table = pa.table(
+            {
+                "video_id": pa.array([video.video_id for video in videos], pa.string()),
+                "mode": pa.array([mode] * len(videos), pa.string()),
+                "features": _tensor_column([video.features for video in videos], np.float16, (clips, width)),
+                "positions": _tensor_column(
+                    [video.positions for video in videos], np.float32, (clips, len(POSITION_FIELDS))
+                ),
+                **{
+                    field.name: pa.array([getattr(video.geometry, field.name) for video in videos], field.type)
+                    for field in _GEOMETRY
+                },
+            }
+        )
+        self._write(table, "features", part_name)
+
+    def enter_failures(self, failures: Sequence[Failure]) -> None:
+        """Append entries to the ledger; the newest attempt at a video counts."""
+        if not failures:
+            return
+        table = pa.Table.from_pylist([vars(failure) for failure in failures], schema=_LEDGER)
+        key = json.dumps([vars(failure) for failure in failures], sort_keys=True)
+        self._write(table, "failures", f"part-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}.parquet")
+
+    def done(self, mode: str) -> set[str]:
+        """Ids of the videos whose clips of this mode are stored."""
+        found = self._read_parts(f"features/part-{mode}-", ["video_id"])
+        return set() if found is None else set(found["video_id"].to_pylist())
+
+    def failures(self) -> list[Failure]:
+        """The ledger: the newest entry of every video that is still without features."""
+        entries = self._read_parts("failures/part-", _LEDGER.names)
+        if entries is None:
+            return []
+        newest: dict[tuple[str, str], Failure] = {}
+        for row in entries.sort_by("attempts").to_pylist():
+            newest[row["video_id"], row["mode"]] = Failure(**row)
+        done = {mode: self.done(mode) for mode in MODES}
+        kept = [entry for (video_id, mode), entry in newest.items() if video_id not in done[mode]]
+        return sorted(kept, key=lambda entry: (entry.video_id, entry.mode))
+
+    def replace_videos(self, corpus: pa.Table) -> bool:
+        """Bring videos.parquet up to date with the corpus; True if that changed anything.
+
+        Rows of videos that the corpus does not name are kept. A video that the corpus names again gets
+        the corpus's label, group, split and columns: a corrected manifest corrects the store.
+        """
+        splits = [[(SPLIT_NAME, split)] for split in corpus["split"].to_pylist()]
+        fresh = corpus.drop_columns(["split"]).append_column(
+            "splits", pa.array(splits, pa.map_(pa.string(), pa.string()))
+        )
+        before = self.videos() if exists(join(self.location, "videos.parquet")) else None
+        if before is not None:
+            named = set(corpus["video_id"].to_pylist())
+            kept = before.filter(pa.array([video_id not in named for video_id in before["video_id"].to_pylist()]))
+            fresh = pa.concat_tables([fresh, kept.drop_columns(_GEOMETRY.names)], promote_options="permissive")
+        measured = self._measured()
+        for field in _GEOMETRY:
+            values = [measured.get(video_id, {}).get(field.name) for video_id in fresh["video_id"].to_pylist()]
+            fresh = fresh.append_column(field, pa.array(values, field.type))
+        own = [name for name in fresh.column_names if name not in _VIDEO_COLUMNS]
+        fresh = fresh.select([*_VIDEO_COLUMNS, *own]).sort_by("video_id").combine_chunks()
+        if before is not None and before.equals(fresh):
+            return False
+        self._write(fresh, "videos.parquet")
+        return True
+
+    def videos(self) -> pa.Table:
+        """videos.parquet."""
+        filesystem, path = filesystem_of(join(self.location, "videos.parquet"))
+        with filesystem.open_input_file(path) as file:
+            return pq.read_table(file).replace_schema_metadata(None)
+
+    def read_clips(self, mode: str, split: str | None = None) -> ClipFeatures:
+        """Stored clips of one mode, in the order of the ids; of one split only, if given."""
+        table = self._read_parts(f"features/part-{mode}-", ["video_id", "features", "positions"])
+        if table is None:
+            return ClipFeatures([], np.zeros((0, 0, 0), np.float16), np.zeros((0, 0, 7), np.float32))
+        ids = table["video_id"].to_pylist()
+        wanted = set(ids) if split is None else {i for i, of in self.splits().items() if of == split}
+        rows = sorted((row for row, video_id in enumerate(ids) if video_id in wanted), key=lambda row: ids[row])
+        return ClipFeatures(
+            [ids[row] for row in rows],
+            _tensor_values(table["features"])[rows],
+            _tensor_values(table["positions"])[rows],
+        )
+
+    def splits(self) -> dict[str, str]:
+        """Split of every video, by id."""
+        videos = self.videos()
+        return {
+            video_id: dict(splits)[SPLIT_NAME]
+            for video_id, splits in zip(videos["video_id"].to_pylist(), videos["splits"].to_pylist(), strict=True)
+        }
+
+    def labels(self) -> dict[str, str]:
+        """Label of every labelled video, by id."""
+        videos = self.videos()
+        pairs = zip(videos["video_id"].to_pylist(), videos["label"].to_pylist(), strict=True)
+        return {video_id: label for video_id, label in pairs if label is not None}
+
+    def groups(self) -> dict[str, str]:
+        """Group of every video, by id; a video without one is its own group."""
+        videos = self.videos()
+        pairs = zip(videos["video_id"].to_pylist(), videos["group"].to_pylist(), strict=True)
+        return {video_id: group or video_id for video_id, group in pairs}
+
+    def size_bytes(self) -> int:
+        return sum(file.size for file in list_files(self.location))
+
+    def _measured(self) -> dict[str, dict[str, Any]]:
+        table = self._read_parts("features/part-", ["video_id", *_GEOMETRY.names])
+        return {} if table is None else {row["video_id"]: row for row in table.to_pylist()}
+
+    def _read_parts(self, prefix: str, columns: list[str]) -> pa.Table | None:
+        folder, _, start = prefix.rpartition("/")
+        filesystem, _ = filesystem_of(self.location)
+        tables = []
+        for info in list_files(join(self.location, folder)):
+            if info.base_name.startswith(start) and info.base_name.endswith(".parquet"):
+                with filesystem.open_input_file(info.path) as file:
+                    tables.append(pq.read_table(file, columns=columns))
+        return pa.concat_tables(tables) if tables else None
+
+    def _write(self, table: pa.Table, *name: str) -> None:
+        with written_whole(join(self.location, *name)) as file:
+            pq.write_table(table, file, compression="zstd")
+
+
+def _tensor_column(values: list[np.ndarray], dtype: type, shape: tuple[int, int]) -> pa.Array:
+    stacked: np.ndarray = np.ascontiguousarray(np.stack(values), dtype)
+    assert stacked.shape[1:] == shape
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(stacked)
+
+
+def _tensor_values(column: pa.ChunkedArray) -> np.ndarray:
+    return np.concatenate([chunk.to_numpy_ndarray() for chunk in column.chunks])
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,122 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+
+from scale_ray.clips import VideoGeometry
+from scale_ray.config import Sampling
+from scale_ray.errors import UserError
+from scale_ray.store import Failure, FeatureStore, VideoFeatures, fingerprint_of
+
+FINGERPRINT = fingerprint_of({"backbone": "tiny", "weights": "none"}, Sampling())
+GEOMETRY = VideoGeometry(120, 160, 8.0, 15.0)
+
+
+def features_of(rng: np.random.Generator, *ids: str) -> list[VideoFeatures]:
+    return [
+        VideoFeatures(
+            video_id, rng.normal(size=(16, 5)).astype(np.float16), rng.random((16, 7), np.float32), GEOMETRY
+        )
+        for video_id in ids
+    ]
+
+
+def corpus_of(**labels: str) -> pa.Table:
+    return pa.table(
+        {
+            "video_id": list(labels),
+            "path": [f"/videos/{name}" for name in labels],
+            "size_bytes": [1] * len(labels),
+            "label": list(labels.values()),
+            "group": pa.nulls(len(labels), pa.string()),
+            "split": ["train"] * len(labels),
+        }
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    return FeatureStore.create(str(tmp_path / "store"), FINGERPRINT)
+
+
+def test_what_is_committed_is_read_back_in_order(store, rng):
+    videos = features_of(rng, "b", "a")
+    store.commit(store.part_name("train", ["b", "a"]), "train", videos)
+    clips = store.read_clips("train")
+    assert clips.video_ids == ["a", "b"]
+    assert clips.features.dtype == np.float16
+    np.testing.assert_array_equal(clips.features[1], videos[0].features)
+    np.testing.assert_array_equal(clips.positions[0], videos[1].positions)
+    assert store.done("train") == {"a", "b"}
+    assert store.done("eval") == set()
+
+
+def test_committing_a_shard_again_replaces_it(store, rng):
+    for _ in range(2):
+        store.commit(store.part_name("train", ["a", "b"]), "train", features_of(rng, "a", "b"))
+    assert store.read_clips("train").video_ids == ["a", "b"]
+
+
+def test_plain_pyarrow_reads_the_features(store, rng):
+    videos = features_of(rng, "a", "b")
+    store.commit(store.part_name("train", ["a", "b"]), "train", videos)
+    table = pyarrow.dataset.dataset(f"{store.location}/features").to_table()
+    np.testing.assert_array_equal(
+        table["features"].combine_chunks().to_numpy_ndarray(), np.stack([video.features for video in videos])
+    )
+    assert table["duration_s"].to_pylist() == [8.0, 8.0]
+
+
+def test_a_write_that_dies_leaves_nothing(store, rng, monkeypatch):
+    def dies(table, file, **_):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", dies)
+    with pytest.raises(OSError, match="No space"):
+        store.commit("part-train-x.parquet", "train", features_of(rng, "a"))
+    monkeypatch.undo()
+    assert store.read_clips("train").video_ids == []
+    assert not list(Path(store.location, "features").iterdir())
+
+
+def test_another_fingerprint_is_refused_naming_what_differs(store):
+    other = fingerprint_of({"backbone": "tiny", "weights": "sha256:1"}, Sampling(stride=2))
+    with pytest.raises(UserError, match=r"weights 'none' in the store, 'sha256:1' asked for; .*stride 4 in the store"):
+        FeatureStore.create(store.location, other)
+
+
+def test_a_folder_with_other_files_is_not_made_a_store(tmp_path):
+    (tmp_path / "holiday.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match="found other files"):
+        FeatureStore.create(str(tmp_path), FINGERPRINT)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.mp4"]
+
+
+def test_no_store_and_a_future_format_are_refused(tmp_path):
+    with pytest.raises(UserError, match="found none"):
+        FeatureStore(str(tmp_path))
+    (tmp_path / "store.json").write_text(json.dumps({"format": 99, "fingerprint": {}}))
+    with pytest.raises(UserError, match="expected store format 1, found 99"):
+        FeatureStore(str(tmp_path))
+
+
+def test_a_corrected_corpus_corrects_the_videos_and_keeps_the_others(store, rng):
+    store.commit(store.part_name("train", ["a", "b"]), "train", features_of(rng, "a", "b"))
+    assert store.replace_videos(corpus_of(a="x", b="y"))
+    assert not store.replace_videos(corpus_of(a="x", b="y"))
+    assert store.replace_videos(corpus_of(b="z"))
+    assert store.labels() == {"a": "x", "b": "z"}
+    assert store.videos()["duration_s"].to_pylist() == [8.0, 8.0]
+
+
+def test_the_newest_ledger_entry_counts_until_the_video_is_done(store, rng):
+    for attempt in (1, 2):
+        store.enter_failures([Failure("a", "train", "/videos/a", "open", f"reason {attempt}", "", attempt)])
+    assert [(entry.reason, entry.attempts) for entry in store.failures()] == [("reason 2", 2)]
+    store.commit(store.part_name("train", ["a"]), "train", features_of(rng, "a"))
+    assert store.failures() == []
