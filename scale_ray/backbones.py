@@ -12,6 +12,7 @@ import hashlib
 import io
 import pickle
 import urllib.error
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,8 @@ def _file_state(weights: str) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols, in files that are then refused
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"weights: expected a file of tensors alone, found in {weights!r}: {reason}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -114,21 +115,20 @@ def _decode(
     return DecodedClips(pixels, positions, geometry)
 
 
-def _open(source: Source) -> Any:
-    try:
-        container = av.open(source if isinstance(source, str) else source())
-    except av.error.FFmpegError as error:
-        raise VideoError("open", f"not a readable video: {error.strerror or error}") from error
-    except OSError as error:
-        raise VideoError("open", f"cannot be read: {error.strerror or error}") from error
-    kind = container.format.name
-    if kind in _NOT_VIDEO or kind.endswith("_pipe"):
-        container.close()
-        raise VideoError("open", f"not a video: FFmpeg reads it as {kind!r}")
-    if not container.streams.video:
-        container.close()
-        raise VideoError("open", f"holds no video stream (format {kind})")
-    return container
+@contextmanager
+def _open(source: Source) -> Iterator[Any]:
+    with ExitStack() as opened:
+        try:
+            file = source if isinstance(source, str) else opened.enter_context(source())
+            container = opened.enter_context(av.open(file))
+        except (av.error.FFmpegError, OSError) as error:
+            raise VideoError("open", f"not a readable video: {error.strerror or error}") from error
+        kind = container.format.name
+        if kind in _NOT_VIDEO or kind.endswith("_pipe"):
+            raise VideoError("open", f"not a video: FFmpeg reads it as {kind!r}")
+        if not container.streams.video:
+            raise VideoError("open", f"holds no video stream (format {kind})")
+        yield container
 
 
 def _frames(container: Any, stream: Any, *, by_stamp: bool) -> Iterator[tuple[float, VideoFrame]]:

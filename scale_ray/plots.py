@@ -30,7 +30,7 @@ def results_picture(table: ProbeTable, history: Sequence[Mapping[str, float]]) -
     bars.set_xlim(0, 1)
     bars.set_xlabel(f"top-1 on {table.num_test_videos} test videos")
     bars.set_title("What the representations are worth")
-    bars.legend(loc="lower right", fontsize=8)
+    bars.legend(loc="upper right", fontsize=8)
 
     epochs = [row["epoch"] for row in history]
     for name, label in (("loss", "loss"), ("set_loss", "set loss"), ("clip_loss", "masked clip loss")):

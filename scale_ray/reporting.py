@@ -39,15 +39,6 @@ def probe(
     table = probe_table(features_store, Aggregator.load(location), probing, lambda name: say(f"probe: {name}"))
     text = "\n".join(table.lines()) + "\n"
     name = checkpoint.rstrip("/").rpartition("/")[2]
-    record = Experiment(tracking, runs).start(
-        f"probe of {name}",
-        {"probing": probing.to_dict(), "store": features_store.location, "checkpoint": location},
-    )
-    for row in table.rows:
-        measured = row.representation.replace("'", "").replace(" ", "_")
-        record.metrics({f"{measured}.knn_top1": row.knn_top1, f"{measured}.linear_top1": row.linear_top1})
-    record.text(text, "probe.txt")
-    record.text(json.dumps(asdict(table), indent=2), "probe.json")
     folder = _folder_of(location)
     if folder is not None:
         for file_name, content in (
@@ -56,9 +47,15 @@ def probe(
         ):
             with written_whole(join(folder.location, file_name)) as file:
                 file.write(content)
-        if not is_uri(folder.location):
+    options = {"probing": probing.to_dict(), "store": features_store.location, "checkpoint": location}
+    with Experiment(tracking, runs).start(f"probe of {name}", options) as record:
+        for row in table.rows:
+            measured = row.representation.replace("'", "").replace(" ", "_")
+            record.metrics({f"{measured}.knn_top1": row.knn_top1, f"{measured}.linear_top1": row.linear_top1})
+        record.text(text, "probe.txt")
+        record.text(json.dumps(asdict(table), indent=2), "probe.json")
+        if folder is not None and not is_uri(folder.location):
             record.file(picture_of(folder))
-    record.end()
     return table
 
 

@@ -33,17 +33,22 @@ class RunFolder:
         self.aggregator = join(self.location, "aggregator")
 
     def claim(self, config: Mapping[str, Any]) -> None:
-        """Write the configuration, or check that the run that has this name was asked for the same.
-
-        Raises
-        ------
-        UserError
-            For a run of this name with another configuration: the message names what differs.
-        """
+        """Write the configuration of a new run."""
         path = join(self.location, "config.yaml")
         if not exists(path):
             with written_whole(path) as file:
                 file.write(yaml.safe_dump(dict(config), sort_keys=False).encode())
+
+    def require(self, config: Mapping[str, Any]) -> None:
+        """Check that a run that has this name already was asked for the same.
+
+        Raises
+        ------
+        UserError
+            For another configuration: the message names what differs.
+        """
+        path = join(self.location, "config.yaml")
+        if not exists(path):
             return
         before = yaml.safe_load(read_bytes(path))
         differing = [
@@ -66,8 +71,8 @@ class RunFolder:
         path = join(self.location, "mlflow.json")
         return json.loads(read_bytes(path))["run_id"] if exists(path) else None
 
-    def remember_mlflow_run(self, run_id: str, uri: str) -> None:
-        # A tracking URI may hold a password; the record is found by its id.
+    def remember_mlflow_run(self, run_id: str) -> None:
+        # By its id alone: a tracking URI may hold a password.
         with written_whole(join(self.location, "mlflow.json")) as file:
             file.write(json.dumps({"run_id": run_id}).encode())
 

@@ -77,7 +77,10 @@ class Experiment:
 
 
 class RunRecord:
-    """One MLflow run. Metrics are gathered and sent every few seconds: each call costs a transaction."""
+    """One MLflow run. Metrics are gathered and sent every few seconds: each call costs a transaction.
+
+    As a context it ends itself, as FAILED where an exception passes through.
+    """
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id = uri, run_id
@@ -119,6 +122,12 @@ class RunRecord:
 
     def text(self, text: str, name: str) -> None:
         self._client.log_text(self.run_id, text, name)
+
+    def __enter__(self) -> RunRecord:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.end(failed=kind is not None)
 
     def end(self, *, failed: bool = False) -> None:
         self.flush()

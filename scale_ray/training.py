@@ -171,7 +171,7 @@ class Trainer:
             "aggregator": self.aggregator.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "schedule": self.schedule.state_dict(),
             "epoch": self.epoch,
         }
 
@@ -179,8 +179,7 @@ class Trainer:
         self.aggregator.load_state_dict(state["aggregator"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self.schedule.load_state_dict(dict(state["schedule"]))
         self.epoch = state["epoch"]
 
     def _average_gradients(self) -> None:

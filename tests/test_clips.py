@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from scale_ray.clips import VideoGeometry, plan_clips
@@ -40,7 +42,7 @@ def test_about_half_of_the_random_clips_are_flipped():
 
 def test_frames_are_spaced_as_in_the_paper():
     times = plan_clips("x", "train", WIDE, Sampling())[0].times_s
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert len(times) == 16
     assert gaps == pytest.approx([63 / 15 / 30] * 15)
 

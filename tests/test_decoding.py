@@ -125,7 +125,7 @@ def test_what_is_no_video_has_a_reason(tmp_path, kind, stage, reason):
 def test_a_text_that_ffmpeg_would_show_as_terminal_art_is_no_video(tmp_path):
     path = tmp_path / "notes.nfo"
     path.write_text("Some notes.\n" * 50)
-    with pytest.raises(VideoError, match="not a video: FFmpeg reads it as 'tty'|not a readable video"):
+    with pytest.raises(VideoError, match=r"not a video: FFmpeg reads it as 'tty'|not a readable video"):
         decode_clips(str(path), "id", "train", Sampling(), 32)
 
 

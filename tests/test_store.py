@@ -18,9 +18,7 @@ GEOMETRY = VideoGeometry(120, 160, 8.0, 15.0)
 
 def features_of(rng: np.random.Generator, *ids: str) -> list[VideoFeatures]:
     return [
-        VideoFeatures(
-            video_id, rng.normal(size=(16, 5)).astype(np.float16), rng.random((16, 7), np.float32), GEOMETRY
-        )
+        VideoFeatures(video_id, rng.normal(size=(16, 5)).astype(np.float16), rng.random((16, 7), np.float32), GEOMETRY)
         for video_id in ids
     ]
 

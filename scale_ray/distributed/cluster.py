@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ def connected(cluster: Cluster, *, verbose: bool = False) -> Iterator[Size]:
         # Ray's core writes its own warnings past Python's logging.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _refuse_silent(address)
     try:
         with _core_unheard(not verbose):
             if address:
@@ -70,6 +73,19 @@ def connected(cluster: Cluster, *, verbose: bool = False) -> Iterator[Size]:
         yield _size()
     finally:
         ray.shutdown()
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray waits for minutes for a head that is not there; a closed port is known at once."""
+    host, _, port = address.rpartition("://")[2].rstrip("/").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", or a name that Ray itself resolves
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"address: expected a Ray cluster at {address}, found none that answers ({error.strerror or error})"
+        ) from error
 
 
 @contextmanager

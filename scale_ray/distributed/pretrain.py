@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import ray
@@ -63,22 +63,19 @@ def pretrain(
     clips = training_clips(features_store)
     check_trainable(len(clips.video_ids), clips.features.shape[1], config.sets.set_size)
     described = {**config.to_dict(), "store": {"location": features_store.location}}
-    folder.claim(described)
+    folder.require(described)
     if folder.finished:
         say(f"run {run} is finished already: {folder.aggregator}")
         return folder
-    record = _record(folder, tracking, described, features_store.fingerprint)
-    failed = True
-    try:
-        with connected(cluster, verbose=verbose) as size:
-            workers = config.training.workers or size.gpus or min(size.cpus, 2)
-            workers = min(workers, len(clips.video_ids))
+    with connected(cluster, verbose=verbose) as size:
+        workers = config.training.workers or size.gpus or min(size.cpus, 2)
+        workers = min(workers, len(clips.video_ids))
+        experiment = Experiment(tracking, folder.runs)
+        folder.claim(described)
+        with _recorded(experiment, folder, described, features_store.fingerprint) as record:
             say(f"training on {len(clips.video_ids)} videos with {workers} worker{'s' if workers > 1 else ''}")
             state = _train(folder, features_store, config, workers, size, record, quiet)
-        _finish(folder, features_store, config, state, clips.features.shape[2], record)
-        failed = False
-    finally:
-        record.end(failed=failed)
+            _finish(folder, features_store, config, state, clips.features.shape[2], record)
     return folder
 
 
@@ -87,16 +84,16 @@ def training_clips(store: FeatureStore) -> ClipFeatures:
     return store.read_clips("train", "train")
 
 
-def _record(
-    folder: RunFolder, tracking: Tracking, described: Mapping[str, Any], fingerprint: Mapping[str, Any]
-) -> RunRecord:
-    experiment = Experiment(tracking, folder.runs)
+def _recorded(
+    experiment: Experiment, folder: RunFolder, described: Mapping[str, Any], fingerprint: Mapping[str, Any]
+) -> AbstractContextManager[RunRecord]:
+    """The MLflow run of this folder: a new one, or the one that an interrupted training left."""
     before = folder.mlflow_run()
     if before is not None:
         return experiment.resume(before)
     backbone = {name: fingerprint[name] for name in ("backbone", "weights") if name in fingerprint}
     record = experiment.start(folder.name, {**described, "features": backbone})
-    folder.remember_mlflow_run(record.run_id, record.uri)
+    folder.remember_mlflow_run(record.run_id)
     return record
 
 

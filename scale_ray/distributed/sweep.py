@@ -109,25 +109,21 @@ def sweep(
         "grid": {name: list(values) for name, values in grid.items()},
         "store": {"location": features_store.location},
     }
-    folder.claim(described)
-    experiment = Experiment(tracking, folder.runs)
-    parent = experiment.start(folder.name, {"grid": described["grid"], "store": described["store"]})
-    folder.remember_mlflow_run(parent.run_id, parent.uri)
-    failed = True
-    try:
-        with connected(cluster, verbose=verbose) as size:
-            num_trials = math.prod(len(values) for values in grid.values())
-            at_once = searching.trials_at_once or size.gpus or size.cpus
+    folder.require(described)
+    with connected(cluster, verbose=verbose) as size:
+        num_trials = math.prod(len(values) for values in grid.values())
+        at_once = searching.trials_at_once or size.gpus or size.cpus
+        experiment = Experiment(tracking, folder.runs)
+        folder.claim(described)
+        with experiment.start(folder.name, {"grid": described["grid"], "store": described["store"]}) as parent:
+            folder.remember_mlflow_run(parent.run_id)
             say(f"{num_trials} trials, {min(at_once, num_trials)} at a time, {len(train.video_ids)} videos each")
             settings = _search(
                 folder, features_store, grid, config, searching, probing, experiment, parent, size, quiet
             )
-        best = settings[0]
-        parent.options({"best": best.options})
-        parent.metrics({f"best_{best.monitor}": best.value})
-        failed = False
-    finally:
-        parent.end(failed=failed)
+            best = settings[0]
+            parent.options({"best": best.options})
+            parent.metrics({f"best_{best.monitor}": best.value})
     return SweepResult(settings, len(train.video_ids), len(validation.video_ids))
 
 

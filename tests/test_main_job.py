@@ -1,0 +1,239 @@
+"""The main job, end to end, as a user runs it: real videos in, real commands, real Ray and MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.csv
+import pyarrow.dataset
+import pytest
+from conftest import BACKBONE, Command, Extracted
+
+from scale_ray.aggregator import Aggregator
+from scale_ray.backbones import load_backbone
+from scale_ray.config import BackboneOptions, Sampling
+from scale_ray.corpus import read_corpus
+from scale_ray.decoding import decode_clips
+from scale_ray.samples import MOTIONS
+from scale_ray.store import FeatureStore
+
+pytestmark = pytest.mark.ray
+PROJECT = Path(__file__).parents[1]
+SMALL = ("--prediction-hidden", 32, "--target-hidden", 32, "--width", 32, "--layers", 1, "--batch", 8)
+
+
+def test_extraction_tells_in_numbers_and_exit_code_what_failed(extracted: Extracted):
+    ended = extracted.ended
+    assert ended.code == 3, ended.err
+    assert "32 of 35 videos are in" in ended.out
+    assert "3 of 35 videos failed" in ended.out
+    for name in ("cut_short.mp4", "empty.mp4", "notes.txt"):
+        assert f"failed: approach/{name} (open: not a readable video" in ended.out
+    ledger = pyarrow.dataset.dataset(extracted.store / "failures").to_table()
+    assert sorted(ledger["video_id"].to_pylist()) == [
+        f"approach/{name}" for name in ("cut_short.mp4", "empty.mp4", "notes.txt")
+    ]
+    assert set(ledger["attempts"].to_pylist()) == {1}
+
+
+def test_libraries_keep_quiet_and_progress_is_told(extracted: Extracted):
+    lines = extracted.ended.err.splitlines()
+    assert all(line.startswith(("extract: ", "35 files in ")) for line in lines), lines
+    assert any(line.startswith("extract: 35 videos in ") for line in lines)
+
+
+def test_training_videos_have_train_clips_and_test_videos_eval_clips(extracted: Extracted, videos: Path):
+    splits = read_corpus(str(videos)).videos
+    store = FeatureStore(str(extracted.store))
+    for mode, split, clips in (("train", "train", 16), ("eval", "test", 15)):
+        wanted = {row["video_id"] for row in splits.to_pylist() if row["split"] == split}
+        found = store.read_clips(mode)
+        assert set(found.video_ids) == {video_id for video_id in wanted if "_0" in video_id}
+        assert found.features.shape[1:] == (clips, 1024)
+        assert np.isfinite(found.features).all()
+
+
+def test_stored_features_are_those_of_a_bare_loop(extracted: Extracted, videos: Path):
+    """No Ray, no batches over videos: the same decoder and backbone give the same numbers."""
+    import torch
+
+    options = BackboneOptions(backbone=BACKBONE[1], weights="none", input_px=int(BACKBONE[5]))
+    backbone = load_backbone(options, 16)
+    stored = FeatureStore(str(extracted.store)).read_clips("train")
+    for row in (0, len(stored.video_ids) - 1):
+        video_id = stored.video_ids[row]
+        clips = decode_clips(str(videos / video_id), video_id, "train", Sampling(), backbone.input_px)
+        expected = backbone(torch.from_numpy(clips.pixels)).numpy()
+        np.testing.assert_allclose(stored.features[row], expected, rtol=2e-3, atol=2e-3)
+        np.testing.assert_array_equal(stored.positions[row], clips.positions)
+
+
+def test_again_does_nothing_and_a_corrected_manifest_corrects_the_labels(
+    scale_ray: Command, videos: Path, tmp_path: Path
+):
+    manifest = tmp_path / "list.csv"
+    rows = [f"{videos}/{motion}/{motion}_000.mp4,{motion},train" for motion in MOTIONS]
+    manifest.write_text("\n".join(["path,label,split", *rows]) + "\n")
+    command = ("extract", manifest, "--store", tmp_path / "store", *BACKBONE, "--cpus", 1)
+    first = scale_ray(*command)
+    assert (first.code, "4 videos extracted now" in first.out) == (0, True), first.err
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "features").iterdir()}
+
+    again = scale_ray(*command)
+    assert again.code == 0
+    assert "4 of 4 videos are in" in again.out
+    assert "everything was done already" in again.out
+
+    manifest.write_text(manifest.read_text().replace(",recede,", ",withdraw,"))
+    corrected = scale_ray(*command)
+    assert corrected.code == 0
+    assert "labels, splits and columns were brought up to date" in corrected.out
+    assert "withdraw" in FeatureStore(str(tmp_path / "store")).labels().values()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "features").iterdir()} == parts
+
+    replaced = tmp_path / "replaced.csv"
+    first_path = rows[0].split(",")[0]
+    replaced.write_text(f"video_id,path,label,split\n{first_path},{videos}/recede/recede_001.mp4,a,train\n")
+    refused = scale_ray("extract", replaced, "--store", tmp_path / "store", *BACKBONE)
+    assert refused.code == 2
+    assert "expected the video that the store holds under this id" in refused.err
+
+
+@pytest.fixture(scope="module")
+def trained(scale_ray: Command, extracted: Extracted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of runs, with one finished run."""
+    runs = tmp_path_factory.mktemp("main") / "runs"
+    ended = scale_ray(
+        "pretrain", "--store", extracted.store, "--runs", runs, "--run", "first", "--epochs", 8, *SMALL, "--json"
+    )
+    assert ended.code == 0, ended.err
+    assert "with 2 workers" in ended.err or os.cpu_count() == 1
+    assert json.loads(ended.out)["last_epoch"]["epoch"] == 8
+    return runs
+
+
+def test_pretraining_leaves_a_whole_run(trained: Path):
+    folder = trained / "first"
+    assert {"config.yaml", "aggregator", "history.parquet", "mlflow.json"} <= {path.name for path in folder.iterdir()}
+    aggregator = Aggregator.load(str(folder / "aggregator"))
+    assert aggregator.origin["backbone"] == "shufflenet_v2_x0_5"
+    client = mlflow.MlflowClient(f"sqlite:///{trained}/mlflow.db")
+    run = client.get_run(json.loads((folder / "mlflow.json").read_text())["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["sets.mask_ratio"] == "0.25"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, 9))
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"aggregator", "history.parquet"}
+
+
+def test_the_same_run_again_is_finished_and_another_configuration_is_refused(
+    scale_ray: Command, extracted: Extracted, trained: Path
+):
+    command = ("pretrain", "--store", extracted.store, "--runs", trained, "--run", "first", *SMALL)
+    again = scale_ray(*command, "--epochs", 8)
+    assert (again.code, "finished already" in again.err) == (0, True)
+    other = scale_ray(*command, "--epochs", 9)
+    assert other.code == 2
+    assert "training.epochs 8 before, 9 now" in other.err
+
+
+def test_a_probe_prints_the_table_and_draws_the_picture(scale_ray: Command, extracted: Extracted, trained: Path):
+    ended = scale_ray("probe", "--store", extracted.store, "--runs", trained, "--checkpoint", "first")
+    assert ended.code == 0, ended.err
+    assert "with trained aggregator" in ended.out
+    assert (trained / "first" / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_is_a_parent_with_finished_children(scale_ray: Command, extracted: Extracted, tmp_path: Path):
+    ended = scale_ray(
+        *("sweep", "--store", extracted.store, "--runs", tmp_path, "--mask-ratio", "0.25,0.5", "--set-size", "4,8"),
+        *("--epochs", 2, *SMALL),
+    )
+    assert ended.code == 0, ended.err
+    assert "best setting: --" in ended.out
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = mlflow.search_runs(experiment_names=["scale-ray"], output_format="list")
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert (len(parents), len(children)) == (1, 4)
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {(run.data.params["sets.mask_ratio"], run.data.params["sets.set_size"]) for run in children} == {
+        ("0.25", "4"),
+        ("0.25", "8"),
+        ("0.5", "4"),
+        ("0.5", "8"),
+    }
+    best = max(run.data.metrics["validation_knn_top1"] for run in children)
+    assert parents[0].data.metrics["best_validation_knn_top1"] == best
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def head() -> Iterator[str]:
+    """A Ray head on loopback; the address of its dashboard."""
+    port, dashboard = free_port(), free_port()
+    program = [
+        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"),
+        *("--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=true"),
+        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"),
+    ]
+    # The job's `python` is that of the head's PATH.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        end_s = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", dashboard), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None
+                assert time.monotonic() < end_s, "the head's dashboard did not come up"
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+def test_the_pipeline_runs_as_a_submitted_job(head: str, extracted: Extracted, videos: Path, tmp_path: Path):
+    """On the store that is there already, so that the test is of the job and not of extraction again."""
+    arguments = [
+        *("python", "jobs/pipeline.py", videos, "--store", extracted.store, "--runs", tmp_path / "runs"),
+        *("--run", "job", "--epochs", 2, *SMALL, *BACKBONE),
+    ]
+    ended = subprocess.run(
+        [
+            *(str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", head),
+            *("--working-dir", str(PROJECT), "--"),
+            *map(str, arguments),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "with trained aggregator" in ended.stdout
+    assert (tmp_path / "runs" / "job" / "results.png").exists()

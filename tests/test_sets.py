@@ -1,0 +1,76 @@
+import numpy as np
+import torch
+
+from scale_ray.sets import draw_sets, normalised_positions, shuffled, video_keys
+
+PINNED_CLIPS = [[0, 10, 15, 3], [11, 7, 8, 13]]
+PINNED_MASKS = [[True, False, False, True], [False, False, True, True]]
+
+KEYS = video_keys([f"video {number}" for number in range(2000)])
+
+
+def draw(**changes):
+    return draw_sets(
+        changes.pop("keys", KEYS), changes.pop("num_clips", 16), 8, 0.25, **{"seed": 0, "epoch": 0} | changes
+    )
+
+
+def test_the_two_sets_of_a_video_are_disjoint():
+    both = torch.cat(draw().clips_SV.chunk(2), 1)
+    assert torch.equal(both.sort(1).values, torch.arange(16).expand(2000, -1))
+
+
+def test_every_clip_is_equally_likely_at_every_place():
+    chosen = draw_sets(KEYS, 16, 2, 0.0, seed=0, epoch=0).clips_SV.chunk(2)[0]
+    for place in range(2):
+        counts = torch.bincount(chosen[:, place], minlength=16).float()
+        chi_square = ((counts - 125) ** 2 / 125).sum()
+        assert chi_square < 37.7  # 99.9 % of a chi square of 15 degrees of freedom
+
+
+def test_clips_are_masked_at_the_ratio_and_independently():
+    masked = draw().masked_SV.float()
+    assert abs(masked.mean() - 0.25) < 0.01
+    correlation = np.corrcoef(masked.T.numpy()) - np.eye(8)
+    assert np.abs(correlation).max() < 0.1
+    first, second = masked.chunk(2)
+    assert abs(np.corrcoef(first.flatten(), second.flatten())[0, 1]) < 0.05
+
+
+def test_a_draw_depends_on_seed_epoch_and_video_alone():
+    whole, part = draw(), draw(keys=KEYS[100:200])
+    first, second = whole.clips_SV.chunk(2)
+    assert torch.equal(part.clips_SV, torch.cat([first[100:200], second[100:200]]))
+    assert not torch.equal(draw(epoch=1).clips_SV, whole.clips_SV)
+    assert not torch.equal(draw(seed=1).clips_SV, whole.clips_SV)
+    assert not torch.equal(draw(epoch=1).masked_SV, whole.masked_SV)
+
+
+def test_seed_and_epoch_are_not_interchangeable():
+    assert not torch.equal(draw(seed=1, epoch=0).clips_SV, draw(seed=0, epoch=1).clips_SV)
+
+
+def test_the_draws_are_pinned():
+    drawn = draw_sets(video_keys(["pinned"]), 16, 4, 0.5, seed=3, epoch=5)
+    assert drawn.clips_SV.tolist() == PINNED_CLIPS
+    assert drawn.masked_SV.tolist() == PINNED_MASKS
+
+
+def test_an_epochs_order_holds_every_video_once():
+    order = shuffled(1000, seed=0, epoch=3)
+    assert torch.equal(order.sort().values, torch.arange(1000))
+    assert not torch.equal(order, shuffled(1000, seed=0, epoch=4))
+
+
+def test_positions_are_normalised_per_video():
+    positions = torch.tensor(
+        [[[-1.0, 10, 20, 110, 220, 1, 3], [1.0, 60, 40, 160, 240, 5, 7]], [[-1.0, 0, 0, 9, 9, 0, 2]] * 2]
+    )
+    normal = normalised_positions(positions)
+    assert normal[0, 0].tolist() == torch.tensor([-1, 0, 0, 100 / 150, 200 / 220, 0, 2 / 6]).tolist()
+    assert normal[0, 1].tolist() == torch.tensor([1, 50 / 150, 20 / 220, 1, 1, 4 / 6, 1]).tolist()
+    assert normal[1, 0].tolist() == [-1, 0, 0, 1, 1, 0, 1]
+
+
+def test_a_zero_range_is_no_division_by_zero():
+    assert torch.isfinite(normalised_positions(torch.zeros(1, 3, 7))).all()
