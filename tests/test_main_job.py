@@ -209,7 +209,7 @@ def head() -> Iterator[str]:
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{dashboard}"
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:

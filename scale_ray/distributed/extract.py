@@ -16,13 +16,13 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 
-from scale_ray.backbones import Backbone, load_backbone
 from scale_ray.clips import MODES, VideoGeometry
 from scale_ray.config import BackboneOptions, Cluster, Extraction, Sampling
 from scale_ray.corpus import Corpus, read_corpus
@@ -32,6 +32,9 @@ from scale_ray.errors import UserError, VideoError
 from scale_ray.locations import filesystem_of, is_uri
 from scale_ray.progress import Progress
 from scale_ray.store import Failure, FeatureStore, VideoFeatures, fingerprint_of
+
+if TYPE_CHECKING:  # the decoding tasks import this module, and do without torch: 4 s and 500 MB each
+    from scale_ray.backbones import Backbone
 
 # A block on its way to the backbone: large enough that Ray's cost of a block (some 30 ms) is small.
 _BLOCK_BYTES = 48 * 2**20
@@ -113,6 +116,8 @@ def extract(
     UserError
         Before anything is written, where the videos, the backbone or the store cannot be used.
     """
+    from scale_ray.backbones import load_backbone
+
     corpus = read_corpus(videos, leave_out=store)
     say(f"{len(corpus.videos)} files in {videos} ({corpus.split_note})")
     encoder = load_backbone(backbone, sampling.frames)
