@@ -209,9 +209,9 @@ def head() -> Iterator[str]:
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{dashboard}"
     finally:
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(30)
+            process.wait(10)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
