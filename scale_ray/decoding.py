@@ -7,6 +7,7 @@ are converted to RGB, and conversion, resizing and cropping are one step of one 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -121,6 +122,10 @@ def _open(source: Source) -> Iterator[Any]:
         try:
             file = source if isinstance(source, str) else opened.enter_context(source())
             container = opened.enter_context(av.open(file))
+        except av.error.InvalidDataError as error:
+            empty = isinstance(source, str) and os.path.getsize(source) == 0
+            reason = "the file is empty" if empty else "damaged, cut short, or no video at all"
+            raise VideoError("open", f"not a readable video: {reason}") from error
         except (av.error.FFmpegError, OSError) as error:
             raise VideoError("open", f"not a readable video: {error.strerror or error}") from error
         kind = container.format.name

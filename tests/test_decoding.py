@@ -110,8 +110,8 @@ def broken(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "stage", "reason"),
     [
-        ("empty", "open", "not a readable video"),
-        ("text", "open", "not a readable video"),
+        ("empty", "open", "not a readable video: the file is empty"),
+        ("text", "open", "not a readable video: damaged, cut short, or no video at all"),
         ("head", "open", "not a readable video|no video stream"),
         ("cut", "decode", "cut short|damaged"),
     ],
