@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import click
 
@@ -161,6 +164,14 @@ def run_pipeline(
     )
 
 
+def _own_command() -> str:
+    """How this program is called from here: by name where its environment is activated."""
+    beside = os.path.join(os.path.dirname(sys.executable), "scale-ray")
+    if shutil.which("scale-ray") or not os.path.exists(beside):
+        return "scale-ray"
+    return os.path.relpath(beside)
+
+
 @click.command()
 @click.option(
     "--folder",
@@ -196,8 +207,6 @@ def demo(caller: Caller, folder: str, videos_per_class: int, epochs: int, tracki
     total = videos_per_class * len(MOTIONS) + len(BROKEN)
     if not os.path.isdir(videos) or sum(len(files) for _, _, files in os.walk(videos)) != total:
         with Progress("sample videos", total, "files", quiet=caller.quiet) as progress:
-            from pathlib import Path
-
             for count, _ in enumerate(make_samples(Path(videos), videos_per_class), 1):
                 progress.to(count)
     sampling, backbone = Sampling(), DEMO_BACKBONE
@@ -226,7 +235,7 @@ def demo(caller: Caller, folder: str, videos_per_class: int, epochs: int, tracki
     caller.answer(
         [
             f"MLflow runs: {tracking_uri(tracking, runs)}",
-            f"open them:   scale-ray ui --runs {runs}",
+            f"open them:   {_own_command()} ui --runs {runs}",
         ],
         {"tracking_uri": tracking_uri(tracking, runs)},
     )
