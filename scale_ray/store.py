@@ -46,7 +46,17 @@ _LEDGER = pa.schema(
     ]
 )
 # The columns of videos.parquet that the store itself needs; a manifest's own follow them.
-_VIDEO_COLUMNS = ("video_id", "path", "size_bytes", *_GEOMETRY.names, "label", "group", "splits")
+_VIDEOS = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("path", pa.string()),
+        ("size_bytes", pa.int64()),
+        *_GEOMETRY,
+        ("label", pa.string()),
+        ("group", pa.string()),
+        ("splits", pa.map_(pa.string(), pa.string())),
+    ]
+)
 SPLIT_NAME = "default"
 
 
@@ -219,25 +229,27 @@ class FeatureStore:
         fresh = corpus.drop_columns(["split"]).append_column(
             "splits", pa.array(splits, pa.map_(pa.string(), pa.string()))
         )
-        before = self.videos() if exists(join(self.location, "videos.parquet")) else None
-        if before is not None:
-            named = set(corpus["video_id"].to_pylist())
-            kept = before.filter(pa.array([video_id not in named for video_id in before["video_id"].to_pylist()]))
-            fresh = pa.concat_tables([fresh, kept.drop_columns(_GEOMETRY.names)], promote_options="permissive")
+        before = self.videos()
+        named = set(corpus["video_id"].to_pylist())
+        others = pa.array([video_id not in named for video_id in before["video_id"].to_pylist()], pa.bool_())
+        kept = before.filter(others).drop_columns(_GEOMETRY.names)
+        fresh = pa.concat_tables([fresh, kept], promote_options="permissive")
         measured = self._measured()
         for field in _GEOMETRY:
             values = [measured.get(video_id, {}).get(field.name) for video_id in fresh["video_id"].to_pylist()]
             fresh = fresh.append_column(field, pa.array(values, field.type))
-        own = [name for name in fresh.column_names if name not in _VIDEO_COLUMNS]
-        fresh = fresh.select([*_VIDEO_COLUMNS, *own]).sort_by("video_id").combine_chunks()
-        if before is not None and before.equals(fresh):
+        own = [name for name in fresh.column_names if name not in _VIDEOS.names]
+        fresh = fresh.select([*_VIDEOS.names, *own]).sort_by("video_id").combine_chunks()
+        if before.equals(fresh):
             return False
         self._write(fresh, "videos.parquet")
         return True
 
     def videos(self) -> pa.Table:
-        """videos.parquet."""
+        """videos.parquet; no rows where a run died before it could write it."""
         filesystem, path = filesystem_of(join(self.location, "videos.parquet"))
+        if not exists(join(self.location, "videos.parquet")):
+            return _VIDEOS.empty_table()
         with filesystem.open_input_file(path) as file:
             return pq.read_table(file).replace_schema_metadata(None)
 

@@ -123,6 +123,9 @@ def extract(
     encoder = load_backbone(backbone, sampling.frames)
     features_store = FeatureStore.create(store, fingerprint_of(encoder.identity(), sampling))
     _refuse_changed_videos(features_store, corpus)
+    # Before anything is read, so that a store whose run dies knows its videos; again at the end, when
+    # their sizes and lengths are known.
+    corrected = features_store.replace_videos(corpus.videos)
     shards, failed_before = plan_shards(corpus, features_store, extraction)
     num_pending = sum(len(shard.video_ids) for shard in shards)
     if shards:
@@ -131,7 +134,7 @@ def extract(
             Progress("extract", num_pending, "videos", quiet=quiet) as progress,
         ):
             _run_stream(shards, features_store, encoder, sampling, extraction, size, progress)
-    corrected = features_store.replace_videos(corpus.videos)
+        features_store.replace_videos(corpus.videos)
     wanted = set(corpus.videos["video_id"].to_pylist())
     failures = [entry for entry in features_store.failures() if entry.video_id in wanted]
     num_failed = len({entry.video_id for entry in failures})
