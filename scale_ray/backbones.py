@@ -232,8 +232,8 @@ def _settle_batch_norms(model: nn.Module, sees_video: bool, num_frames: int, inp
 
 def _published_state(name: str, published: Any) -> dict[str, Tensor]:
     try:
-        # What it says of the attempt is said better below, or needs no saying.
-        with contextlib.redirect_stderr(io.StringIO()):
+        # It tells of the attempt on standard output, where our results go.
+        with contextlib.redirect_stdout(io.StringIO()):
             return published.get_state_dict(progress=False, check_hash=True)
     except (urllib.error.URLError, OSError) as error:
         raise UserError(

@@ -65,25 +65,25 @@ RANDOM_AGGREGATOR = "with random aggregator"
 TRAINED_AGGREGATOR = "with trained aggregator"
 SET_TOKEN_ALONE = "trained aggregator's set token alone"
 GEOMETRY_ALONE = "position and geometry alone"
+NUM_REPRESENTATIONS = 5
 
 
 def probe_table(
     store: FeatureStore,
     aggregator: Aggregator,
     probing: Probing,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int, str], None] = lambda _count, _name: None,
 ) -> ProbeTable:
     """k-NN and linear top-1 of every representation, from the clips that the store holds.
 
     Fitted on the `train` clips of the training videos; the test videos are seen through their `eval`
-    clips and only scored.
+    clips and only scored. `progress` is told how many representations are done, and the last one's name.
 
     Raises
     ------
     UserError
-        Where labels, training or test videos are missing, or the aggregator is made for other features.
+        Where labels, training or test videos are missing.
     """
-    require_width(store, aggregator)
     labels = store.labels()
     classes = sorted(set(labels.values()))
     if len(classes) < 2:
@@ -105,8 +105,9 @@ def probe_table(
     ]
     rows = []
     for name, using, with_features in kinds:
-        progress(name)
         rows.append(_probe(name, train, test, using, with_features, probing))
+        progress(len(rows), name)
+    assert len(rows) == NUM_REPRESENTATIONS
     frequent = int(train.labels.mode().values)
     chance = float((test.labels == frequent).float().mean())
     return ProbeTable(rows, len(train.labels), len(test.labels), len(classes), chance)

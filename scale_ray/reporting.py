@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import Probing, Tracking
-from scale_ray.evaluation import ProbeTable, probe_table
+from scale_ray.evaluation import NUM_REPRESENTATIONS, ProbeTable, probe_table, require_width
 from scale_ray.locations import absolute, exists, is_uri, join, written_whole
 from scale_ray.plots import results_picture
+from scale_ray.progress import Progress
 from scale_ray.runs import RunFolder, aggregator_of
 from scale_ray.store import FeatureStore
 from scale_ray.tracking import Experiment
@@ -23,7 +23,7 @@ def probe(
     *,
     probing: Probing,
     tracking: Tracking,
-    say: Callable[[str], None],
+    quiet: bool = False,
 ) -> ProbeTable:
     """Probe an aggregator on a store's labelled videos beside the baselines, and record what came out.
 
@@ -36,7 +36,10 @@ def probe(
     """
     features_store = FeatureStore(store)
     location = aggregator_of(checkpoint, runs)
-    table = probe_table(features_store, Aggregator.load(location), probing, lambda name: say(f"probe: {name}"))
+    aggregator = Aggregator.load(location)
+    require_width(features_store, aggregator)
+    with Progress("probe", NUM_REPRESENTATIONS, "representations", quiet=quiet) as progress:
+        table = probe_table(features_store, aggregator, probing, progress.to)
     text = "\n".join(table.lines()) + "\n"
     name = checkpoint.rstrip("/").rpartition("/")[2]
     folder = _folder_of(location)

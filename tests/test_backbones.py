@@ -1,4 +1,5 @@
 import pickle
+import urllib.error
 
 import pytest
 import torch
@@ -119,6 +120,17 @@ def test_weights_of_another_model_are_refused(tmp_path):
     torch.save(models.squeezenet1_1().state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"does not fit shufflenet_v2_x0_5: expected .* missing"):
         load_backbone(tiny(weights=str(tmp_path / "w.pth")), 3)
+
+
+def test_weights_that_cannot_be_downloaded_are_said_in_one_line(capsys, monkeypatch):
+    def unreachable(*_, **__):
+        print("Downloading ...")
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    with pytest.raises(UserError, match=r"cannot be reached \(no route\); give --weights FILE, or --weights none"):
+        load_backbone(tiny(weights="default"), 3)
+    assert capsys.readouterr().out == ""
 
 
 def test_every_listed_name_is_of_torchvision():

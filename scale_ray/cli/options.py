@@ -46,10 +46,6 @@ class Caller:
             raise UserError(f"{flag}: expected an absolute path or a URI in a job, found {location!r}")
         return location
 
-    @property
-    def shows_progress(self) -> bool:
-        return not self.quiet
-
 
 def command(*sections: type[Options]) -> Callable[[Command], Command]:
     """Give a command the options of these sections, and the common ones.

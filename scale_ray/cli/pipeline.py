@@ -148,7 +148,7 @@ def run_pipeline(
             verbose=caller.verbose,
         )
         stage("probe")
-        table = probe(store, run, runs, probing=probing, tracking=tracking, say=caller.say)
+        table = probe(store, run, runs, probing=probing, tracking=tracking, quiet=caller.quiet)
     ends = [*list(took_s.values())[1:], time.monotonic()]
     times_s = {name: round(end - began, 1) for (name, began), end in zip(took_s.items(), ends, strict=True)}
     picture = picture_of(folder)

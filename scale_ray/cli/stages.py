@@ -124,7 +124,7 @@ def probe(caller: Caller, store: str, checkpoint: str, runs: str, probing: Probi
         caller.place("--runs", runs),
         probing=probing,
         tracking=tracking,
-        say=caller.say,
+        quiet=caller.quiet,
     )
     caller.answer(table.lines(), asdict(table))
     return 0
