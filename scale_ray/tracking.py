@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from scale_ray.config import Tracking
 from scale_ray.errors import UserError
@@ -30,8 +31,15 @@ def tracking_uri(tracking: Tracking, runs: str) -> str:
         return given
     if is_uri(runs):
         raise UserError(f"tracking_uri: expected one where runs are not on local disk, found none for {runs}")
-    Path(runs).mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{absolute(runs)}/mlflow.db"
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown: user and password taken out."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 class Experiment:
@@ -46,6 +54,8 @@ class Experiment:
     def __init__(self, tracking: Tracking, runs: str) -> None:
         self.uri = tracking_uri(tracking, runs)
         self.name = tracking.experiment
+        if self.uri.startswith("sqlite") and not is_uri(runs):
+            Path(runs).mkdir(parents=True, exist_ok=True)
         self._client = _client(self.uri)
         from mlflow.exceptions import MlflowException
 
@@ -58,7 +68,8 @@ class Experiment:
             self._id = found.experiment_id if found else self._client.create_experiment(self.name, artifacts)
         except MlflowException as error:
             raise UserError(
-                f"tracking_uri: expected an MLflow that answers, found none at {self.uri}: {str(error).splitlines()[0]}"
+                f"tracking_uri: expected an MLflow that answers, found none at {without_password(self.uri)}: "
+                f"{type(error).__name__}"
             ) from error
 
     def start(self, name: str, options: Mapping[str, Any], *, parent: str | None = None) -> RunRecord:
@@ -138,7 +149,11 @@ def server_command(tracking: Tracking, runs: str, host: str, port: int) -> list[
     """The command that shows the runs in a browser."""
     uri = tracking_uri(tracking, runs)
     if uri.startswith(("http://", "https://")):
-        raise UserError(f"expected a data base to serve, found a server that can be opened as it is: {uri}")
+        raise UserError(
+            f"expected a data base to serve, found a server that can be opened as it is: {without_password(uri)}"
+        )
+    if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
+        raise UserError(f"runs: expected a folder with runs, found no data base {uri.removeprefix('sqlite:///')}")
     command = ["mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
     if not is_uri(runs):
         command += ["--default-artifact-root", Path(join(absolute(runs), "artifacts")).as_uri()]
@@ -155,4 +170,4 @@ def _client(uri: str) -> Any:
     try:
         return MlflowClient(tracking_uri=uri)
     except MlflowException as error:
-        raise UserError(f"tracking_uri: expected an MLflow URI, found {uri}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"tracking_uri: expected an MLflow URI, found {without_password(uri)}") from error

@@ -132,7 +132,10 @@ def test_pretraining_leaves_a_whole_run(trained: Path):
     assert run.info.status == "FINISHED"
     assert run.data.params["sets.mask_ratio"] == "0.25"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, 9))
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"aggregator", "history.parquet"}
+    assert {file.path for file in client.list_artifacts(run.info.run_id, "aggregator")} == {
+        "aggregator/config.json",
+        "aggregator/model.safetensors",
+    }
 
 
 def test_the_same_run_again_is_finished_and_another_configuration_is_refused(

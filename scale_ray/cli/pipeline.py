@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -71,7 +72,7 @@ def pipeline(
     cluster: Cluster,
 ) -> int:
     """extract, pretrain and probe, in one call: from VIDEOS to the table."""
-    run_pipeline(
+    lines, values = run_pipeline(
         caller,
         caller.place("VIDEOS", videos),
         caller.place("--store", store),
@@ -85,6 +86,7 @@ def pipeline(
         tracking=tracking,
         cluster=cluster,
     )
+    caller.answer(lines, values)
     return 0
 
 
@@ -102,8 +104,8 @@ def run_pipeline(
     probing: Probing,
     tracking: Tracking,
     cluster: Cluster,
-) -> None:
-    """The three stages on one Ray; prints the table, and how long each took."""
+) -> tuple[list[str], dict[str, Any]]:
+    """The three stages on one Ray; the table and how long each stage took, as lines and as values."""
     from scale_ray.distributed.cluster import connected
     from scale_ray.distributed.extract import extract
     from scale_ray.distributed.pretrain import pretrain
@@ -152,16 +154,14 @@ def run_pipeline(
     ends = [*list(took_s.values())[1:], time.monotonic()]
     times_s = {name: round(end - began, 1) for (name, began), end in zip(took_s.items(), ends, strict=True)}
     picture = picture_of(folder)
-    caller.answer(
-        [
-            "",
-            *table.lines(),
-            "",
-            "took " + ", ".join(f"{name} {value} s" for name, value in times_s.items()),
-            f"picture: {picture}",
-        ],
-        {"table": asdict(table), "seconds": times_s, "picture": picture, "aggregator": folder.aggregator},
-    )
+    lines = [
+        "",
+        *table.lines(),
+        "",
+        "took " + ", ".join(f"{name} {value} s" for name, value in times_s.items()),
+        f"picture: {picture}",
+    ]
+    return lines, {"table": asdict(table), "seconds": times_s, "picture": picture, "aggregator": folder.aggregator}
 
 
 def _own_command() -> str:
@@ -200,7 +200,7 @@ def demo(caller: Caller, folder: str, videos_per_class: int, epochs: int, tracki
     from scale_ray.backbones import load_backbone
     from scale_ray.progress import Progress
     from scale_ray.samples import BROKEN, MOTIONS, make_samples
-    from scale_ray.tracking import tracking_uri
+    from scale_ray.tracking import tracking_uri, without_password
 
     folder = os.path.abspath(caller.place("--folder", folder))
     videos, store, runs = (os.path.join(folder, name) for name in ("videos", "store", "runs"))
@@ -218,7 +218,7 @@ def demo(caller: Caller, folder: str, videos_per_class: int, epochs: int, tracki
         )
         backbone = replace(backbone, weights="none")
     config = DEMO_PRETRAINING.with_values({"training.epochs": epochs})
-    run_pipeline(
+    lines, values = run_pipeline(
         caller,
         videos,
         store,
@@ -232,11 +232,7 @@ def demo(caller: Caller, folder: str, videos_per_class: int, epochs: int, tracki
         tracking=tracking,
         cluster=cluster,
     )
-    caller.answer(
-        [
-            f"MLflow runs: {tracking_uri(tracking, runs)}",
-            f"open them:   {_own_command()} ui --runs {runs}",
-        ],
-        {"tracking_uri": tracking_uri(tracking, runs)},
-    )
+    uri = without_password(tracking_uri(tracking, runs))
+    opened = f"open them:   {_own_command()} ui --runs {runs}"
+    caller.answer([*lines, f"MLflow runs: {uri}", opened], {**values, "tracking_uri": uri})
     return 0

@@ -24,7 +24,6 @@ from scale_ray.aggregator import Aggregator
 from scale_ray.config import Cluster, PretrainConfig, Tracking
 from scale_ray.distributed.cluster import Size, connected
 from scale_ray.errors import RunFailed
-from scale_ray.locations import is_uri
 from scale_ray.progress import Progress
 from scale_ray.runs import RunFolder
 from scale_ray.store import ClipFeatures, FeatureStore
@@ -184,10 +183,11 @@ def _finish(
     aggregator = Aggregator(feature_width, config.aggregator, store.fingerprint)
     aggregator.load_state_dict(state["aggregator"])
     folder.write_history(state["history"])
+    with tempfile.TemporaryDirectory() as local:
+        aggregator.save(local)
+        record.file(local, "aggregator")
+    # Last, since it is what makes the run a finished one.
     aggregator.save(folder.aggregator)
-    if not is_uri(folder.location):
-        record.file(folder.aggregator, "aggregator")
-        record.file(os.path.join(folder.location, "history.parquet"))
 
 
 class _Listener:

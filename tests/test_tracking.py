@@ -1,0 +1,43 @@
+import mlflow
+import pytest
+
+from scale_ray.config import Tracking
+from scale_ray.errors import UserError
+from scale_ray.tracking import Experiment, server_command, tracking_uri, without_password
+
+
+def test_the_option_comes_before_the_environment_and_that_before_the_runs_folder(monkeypatch, tmp_path):
+    runs = str(tmp_path / "runs")
+    assert tracking_uri(Tracking(), runs) == f"sqlite:///{runs}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_uri(Tracking(), runs) == "http://127.0.0.1:5000"
+    assert tracking_uri(Tracking(tracking_uri="sqlite:///other.db"), runs) == "sqlite:///other.db"
+
+
+def test_a_password_is_not_shown():
+    assert without_password("postgresql://me:secret@db:5432/mlflow") == "postgresql://db:5432/mlflow"
+    assert without_password("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
+
+
+def test_a_run_holds_options_metrics_and_its_end(tmp_path):
+    experiment = Experiment(Tracking(experiment="e"), str(tmp_path / "runs"))
+    with experiment.start("parent", {"sets": {"mask_ratio": 0.5}}) as parent:
+        for step in range(3):
+            parent.metrics({"loss": 3.0 - step}, step)
+    with pytest.raises(ZeroDivisionError), experiment.start("child", {}, parent=parent.run_id) as child:
+        raise ZeroDivisionError
+    client = mlflow.MlflowClient(experiment.uri)
+    run = client.get_run(parent.run_id)
+    assert (run.info.status, run.data.params) == ("FINISHED", {"sets.mask_ratio": "0.5"})
+    assert [point.value for point in client.get_metric_history(parent.run_id, "loss")] == [3.0, 2.0, 1.0]
+    failed = client.get_run(child.run_id)
+    assert (failed.info.status, failed.data.tags["mlflow.parentRunId"]) == ("FAILED", parent.run_id)
+
+
+def test_the_page_is_served_on_loopback_and_only_where_there_are_runs(tmp_path):
+    with pytest.raises(UserError, match="expected a folder with runs, found no data base"):
+        server_command(Tracking(), str(tmp_path / "typo"), "127.0.0.1", 5000)
+    assert not (tmp_path / "typo").exists()
+    Experiment(Tracking(), str(tmp_path))
+    command = server_command(Tracking(), str(tmp_path), "127.0.0.1", 5000)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
