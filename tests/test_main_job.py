@@ -162,7 +162,9 @@ def test_a_sweep_is_a_parent_with_finished_children(scale_ray: Command, extracte
         *("--epochs", 2, *SMALL),
     )
     assert ended.code == 0, ended.err
-    assert "best setting: --" in ended.out
+    assert ended.out.splitlines()[-1].startswith("best setting: --")
+    assert len(ended.out.splitlines()) == 8, "the table alone, and nothing of a library's"
+    assert all(line.startswith(("4 trials, ", "sweep: ")) for line in ended.err.splitlines()), ended.err
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     runs = mlflow.search_runs(experiment_names=["scale-ray"], output_format="list")
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
@@ -214,7 +216,7 @@ def head() -> Iterator[str]:
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(10)
+            process.wait(5)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+# Tune's newer reporter prints a banner at every verbosity; ours tells of the progress.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # A CPU task must not hide the GPUs from itself by Ray's coming default, nor warn of it.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
