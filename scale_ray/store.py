@@ -26,7 +26,7 @@ from scale_ray.errors import UserError
 from scale_ray.locations import absolute, exists, filesystem_of, join, list_files, read_bytes, written_whole
 
 FORMAT = 1
-_GEOMETRY = pa.schema(
+GEOMETRY = pa.schema(
     [
         ("height_px", pa.int32()),
         ("width_px", pa.int32()),
@@ -51,7 +51,7 @@ _VIDEOS = pa.schema(
         ("video_id", pa.string()),
         ("path", pa.string()),
         ("size_bytes", pa.int64()),
-        *_GEOMETRY,
+        *GEOMETRY,
         ("label", pa.string()),
         ("group", pa.string()),
         ("splits", pa.map_(pa.string(), pa.string())),
@@ -188,7 +188,7 @@ class FeatureStore:
                 ),
                 **{
                     field.name: pa.array([getattr(video.geometry, field.name) for video in videos], field.type)
-                    for field in _GEOMETRY
+                    for field in GEOMETRY
                 },
             }
         )
@@ -232,10 +232,10 @@ class FeatureStore:
         before = self.videos()
         named = set(corpus["video_id"].to_pylist())
         others = pa.array([video_id not in named for video_id in before["video_id"].to_pylist()], pa.bool_())
-        kept = before.filter(others).drop_columns(_GEOMETRY.names)
+        kept = before.filter(others).drop_columns(GEOMETRY.names)
         fresh = pa.concat_tables([fresh, kept], promote_options="permissive")
         measured = self._measured()
-        for field in _GEOMETRY:
+        for field in GEOMETRY:
             values = [measured.get(video_id, {}).get(field.name) for video_id in fresh["video_id"].to_pylist()]
             fresh = fresh.append_column(field, pa.array(values, field.type))
         own = [name for name in fresh.column_names if name not in _VIDEOS.names]
@@ -291,7 +291,7 @@ class FeatureStore:
         return sum(file.size for file in list_files(self.location))
 
     def _measured(self) -> dict[str, dict[str, Any]]:
-        table = self._read_parts("features/part-", ["video_id", *_GEOMETRY.names])
+        table = self._read_parts("features/part-", ["video_id", *GEOMETRY.names])
         return {} if table is None else {row["video_id"]: row for row in table.to_pylist()}
 
     def _read_parts(self, prefix: str, columns: list[str]) -> pa.Table | None:

@@ -31,7 +31,7 @@ from scale_ray.distributed.cluster import Size, connected
 from scale_ray.errors import UserError, VideoError
 from scale_ray.locations import filesystem_of, is_uri
 from scale_ray.progress import Progress
-from scale_ray.store import Failure, FeatureStore, VideoFeatures, fingerprint_of
+from scale_ray.store import GEOMETRY, Failure, FeatureStore, VideoFeatures, fingerprint_of
 
 if TYPE_CHECKING:  # the decoding tasks import this module, and do without torch: 4 s and 500 MB each
     from scale_ray.backbones import Backbone
@@ -49,10 +49,7 @@ _CLIPS = pa.schema(
         ("exception", pa.string()),
         ("pixels", pa.large_binary()),
         ("positions", pa.binary()),
-        ("height_px", pa.int32()),
-        ("width_px", pa.int32()),
-        ("duration_s", pa.float64()),
-        ("fps", pa.float64()),
+        *GEOMETRY,
     ]
 )
 
