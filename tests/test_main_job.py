@@ -156,7 +156,9 @@ def test_a_probe_prints_the_table_and_draws_the_picture(scale_ray: Command, extr
     assert (trained / "first" / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_sweep_is_a_parent_with_finished_children(scale_ray: Command, extracted: Extracted, tmp_path: Path):
+def test_a_sweep_is_a_parent_with_finished_children(
+    scale_ray: Command, extracted: Extracted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     ended = scale_ray(
         *("sweep", "--store", extracted.store, "--runs", tmp_path, "--mask-ratio", "0.25,0.5", "--set-size", "4,8"),
         *("--epochs", 2, *SMALL),
@@ -165,7 +167,8 @@ def test_a_sweep_is_a_parent_with_finished_children(scale_ray: Command, extracte
     assert ended.out.splitlines()[-1].startswith("best setting: --")
     assert len(ended.out.splitlines()) == 8, "the table alone, and nothing of a library's"
     assert all(line.startswith(("4 trials, ", "sweep: ")) for line in ended.err.splitlines()), ended.err
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    # Not set_tracking_uri: it would hold for the tests that follow.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     runs = mlflow.search_runs(experiment_names=["scale-ray"], output_format="list")
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
