@@ -4,8 +4,9 @@ import click
 import pytest
 
 from scale_ray.cli.main import cli
-from scale_ray.config import SECTIONS, BackboneOptions, PretrainConfig, Sampling, Sets, flag_of
+from scale_ray.config import SECTIONS, BackboneOptions, PretrainConfig, Sampling, Sets
 from scale_ray.errors import UserError
+from scale_ray.options import flag_of
 
 
 @pytest.mark.parametrize(

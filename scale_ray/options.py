@@ -1,0 +1,126 @@
+"""What an option is: a dataclass field with a default, a help text, a unit and a check."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from scale_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition on one option's value, with the words that tell a user of it."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Check:
+    return Check(f"at least {low:g}", lambda value: value >= low)
+
+
+def above(low: float) -> Check:
+    return Check(f"above {low:g}", lambda value: value > low)
+
+
+def share(*, with_one: bool) -> Check:
+    if with_one:
+        return Check("in [0, 1]", lambda value: 0 <= value <= 1)
+    return Check("in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def one_of(*choices: str) -> Check:
+    return Check("one of " + ", ".join(choices), lambda value: value in choices)
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    check: Check | None = None,
+    main: bool = False,
+    sweep: tuple[Any, ...] = (),
+) -> Any:
+    """A dataclass field that is an option.
+
+    `unit` stands behind the default in the help text, `main` options alone are in the short one, and
+    `sweep` are the values that a search tries by default.
+    """
+    metadata = {"help": help, "unit": unit, "check": check, "main": main, "sweep": sweep}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_Section = TypeVar("_Section", bound="Options")
+
+
+class Options:
+    """Base of the option dataclasses: checks every value, and reads and writes plain dictionaries."""
+
+    section: typing.ClassVar[str]
+
+    def __post_init__(self) -> None:
+        types_ = option_types(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            value = _coerced(field.name, value, types_[field.name])
+            object.__setattr__(self, field.name, value)
+            check: Check | None = field.metadata["check"]
+            if check is not None and value is not None and not check.holds(value):
+                raise UserError(f"{field.name}: expected a value {check.expected}, found {value!r}")
+
+    @classmethod
+    def from_dict(cls: type[_Section], values: Mapping[str, Any]) -> _Section:
+        """The options of a section; an unknown name is refused.
+
+        Raises
+        ------
+        UserError
+            For an unknown name, a value of the wrong type or one outside its range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in values:
+            if name not in known:
+                raise UserError(f"{cls.section}.{name}: unknown option, expected one of {', '.join(known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()  # type: ignore[call-overload]
+        }
+
+
+def option_types(section: type[Options]) -> dict[str, tuple[type, bool]]:
+    """For every option of a section: its plain type, and whether it may be None."""
+    found: dict[str, tuple[type, bool]] = {}
+    for name, hint in typing.get_type_hints(section).items():
+        if typing.get_origin(hint) is typing.ClassVar:
+            continue
+        optional = isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+        plain = next(arg for arg in typing.get_args(hint) if arg is not type(None)) if optional else hint
+        found[name] = (typing.get_origin(plain) or plain, optional)
+    return found
+
+
+def _coerced(name: str, value: Any, type_: tuple[type, bool]) -> Any:
+    plain, optional = type_
+    if value is None and optional:
+        return None
+    if plain is tuple and isinstance(value, list | tuple):
+        return tuple(float(number) for number in value)
+    if plain is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"{name}: expected a value of type {plain.__name__}, found {value!r}")
+
+
+def flag_of(name: str) -> str:
+    """The command-line flag of an option: `mask_ratio` is `--mask-ratio`."""
+    return "--" + name.replace("_", "-")
