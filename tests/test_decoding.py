@@ -32,10 +32,10 @@ def number_of(frame: np.ndarray) -> int:
 def test_the_frame_shown_at_the_planned_time_is_decoded(tmp_path, fps, suffix):
     path = tmp_path / f"numbered.{suffix}"
     write_video(path, numbered_frames(45), fps=fps, codec="ffv1" if suffix == "avi" else "libx264")
-    clips = decode_clips(str(path), "id", "train", SAMPLING, 32)
-    assert clips.pixels.shape == (4, 4, 32, 32, 3)
-    assert clips.pixels.dtype == np.uint8
-    for plan, pixels in zip(plan_clips("id", "train", clips.geometry, SAMPLING), clips.pixels, strict=True):
+    clips = decode_clips(str(path), "id", "train", SAMPLING, [32])
+    assert clips.pixels[0].shape == (4, 4, 32, 32, 3)
+    assert clips.pixels[0].dtype == np.uint8
+    for plan, pixels in zip(plan_clips("id", "train", clips.geometry, SAMPLING), clips.pixels[0], strict=True):
         for time_s, frame in zip(plan.times_s, pixels, strict=True):
             assert number_of(frame) == min(int(time_s * fps + 1e-6), 44)
 
@@ -54,8 +54,8 @@ def test_variable_frame_rate_is_read_by_time_stamp(tmp_path):
             frame.time_base = stream.time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    clips = decode_clips(str(path), "id", "train", SAMPLING, 32)
-    for plan, pixels in zip(plan_clips("id", "train", clips.geometry, SAMPLING), clips.pixels, strict=True):
+    clips = decode_clips(str(path), "id", "train", SAMPLING, [32])
+    for plan, pixels in zip(plan_clips("id", "train", clips.geometry, SAMPLING), clips.pixels[0], strict=True):
         for time_s, frame in zip(plan.times_s, pixels, strict=True):
             assert number_of(frame) == int(np.searchsorted(stamps_ms / 1000, time_s + 1e-6, side="right")) - 1
 
@@ -63,8 +63,8 @@ def test_variable_frame_rate_is_read_by_time_stamp(tmp_path):
 def test_a_short_video_repeats_its_last_frame(tmp_path):
     path = tmp_path / "short.mp4"
     write_video(path, numbered_frames(3), fps=30)
-    clips = decode_clips(str(path), "id", "eval", Sampling(), 32)
-    assert [number_of(frame) for frame in clips.pixels[0]] == [0] + [2] * 15
+    clips = decode_clips(str(path), "id", "eval", Sampling(), [32])
+    assert [number_of(frame) for frame in clips.pixels[0][0]] == [0] + [2] * 15
     assert clips.positions[0, 6] == pytest.approx(2 / 30, abs=1e-3)
 
 
@@ -73,10 +73,10 @@ def test_boxes_flips_and_positions_are_those_of_the_plan(tmp_path):
     ramp = np.broadcast_to(np.arange(0, 240, dtype=np.uint8)[None, None, :, None], (20, 120, 240, 3))
     write_video(path, np.ascontiguousarray(ramp))
     sampling = Sampling(clips=12)
-    clips = decode_clips(str(path), "id", "train", sampling, 112)
+    clips = decode_clips(str(path), "id", "train", sampling, [112])
     seen = set()
     plans = plan_clips("id", "train", clips.geometry, sampling)
-    for plan, pixels, position in zip(plans, clips.pixels, clips.positions, strict=True):
+    for plan, pixels, position in zip(plans, clips.pixels[0], clips.positions, strict=True):
         columns = pixels[0, :, :, 0].mean(0)
         left, right = (plan.box_px[3], plan.box_px[1]) if plan.flipped else (plan.box_px[1], plan.box_px[3])
         assert columns[1] == pytest.approx(left, abs=6)
@@ -90,9 +90,9 @@ def test_boxes_flips_and_positions_are_those_of_the_plan(tmp_path):
 def test_a_file_object_gives_what_the_path_gives(tmp_path):
     path = tmp_path / "numbered.mkv"
     write_video(path, numbered_frames(30), fps=15)
-    from_path = decode_clips(str(path), "id", "train", SAMPLING, 32)
-    from_file = decode_clips(lambda: path.open("rb"), "id", "train", SAMPLING, 32)
-    np.testing.assert_array_equal(from_path.pixels, from_file.pixels)
+    from_path = decode_clips(str(path), "id", "train", SAMPLING, [32])
+    from_file = decode_clips(lambda: path.open("rb"), "id", "train", SAMPLING, [32])
+    np.testing.assert_array_equal(from_path.pixels[0], from_file.pixels[0])
     np.testing.assert_array_equal(from_path.positions, from_file.positions)
 
 
@@ -118,7 +118,7 @@ def broken(folder: Path, kind: str) -> Path:
 )
 def test_what_is_no_video_has_a_reason(tmp_path, kind, stage, reason):
     with pytest.raises(VideoError, match=reason) as caught:
-        decode_clips(str(broken(tmp_path, kind)), "id", "eval", Sampling(), 32)
+        decode_clips(str(broken(tmp_path, kind)), "id", "eval", Sampling(), [32])
     assert caught.value.stage == stage
 
 
@@ -126,30 +126,30 @@ def test_a_text_that_ffmpeg_would_show_as_terminal_art_is_no_video(tmp_path):
     path = tmp_path / "notes.nfo"
     path.write_text("Some notes.\n" * 50)
     with pytest.raises(VideoError, match=r"not a video: FFmpeg reads it as 'tty'|not a readable video"):
-        decode_clips(str(path), "id", "train", Sampling(), 32)
+        decode_clips(str(path), "id", "train", Sampling(), [32])
 
 
 def test_a_missing_file_has_a_reason():
     with pytest.raises(VideoError, match="No such file"):
-        decode_clips("/nowhere/video.mp4", "id", "train", Sampling(), 32)
+        decode_clips("/nowhere/video.mp4", "id", "train", Sampling(), [32])
 
 
 @pytest.mark.parametrize("path", sorted((SHARED / "odd").glob("*")), ids=lambda path: path.name)
 def test_odd_files_decode_or_have_a_reason(path):
     if "corrupted" in path.name:
         with pytest.raises(VideoError, match="damaged"):
-            decode_clips(str(path), "id", "train", Sampling(), 64)
+            decode_clips(str(path), "id", "train", Sampling(), [64])
         return
-    clips = decode_clips(str(path), "id", "train", Sampling(), 64)
+    clips = decode_clips(str(path), "id", "train", Sampling(), [64])
     assert np.isfinite(clips.positions).all()
-    assert clips.pixels.std() > 0 or path.name.startswith("moviepy__-video-with-dash")
+    assert clips.pixels[0].std() > 0 or path.name.startswith("moviepy__-video-with-dash")
 
 
 def test_scrambled_stamps_fall_back_on_the_decoders_order(real_media):
     """The presentation stamps of these files are not monotonic; neighbouring frames must still be alike."""
     path = real_media / "videos/ut_interaction/kick/13_3_2.avi"
-    clips = decode_clips(str(path), "id", "eval", Sampling(stride=1), 64)
-    video = clips.pixels[1].astype(float)
+    clips = decode_clips(str(path), "id", "eval", Sampling(stride=1), [64])
+    video = clips.pixels[0][1].astype(float)
     near = np.abs(np.diff(video, axis=0)).mean()
     far = np.abs(video[8:] - video[:-8]).mean()
     assert near < 0.6 * far
