@@ -17,13 +17,15 @@ class RunFailed(RuntimeError):
 class VideoError(Exception):
     """One video that cannot be used: an entry of the failure ledger, never the end of a run.
 
-    `stage` is where it happened (`open`, `decode`, `backbone`), the message is the reason.
+    `stage` is where it happened (`open`, `decode`, `backbone`), the message is the reason, `exception` what
+    was raised beneath, as text.
     """
 
-    def __init__(self, stage: str, reason: str) -> None:
-        super().__init__(stage, reason)
+    def __init__(self, stage: str, reason: str, exception: str = "") -> None:
+        super().__init__(stage, reason, exception)
         self.stage = stage
         self.reason = reason
+        self.exception = exception
 
     def __str__(self) -> str:
         return self.reason
