@@ -115,9 +115,8 @@ def probe_table(
 
 def require_width(store: FeatureStore, aggregator: Aggregator) -> None:
     """Refuse an aggregator that was made for features of another width or backbone."""
-    clips = store.read_clips("train")
-    width = clips.features.shape[2]
-    if clips.video_ids and width != aggregator.feature_width:
+    width = store.feature_width()
+    if width is not None and width != aggregator.feature_width:
         raise UserError(
             f"checkpoint: expected an aggregator for features of width {width} (backbone "
             f"{store.fingerprint['backbone']}), found one of width {aggregator.feature_width}"

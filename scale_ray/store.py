@@ -4,6 +4,7 @@
     videos.parquet                a row a video, replaced as a whole by each run
     features/part-MODE-*.parquet  immutable shards, each whole or absent
     failures/part-*.parquet       the ledger of videos that could not be used
+    leases/*.json                 who writes at the moment
 
 Readable with pyarrow, pandas and DuckDB without this package.
 """
@@ -13,19 +14,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from scale_ray.clips import MODES, POSITION_FIELDS, VideoGeometry
 from scale_ray.config import Sampling
 from scale_ray.errors import UserError
 from scale_ray.locations import absolute, exists, filesystem_of, join, list_files, read_bytes, written_whole
+from scale_ray.splits import DEFAULT
 
-FORMAT = 1
+FORMAT = 2
 GEOMETRY = pa.schema(
     [
         ("height_px", pa.int32()),
@@ -53,11 +56,24 @@ _VIDEOS = pa.schema(
         ("size_bytes", pa.int64()),
         *GEOMETRY,
         ("label", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("target", pa.float64()),
         ("group", pa.string()),
         ("splits", pa.map_(pa.string(), pa.string())),
     ]
 )
-SPLIT_NAME = "default"
+
+
+_SHARED = ("frames", "stride", "fps")
+_RANDOM = (*_SHARED, "clips", "flip_probability")
+_LOOKS = ("area_", "aspect_", "jitter", "grey_", "blur_")
+# The options that decide the clips of each mode.
+_SAMPLED_BY = {
+    "train": (*_RANDOM, "scale_min_px", "scale_max_px", "crop_px"),
+    "augmented": (*_RANDOM, *(field.name for field in fields(Sampling) if field.name.startswith(_LOOKS))),
+    "eval": (*_SHARED, "eval_times", "eval_crops"),
+}
+assert set(_SAMPLED_BY) == set(MODES)
 
 
 @dataclass(frozen=True)
@@ -101,14 +117,10 @@ class Failure:
 def fingerprint_of(backbone: Mapping[str, Any], sampling: Sampling) -> dict[str, Any]:
     """What must be equal for features to belong into one store."""
     options = sampling.to_dict()
-    shared = {name: options.pop(name) for name in ("frames", "stride", "fps")}
-    evaluated = {name: options.pop(name) for name in ("eval_times", "eval_crops")}
-    seed = options.pop("sampling_seed")
     return {
         **backbone,
-        "precision": "float32",
-        "sampling_seed": seed,
-        "sampling": {"train": {**shared, **options}, "eval": {**shared, **evaluated}},
+        "sampling_seed": options["sampling_seed"],
+        "sampling": {mode: {name: options[name] for name in names} for mode, names in _SAMPLED_BY.items()},
     }
 
 
@@ -192,7 +204,7 @@ class FeatureStore:
                 },
             }
         )
-        self._write(table, "features", part_name)
+        self.write(table, "features", part_name)
 
     def enter_failures(self, failures: Sequence[Failure]) -> None:
         """Append entries to the ledger; the newest attempt at a video counts."""
@@ -200,7 +212,7 @@ class FeatureStore:
             return
         table = pa.Table.from_pylist([vars(failure) for failure in failures], schema=_LEDGER)
         key = json.dumps([vars(failure) for failure in failures], sort_keys=True)
-        self._write(table, "failures", f"part-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}.parquet")
+        self.write(table, "failures", f"part-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}.parquet")
 
     def done(self, mode: str) -> set[str]:
         """Ids of the videos whose clips of this mode are stored."""
@@ -225,15 +237,11 @@ class FeatureStore:
         Rows of videos that the corpus does not name are kept. A video that the corpus names again gets
         the corpus's label, group, split and columns: a corrected manifest corrects the store.
         """
-        splits = [[(SPLIT_NAME, split)] for split in corpus["split"].to_pylist()]
-        fresh = corpus.drop_columns(["split"]).append_column(
-            "splits", pa.array(splits, pa.map_(pa.string(), pa.string()))
-        )
         before = self.videos()
         named = set(corpus["video_id"].to_pylist())
         others = pa.array([video_id not in named for video_id in before["video_id"].to_pylist()], pa.bool_())
         kept = before.filter(others).drop_columns(GEOMETRY.names)
-        fresh = pa.concat_tables([fresh, kept], promote_options="permissive")
+        fresh = pa.concat_tables([corpus, kept], promote_options="permissive")
         measured = self._measured()
         for field in GEOMETRY:
             values = [measured.get(video_id, {}).get(field.name) for video_id in fresh["video_id"].to_pylist()]
@@ -242,7 +250,7 @@ class FeatureStore:
         fresh = fresh.select([*_VIDEOS.names, *own]).sort_by("video_id").combine_chunks()
         if before.equals(fresh):
             return False
-        self._write(fresh, "videos.parquet")
+        self.write(fresh, "videos.parquet")
         return True
 
     def videos(self) -> pa.Table:
@@ -253,27 +261,40 @@ class FeatureStore:
         with filesystem.open_input_file(path) as file:
             return pq.read_table(file).replace_schema_metadata(None)
 
+    def feature_width(self) -> int | None:
+        """D, from the schema of any shard; None where there is none yet."""
+        filesystem, _ = filesystem_of(self.location)
+        for path in self.parts("features/part-"):
+            with filesystem.open_input_file(path) as file:
+                return pq.read_schema(file).field("features").type.shape[1]
+        return None
+
     def read_clips(self, mode: str, split: str | None = None) -> ClipFeatures:
-        """Stored clips of one mode, in the order of the ids; of one split only, if given."""
+        """Stored clips of one mode, in the order of the ids; of one side of the split only, if given."""
         table = self._read_parts(f"features/part-{mode}-", ["video_id", "features", "positions"])
         if table is None:
             return ClipFeatures([], np.zeros((0, 0, 0), np.float16), np.zeros((0, 0, 7), np.float32))
         ids = table["video_id"].to_pylist()
         wanted = set(ids) if split is None else {i for i, of in self.splits().items() if of == split}
-        rows = sorted((row for row, video_id in enumerate(ids) if video_id in wanted), key=lambda row: ids[row])
+        # A video is twice there only while a compaction is under way or has died.
+        first = {video_id: row for row, video_id in reversed(list(enumerate(ids))) if video_id in wanted}
+        rows = [first[video_id] for video_id in sorted(first)]
         return ClipFeatures(
             [ids[row] for row in rows],
             _tensor_values(table["features"])[rows],
             _tensor_values(table["positions"])[rows],
         )
 
-    def splits(self) -> dict[str, str]:
-        """Split of every video, by id."""
+    def splits(self, name: str | None = None) -> dict[str, str]:
+        """Side (train, validation or test) of every video in one split, by id; no entry for the others.
+
+        Without a name: the split called `default`, else the first of several official ones.
+        """
         videos = self.videos()
-        return {
-            video_id: dict(splits)[SPLIT_NAME]
-            for video_id, splits in zip(videos["video_id"].to_pylist(), videos["splits"].to_pylist(), strict=True)
-        }
+        by_id = dict(zip(videos["video_id"].to_pylist(), map(dict, videos["splits"].to_pylist()), strict=True))
+        names = sorted({known for sides in by_id.values() for known in sides})
+        chosen = name or (DEFAULT if DEFAULT in names or not names else names[0])
+        return {video_id: sides[chosen] for video_id, sides in by_id.items() if chosen in sides}
 
     def labels(self) -> dict[str, str]:
         """Label of every labelled video, by id."""
@@ -294,19 +315,24 @@ class FeatureStore:
         table = self._read_parts("features/part-", ["video_id", *GEOMETRY.names])
         return {} if table is None else {row["video_id"]: row for row in table.to_pylist()}
 
-    def _read_parts(self, prefix: str, columns: list[str]) -> pa.Table | None:
+    def parts(self, prefix: str) -> list[str]:
+        """Paths, on the store's file system, of the shards whose names below the store begin so."""
         folder, _, start = prefix.rpartition("/")
-        filesystem, _ = filesystem_of(self.location)
-        tables = []
-        for info in list_files(join(self.location, folder)):
-            if info.base_name.startswith(start) and info.base_name.endswith(".parquet"):
-                with filesystem.open_input_file(info.path) as file:
-                    tables.append(pq.read_table(file, columns=columns))
-        return pa.concat_tables(tables) if tables else None
+        infos = list_files(join(self.location, folder))
+        return [i.path for i in infos if i.base_name.startswith(start) and i.base_name.endswith(".parquet")]
 
-    def _write(self, table: pa.Table, *name: str) -> None:
+    def _read_parts(self, prefix: str, columns: list[str]) -> pa.Table | None:
+        paths = self.parts(prefix)
+        if not paths:
+            return None
+        filesystem, _ = filesystem_of(self.location)
+        # As a data set: many small files of an object store are read at once.
+        return pyarrow.dataset.dataset(paths, filesystem=filesystem, format="parquet").to_table(columns=columns)
+
+    def write(self, table: pa.Table, *name: str) -> None:
+        """Write one of the store's files, whole or not at all; its pages carry check sums."""
         with written_whole(join(self.location, *name)) as file:
-            pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def _tensor_column(values: list[np.ndarray], dtype: type, shape: tuple[int, int]) -> pa.Array:

@@ -30,8 +30,10 @@ def corpus_of(**labels: str) -> pa.Table:
             "path": [f"/videos/{name}" for name in labels],
             "size_bytes": [1] * len(labels),
             "label": list(labels.values()),
+            "labels": pa.nulls(len(labels), pa.list_(pa.string())),
+            "target": pa.nulls(len(labels), pa.float64()),
             "group": pa.nulls(len(labels), pa.string()),
-            "split": ["train"] * len(labels),
+            "splits": pa.array([[("default", "train")]] * len(labels), pa.map_(pa.string(), pa.string())),
         }
     )
 
@@ -99,7 +101,7 @@ def test_no_store_and_a_future_format_are_refused(tmp_path):
     with pytest.raises(UserError, match="found none"):
         FeatureStore(str(tmp_path))
     (tmp_path / "store.json").write_text(json.dumps({"format": 99, "fingerprint": {}}))
-    with pytest.raises(UserError, match="expected store format 1, found 99"):
+    with pytest.raises(UserError, match="expected store format 2, found 99"):
         FeatureStore(str(tmp_path))
 
 

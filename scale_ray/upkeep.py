@@ -1,0 +1,126 @@
+"""A store's upkeep: overlapping shards resolved, small ones merged, every one verified.
+
+What writes here needs the store's lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scale_ray.clips import MODES
+from scale_ray.locations import filesystem_of, list_files
+from scale_ray.store import FeatureStore
+
+# Shards below this are merged, into ones of about this size.
+COMPACT_BYTES = 256 * 2**20
+
+
+def tidy(store: FeatureStore) -> None:
+    """What a run that died may have left: unfinished files, and shards that hold the same videos.
+
+    A compaction that dies between writing the merged shard and deleting its parts leaves both. Of shards
+    that overlap the one with the most videos stays; the others keep the videos that no shard before them
+    holds.
+    """
+    filesystem, _ = filesystem_of(store.location)
+    for info in list_files(store.location):
+        if info.base_name.endswith(".unfinished"):
+            filesystem.delete_file(info.path)
+    for mode in MODES:
+        held = {path: _ids_of(store, path) for path in store.parts(f"features/part-{mode}-")}
+        if sum(map(len, held.values())) == len(set().union(*held.values())):
+            continue
+        seen: set[str] = set()
+        for path, ids in sorted(held.items(), key=lambda item: (-len(item[1]), item[0])):
+            own = [video_id for video_id in ids if video_id not in seen]
+            seen |= set(ids)
+            if len(own) == len(ids):
+                continue
+            if own:
+                rest = _read(store, path).filter(pa.array([video_id in set(own) for video_id in ids], pa.bool_()))
+                store.write(rest, "features", store.part_name(mode, own))
+            filesystem.delete_file(path)
+
+
+def compact(store: FeatureStore) -> tuple[int, int]:
+    """Merge small shards of each mode; the number of shards before and after."""
+    filesystem, _ = filesystem_of(store.location)
+    before = len(store.parts("features/part-"))
+    for mode in MODES:
+        for paths in _batches(store, mode):
+            merged = pa.concat_tables([_read(store, path) for path in paths]).sort_by("video_id")
+            store.write(merged, "features", store.part_name(mode, merged["video_id"].to_pylist()))
+            for path in paths:
+                filesystem.delete_file(path)
+    return before, len(store.parts("features/part-"))
+
+
+def verify(store: FeatureStore) -> list[str]:
+    """Read every shard whole, check sums included; a line for each thing that is wrong."""
+    wrong: list[str] = []
+    known = set(store.videos()["video_id"].to_pylist())
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    for mode in MODES:
+        seen: dict[str, str] = {}
+        for path in store.parts(f"features/part-{mode}-"):
+            name = path.rpartition("/")[2]
+            try:
+                table = _read(store, path)
+            except (pa.ArrowException, OSError) as error:
+                wrong.append(f"{name}: cannot be read ({str(error).splitlines()[0]}); delete it and extract again")
+                continue
+            wrong += [f"{name}: {what}" for what in _faults(table, mode)]
+            shapes.setdefault(mode, set()).add(tuple(table["features"].type.shape))
+            for video_id in table["video_id"].to_pylist():
+                if video_id in seen:
+                    wrong.append(f"{name}: holds {video_id!r}, which {seen[video_id]} holds, too")
+                if video_id not in known:
+                    wrong.append(f"{name}: holds {video_id!r}, which videos.parquet does not know")
+                seen[video_id] = name
+    wrong += [f"shards of mode {mode} differ in shape: {sorted(of)}" for mode, of in shapes.items() if len(of) > 1]
+    return wrong
+
+
+def _faults(table: pa.Table, mode: str) -> Iterator[str]:
+    if set(table["mode"].to_pylist()) - {mode}:
+        yield f"holds clips of another mode than {mode}"
+    for name in ("features", "positions"):
+        values = np.concatenate([chunk.to_numpy_ndarray() for chunk in table[name].chunks])
+        finite = np.isfinite(values).all(axis=(1, 2))
+        if not finite.all():
+            example = table["video_id"][int(np.argmin(finite))].as_py()
+            yield f"holds {name} that are not finite, such as those of {example!r}"
+
+
+def _batches(store: FeatureStore, mode: str) -> Iterator[list[str]]:
+    """Small shards that together make one of the wanted size."""
+    together: list[str] = []
+    size_bytes = 0
+    filesystem, _ = filesystem_of(store.location)
+    for path in store.parts(f"features/part-{mode}-"):
+        part_bytes = filesystem.get_file_info(path).size
+        if part_bytes >= COMPACT_BYTES:
+            continue
+        together.append(path)
+        size_bytes += part_bytes
+        if size_bytes >= COMPACT_BYTES:
+            yield together
+            together, size_bytes = [], 0
+    if len(together) > 1:
+        yield together
+
+
+def _read(store: FeatureStore, path: str) -> pa.Table:
+    filesystem, _ = filesystem_of(store.location)
+    with filesystem.open_input_file(path) as file:
+        return pq.read_table(file, page_checksum_verification=True)
+
+
+def _ids_of(store: FeatureStore, path: str) -> list[str]:
+    filesystem, _ = filesystem_of(store.location)
+    with filesystem.open_input_file(path) as file:
+        return pq.read_table(file, columns=["video_id"])["video_id"].to_pylist()

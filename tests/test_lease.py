@@ -1,0 +1,110 @@
+import dataclasses
+import datetime
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scale_ray import lease
+from scale_ray.errors import RunFailed, UserError
+
+
+def claims(store: Path) -> list[Path]:
+    return sorted((store / "leases").glob("*.json"))
+
+
+def leave_claim(store: Path, *, token: str = "0", silent_s: float = 0.0, **changes) -> lease.Claim:
+    """A claim as another writer left it; of a living process of another host unless changed."""
+    claim = dataclasses.replace(lease.Claim.mine(), token=token, **{"host": "elsewhere"} | changes)
+    lease._write(f"{store}/leases", claim)
+    then = time.time() - silent_s
+    os.utime(store / "leases" / f"{token}.json", (then, then))
+    return claim
+
+
+def test_a_second_writer_is_told_who_holds_the_store(tmp_path):
+    with lease.held(str(tmp_path)) as first:
+        with pytest.raises(UserError, match=f"found process {os.getpid()} on "), lease.held(str(tmp_path)):
+            pytest.fail("two writers at once")
+        first.check()
+        assert len(claims(tmp_path)) == 1
+    assert claims(tmp_path) == []
+
+
+@pytest.mark.parametrize("token", ["0", "z"])
+def test_a_living_writer_of_another_host_is_respected_whatever_its_token(tmp_path, monkeypatch, token):
+    monkeypatch.setattr(lease, "_PATIENCE_S", 0.3)
+    leave_claim(tmp_path, token=token)
+    with pytest.raises(UserError, match="on elsewhere, since"), lease.held(str(tmp_path)):
+        pytest.fail("two writers at once")
+    assert [path.stem for path in claims(tmp_path)] == [token]
+
+
+def test_a_minutes_silence_frees_the_store(tmp_path):
+    leave_claim(tmp_path, silent_s=61)
+    with lease.held(str(tmp_path)):
+        assert [path.stem for path in claims(tmp_path)] != ["0"]
+        assert len(claims(tmp_path)) == 1
+
+
+def test_a_dead_process_of_this_host_frees_the_store_at_once(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    leave_claim(tmp_path, host=lease.Claim.mine().host, process=child.pid)
+    with lease.held(str(tmp_path)):
+        assert len(claims(tmp_path)) == 1
+
+
+def test_another_process_of_the_same_number_does_not_count_as_alive(tmp_path):
+    leave_claim(tmp_path, host=lease.Claim.mine().host, process_began_s=1.0)
+    with lease.held(str(tmp_path)):
+        assert len(claims(tmp_path)) == 1
+
+
+def test_a_writer_that_was_taken_for_dead_stops_before_it_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
+    with lease.held(str(tmp_path)) as mine:
+        claims(tmp_path)[0].unlink()
+        time.sleep(0.2)
+        with pytest.raises(RunFailed, match="removed by another writer"):
+            mine.check()
+        assert claims(tmp_path) == []
+
+
+def test_the_heart_keeps_a_claim_fresh(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
+    with lease.held(str(tmp_path)):
+        path = claims(tmp_path)[0]
+        long_ago = datetime.datetime(2020, 1, 1).timestamp()
+        os.utime(path, (long_ago, long_ago))
+        time.sleep(0.3)
+        assert path.stat().st_mtime > long_ago + 1
+        assert json.loads(path.read_text())["process"] == os.getpid()
+
+
+def test_of_many_that_begin_at_once_never_two_hold_the_store(tmp_path):
+    """Eight processes try over and over; each notes when it held the store."""
+    code = f"""
+import time
+from scale_ray import lease
+from scale_ray.errors import UserError
+lease._PATIENCE_S = 0.5
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    try:
+        with lease.held({str(tmp_path)!r}):
+            began = time.monotonic(); time.sleep(0.02); print(began, time.monotonic())
+    except UserError:
+        time.sleep(0.01)
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    told = [writer.communicate(timeout=60)[0] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * 6
+    spans = sorted(tuple(map(float, line.split())) for text in told for line in text.splitlines())
+    assert len(spans) > 3
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(spans))
