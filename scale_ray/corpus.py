@@ -1,28 +1,42 @@
-"""Where the videos are: folders, globs and manifests; their identities, labels and splits."""
+"""Where the videos are: folders, globs, manifests and official layouts; their identities, labels and splits."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import posixpath
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
+from fsspec.utils import glob_translate
 from pyarrow import fs
 
+from scale_ray.annotations import read_layout
+from scale_ray.config import CorpusOptions
 from scale_ray.errors import UserError
-from scale_ray.locations import absolute, filesystem_of, is_uri, join, list_files
+from scale_ray.locations import absolute, filesystem_of, is_uri, join, list_files, without_options
+from scale_ray.manifests import MANIFEST_SUFFIXES, Video, read_manifest
+from scale_ray.splits import DEFAULT, counted, hash_share, hashed_splits, modes_of, refuse_straddling_groups
 
-SPLITS = ("train", "validation", "test")
-_SPLIT_ALIASES = {"val": "validation", "valid": "validation", "training": "train", "testing": "test"}
-_MANIFEST_SUFFIXES = (".csv", ".parquet")
-# Share of the videos that a corpus without a split column gives to its test split.
-_TEST_SHARE = 0.2
+__all__ = ["Corpus", "hash_share", "modes_of", "read_corpus"]
+
+_DEFAULTS = CorpusOptions()
+_COLUMNS = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("path", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("label", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("target", pa.float64()),
+        ("group", pa.string()),
+        ("splits", pa.map_(pa.string(), pa.string())),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,9 @@ class Corpus:
     """The videos of one source.
 
     `videos` has a row a video, in the order of `video_id`: `video_id`, `path`, `size_bytes` (null for a
-    missing file), `label`, `group` (null where unknown), `split`, and a manifest's own columns.
+    file that is not there or cannot be asked), `label`, `labels` (of a multi-label corpus), `target` (a
+    number to predict) and `group`, all null where unknown; `splits` (name -> train, validation or test; no
+    entry for a split that the video is not in), and a manifest's own columns.
     `split_note` says where the splits come from.
     """
 
@@ -38,165 +54,132 @@ class Corpus:
     videos: pa.Table
     split_note: str
 
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The names of the splits, in order: one called `default`, or several official ones."""
+        return tuple(sorted({name for splits in self.videos["splits"].to_pylist() for name, _ in splits}))
 
-def read_corpus(source: str, *, leave_out: str | None = None) -> Corpus:
-    """List the videos of a folder (class per subfolder), a glob or a CSV or Parquet manifest.
 
-    Every file of a folder counts but hidden ones: what is no video is found out, and said, when it is
-    opened. `leave_out` names a folder inside it that holds something else, such as the store.
+def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, leave_out: str | None = None) -> Corpus:
+    """List the videos of a folder (class per subfolder, or an official layout), a glob or a manifest.
+
+    Every file of a plain folder counts but hidden ones: what is no video is found out, and said, when it
+    is opened. `leave_out` names a folder inside it that holds something else, such as the store. In a URI
+    the wildcards are `*`, `**` and `[...]`, since `?` begins its options.
+
+    A manifest is a CSV or Parquet file with a column `path` (absolute, a URI, or relative to its own
+    folder) and, as far as known, `video_id` or `id`, `label`, `labels` (a list; in CSV with `|` or `;`
+    between them), `target`, `group`, `split` and `split_NAME`.
 
     Raises
     ------
     UserError
-        Where there is nothing, or a manifest lacks its `path` column or has an unknown split.
+        Where there is nothing, the lists of a layout are not there, a manifest cannot be used, a video
+        comes twice, or a group is on two sides of one split.
     """
-    if any(letter in source for letter in "*?["):
-        rows = _from_glob(source)
-    elif source.lower().endswith(_MANIFEST_SUFFIXES):
-        rows = _from_manifest(source)
+    own: dict[str, pa.ChunkedArray] = {}
+    if without_options(source).lower().endswith(MANIFEST_SUFFIXES) and not _is_glob(source):
+        if options.layout != "auto" or options.annotations is not None:
+            raise UserError(f"layout, annotations: expected them with a folder or a glob, found the manifest {source}")
+        videos, own = read_manifest(source)
+        note = "splits as given"
     else:
-        rows = _from_folder(source, leave_out)
-    repeated = [video_id for video_id, count in Counter(rows["video_id"].to_pylist()).items() if count > 1]
+        videos, note = _from_folder(source, options, leave_out)
+    repeated = [video_id for video_id, count in Counter(video.video_id for video in videos).items() if count > 1]
     if repeated:
         raise UserError(f"expected every video once, found {repeated[0]!r} more than once in {source}")
-    rows = rows.sort_by("video_id")
-    rows, note = _with_splits(rows, source)
-    return Corpus(source, rows, note)
+    note = _complete_splits(videos, note, options.test_share)
+    splits = [video.splits or {} for video in videos]
+    refuse_straddling_groups(source, [video.group for video in videos], splits)
+    prefix = f"{options.id_prefix}/" if options.id_prefix else ""
+    rows = [
+        {**vars(video), "video_id": prefix + video.video_id, "splits": list(sides.items())}
+        for video, sides in zip(videos, splits, strict=True)
+    ]
+    table = pa.Table.from_pylist(rows, schema=_COLUMNS)
+    for name, values in own.items():
+        table = table.append_column(name, values)
+    return Corpus(source, table.sort_by("video_id"), note)
 
 
-def hash_share(key: str) -> float:
-    """A number in [0, 1) that depends on the key alone: the draw behind every split of ours."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+def _complete_splits(videos: Sequence[Video], note: str, test_share: float) -> str:
+    """Draw splits where the source has none; the note that says where they come from."""
+    if any(video.splits for video in videos):
+        num_without = sum(not video.splits for video in videos)
+        return note + counted(num_without, "video in no split", "videos in no split")
+    labelled = [any(known is not None for known in (video.label, video.labels, video.target)) for video in videos]
+    ids, groups = [video.video_id for video in videos], [video.group for video in videos]
+    splits, note = hashed_splits(ids, groups, labelled, test_share)
+    for video, sides in zip(videos, splits, strict=True):
+        video.splits = sides
+    return note
 
 
-def _from_folder(source: str, leave_out: str | None) -> pa.Table:
-    filesystem, root = filesystem_of(source)
-    info = filesystem.get_file_info(root)
-    if info.type == fs.FileType.NotFound:
-        raise UserError(f"expected a folder, a glob or a manifest of videos, found nothing at {source}")
-    if info.type == fs.FileType.File:
-        raise UserError(f"expected a folder, a glob or a manifest (.csv, .parquet), found the file {source}")
+def _from_folder(source: str, options: CorpusOptions, leave_out: str | None) -> tuple[list[Video], str]:
+    """The videos of a folder or glob with what its official lists, or else its subfolders, say of them."""
+    root, sizes = _matching_files(source) if _is_glob(source) else _files(source)
+    inner = filesystem_of(root)[1]
     apart = filesystem_of(leave_out)[1].rstrip("/") + "/" if leave_out else None
-    ids, paths, sizes = [], [], []
-    for file in list_files(source):
-        video_id = posixpath.relpath(file.path, root)
+    for video_id in list(sizes):
         hidden = any(part.startswith(".") for part in video_id.split("/"))
-        if hidden or (apart and file.path.startswith(apart)):
-            continue
-        ids.append(video_id)
-        paths.append(join(source, video_id) if is_uri(source) else file.path)
-        sizes.append(file.size)
-    if not ids:
-        raise UserError(f"expected videos, found an empty folder at {source}")
-    return _listed(ids, paths, sizes)
+        if hidden or (apart and posixpath.join(inner, video_id).startswith(apart)):
+            del sizes[video_id]
+    if not sizes:
+        what = "no file that matches" if _is_glob(source) else "an empty folder at"
+        raise UserError(f"expected videos, found {what} {source}")
+    found = read_layout(options.layout, root, list(sizes), options.annotations)
+    if found is None:
+        return [
+            Video(video_id, join(root, video_id), size, posixpath.dirname(video_id) or None)
+            for video_id, size in sizes.items()
+        ], ""
+    videos = [
+        Video(video_id, join(root, video_id), sizes[video_id], said.label, group=said.group, splits=dict(said.splits))
+        for video_id, said in found.reading.videos.items()
+    ]
+    names = sorted({name for video in videos for name in video.splits or {}})
+    which = "official split" + ("" if names == [DEFAULT] else f"{'s' * (len(names) > 1)} {', '.join(names)}")
+    note = f"{which} of {found.title}, from {found.where}"
+    note += counted(found.reading.num_absent, "listed video is not there", "listed videos are not there")
+    return videos, note + counted(found.reading.num_left_out, "video in no list left out", "videos in no list left out")
 
 
-def _from_glob(source: str) -> pa.Table:
-    if is_uri(source):
-        raise UserError(f"expected a local glob, found {source}; give the folder or a manifest instead")
-    pattern = absolute(source)
-    # Identities are relative to the part before the first wildcard, so that a longer glob keeps them.
-    fixed = []
-    for part in Path(pattern).parts[:-1]:
-        if any(letter in part for letter in "*?["):
-            break
-        fixed.append(part)
-    root = str(Path(*fixed))
-    paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-    if not paths:
-        raise UserError(f"expected videos, found no file that matches {source}")
-    ids = [os.path.relpath(path, root) for path in paths]
-    return _listed(ids, paths, [os.path.getsize(path) for path in paths])
+def _files(folder: str) -> tuple[str, dict[str, int]]:
+    """A folder, and the sizes in bytes of all files below it by their paths relative to it."""
+    filesystem, root = filesystem_of(folder)
+    kind = filesystem.get_file_info(root).type
+    if kind == fs.FileType.NotFound:
+        raise UserError(f"expected a folder, a glob or a manifest of videos, found nothing at {folder}")
+    if kind == fs.FileType.File:
+        raise UserError(f"expected a folder, a glob or a manifest (.csv, .parquet), found the file {folder}")
+    return absolute(folder), {posixpath.relpath(file.path, root): file.size for file in list_files(folder)}
 
 
-def _listed(ids: list[str], paths: list[str], sizes: list[int]) -> pa.Table:
-    labels = [posixpath.dirname(video_id) or None for video_id in ids]
-    return pa.table(
-        {
-            "video_id": pa.array(ids, pa.string()),
-            "path": pa.array(paths, pa.string()),
-            "size_bytes": pa.array(sizes, pa.int64()),
-            "label": pa.array(labels, pa.string()),
-            "group": pa.nulls(len(ids), pa.string()),
-        }
-    )
+def _matching_files(source: str) -> tuple[str, dict[str, int]]:
+    """The folder before the first wildcard, and the files that match, as in `_files`.
 
-
-def _from_manifest(source: str) -> pa.Table:
-    filesystem, path = filesystem_of(source)
-    if filesystem.get_file_info(path).type != fs.FileType.File:
-        raise UserError(f"expected a manifest of videos, found no file at {source}")
+    Identities are relative to that folder, so that a longer glob keeps them. A remote folder is listed
+    as a whole, in requests of a thousand files; on local disk only the folders that match are looked into.
+    """
+    location = absolute(source)
+    pattern = without_options(location)
+    parts = pattern.split("/")
+    first = next(index for index, part in enumerate(parts) if _has_wildcard(part))
+    folder = "/".join(parts[:first]) or "/"
+    if not is_uri(source):
+        paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+        return folder, {os.path.relpath(path, folder): os.path.getsize(path) for path in paths}
     try:
-        with filesystem.open_input_file(path) as file:
-            manifest = pq.read_table(file) if path.lower().endswith(".parquet") else pyarrow.csv.read_csv(file)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"expected a readable manifest, found in {source}: {error}") from error
-    if "path" not in manifest.column_names:
-        raise UserError(f"{source}: expected a column 'path', found {', '.join(manifest.column_names) or 'none'}")
-    if not len(manifest):
-        raise UserError(f"expected videos, found no row in {source}")
-    root = posixpath.dirname(source if is_uri(source) else absolute(source))
-    named = [str(value) for value in manifest["path"].to_pylist()]
-    paths = [value if is_uri(value) or os.path.isabs(value) else join(root, value) for value in named]
-    own_ids = next((name for name in ("video_id", "id") if name in manifest.column_names), None)
-    ids = [str(value) for value in manifest[own_ids].to_pylist()] if own_ids else named
-    columns = {
-        "video_id": pa.array(ids, pa.string()),
-        "path": pa.array(paths, pa.string()),
-        "size_bytes": pa.array([_size_of(value) for value in paths], pa.int64()),
-        "label": _text_column(manifest, "label"),
-        "group": _text_column(manifest, "group"),
-    }
-    for name in manifest.column_names:
-        if name not in columns and name not in ("path", own_ids):
-            columns[name] = manifest[name]
-    return pa.table(columns)
+        matches = re.compile(glob_translate(unquote("/".join(parts[first:])))).fullmatch
+    except ValueError as error:
+        raise UserError(f"expected ** in a glob to stand between two /, found {source}") from error
+    root, sizes = _files(folder + location[len(pattern) :])
+    return root, {name: size for name, size in sizes.items() if matches(name)}
 
 
-def _size_of(path: str) -> int | None:
-    filesystem, inner = filesystem_of(path)
-    return filesystem.get_file_info(inner).size
+def _is_glob(source: str) -> bool:
+    return _has_wildcard(without_options(source)) and (is_uri(source) or not os.path.exists(source))
 
 
-def _text_column(table: pa.Table, name: str) -> pa.Array:
-    if name not in table.column_names:
-        return pa.nulls(len(table), pa.string())
-    values = ["" if value is None else str(value) for value in table[name].to_pylist()]
-    return pa.array([value or None for value in values], pa.string())
-
-
-def _with_splits(videos: pa.Table, source: str) -> tuple[pa.Table, str]:
-    if "split" in videos.column_names:
-        splits = []
-        for row, value in enumerate(videos["split"].to_pylist()):
-            split = _SPLIT_ALIASES.get(str(value).lower(), str(value).lower())
-            if split not in SPLITS:
-                raise UserError(
-                    f"{source}: expected a split of {', '.join(SPLITS)}, "
-                    f"found {value!r} for {videos['video_id'][row].as_py()!r}"
-                )
-            splits.append(split)
-        videos = videos.set_column(videos.column_names.index("split"), "split", pa.array(splits, pa.string()))
-        _refuse_straddling_groups(videos, source)
-        return videos, "splits as given"
-    labels, groups = videos["label"].to_pylist(), videos["group"].to_pylist()
-    if not any(labels):
-        splits, note = ["train"] * len(labels), "no labels: all videos are training videos"
-    else:
-        keys = [group or video_id for group, video_id in zip(groups, videos["video_id"].to_pylist(), strict=True)]
-        splits = [
-            "test" if label and hash_share(key) < _TEST_SHARE else "train"
-            for key, label in zip(keys, labels, strict=True)
-        ]
-        by = "group" if any(groups) else "video"
-        note = f"no split given: about 80 % train and 20 % test by a hash of the {by}"
-    return videos.append_column("split", pa.array(splits, pa.string())), note
-
-
-def _refuse_straddling_groups(videos: pa.Table, source: str) -> None:
-    seen: dict[str, str] = {}
-    for group, split in zip(videos["group"].to_pylist(), videos["split"].to_pylist(), strict=True):
-        if group is not None and seen.setdefault(group, split) != split:
-            raise UserError(
-                f"{source}: expected each group in one split, found group {group!r} in {seen[group]} and {split}"
-            )
+def _has_wildcard(text: str) -> bool:
+    return any(letter in text for letter in "*?[")
