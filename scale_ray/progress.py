@@ -31,6 +31,10 @@ class Progress:
             self._say(f"{self.what}: {self.total} {self.unit}")
         return self
 
+    def advance(self, step: int) -> None:
+        """`step` more are done."""
+        self.to(self._count + step)
+
     def to(self, count: int, note: str = "") -> None:
         """`count` are done now; `note` stands behind, such as the loss."""
         step, self._count = count - self._count, count

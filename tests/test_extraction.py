@@ -2,48 +2,48 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from scale_ray import lease
 from scale_ray.clips import VideoGeometry
-from scale_ray.config import BackboneOptions, Cluster, Extraction, Sampling
-from scale_ray.corpus import read_corpus
+from scale_ray.config import BackboneOptions, Cluster, CorpusOptions, Extraction, Sampling
 from scale_ray.distributed import extract as stage
-from scale_ray.store import Failure, FeatureStore, VideoFeatures
+from scale_ray.errors import UserError
+from scale_ray.extraction import ExtractionSummary, Run, Shard
+from scale_ray.store import Failure, FeatureStore
+
+SMALL = "shufflenet_v2_x0_5"
 
 
 class Killed(Exception):
     """The process died here."""
 
 
-def run(videos: Path, store: Path, monkeypatch, *, dies_after: int | None = None, **options) -> stage.ExtractionSummary:
+def run(
+    videos: Path, store: Path, monkeypatch, *, dies_after: int | None = None, backbone: str = SMALL, **options
+) -> list[ExtractionSummary]:
     """Extract with made-up features; broken files fail, and after `dies_after` shards the run dies."""
 
-    def stream(shards, to, encoder, sampling, extraction, size, progress):
-        for number, shard in enumerate(shards):
+    def stream(run, sampling, extraction, size, progress):
+        for number, shard in enumerate(run.shards):
             if number == dies_after:
                 raise Killed
-            results: dict[str, VideoFeatures | Failure] = {}
-            for video_id, path, attempts in zip(shard.video_ids, shard.paths, shard.attempts, strict=True):
-                if "_0" not in video_id:
-                    results[video_id] = Failure(video_id, shard.mode, path, "open", "broken", "", attempts + 1)
-                    continue
-                rng = np.random.default_rng(len(video_id))
-                features = rng.normal(size=(sampling.num_clips(shard.mode), 4)).astype(np.float16)
-                positions = np.zeros((len(features), 7), np.float32)
-                results[video_id] = VideoFeatures(video_id, features, positions, VideoGeometry(120, 160, 8.0, 15.0))
-            stage._commit(to, shard, results)
+            for video_id in reversed(shard.video_ids):
+                run.take(result(video_id, number, shard, sampling), sampling)
 
-    monkeypatch.setattr(stage, "_run_stream", stream)
+    monkeypatch.setattr(stage, "_stream", stream)
     monkeypatch.setattr(stage, "connected", lambda *_, **__: nullcontext())
     return stage.extract(
         str(videos),
         str(store),
+        corpus=CorpusOptions(),
         sampling=Sampling(),
-        backbone=BackboneOptions(backbone="shufflenet_v2_x0_5", weights="none", input_px=32),
+        backbone=BackboneOptions(backbone=backbone, weights="none", input_px=32),
         extraction=Extraction(shard_videos=4, **options),
         cluster=Cluster(),
         say=lambda _: None,
@@ -51,14 +51,29 @@ def run(videos: Path, store: Path, monkeypatch, *, dies_after: int | None = None
     )
 
 
+def result(video_id: str, number: int, shard: Shard, sampling: Sampling) -> dict:
+    if "_0" not in video_id:
+        bad = {"stage": "open", "reason": "broken", "exception": "", "positions": None}
+        return {"shard": number, "video_id": video_id, **bad}
+    rng = np.random.default_rng(len(video_id))
+    clips = sampling.num_clips(shard.mode)
+    return {
+        "shard": number,
+        "video_id": video_id,
+        "positions": np.zeros((clips, 7), np.float32).tobytes(),
+        **{f"features_{t}": rng.normal(size=(clips, 4 + t)).astype(np.float16).tobytes() for t in shard.targets},
+        **vars(VideoGeometry(120, 160, 8.0, 15.0)),
+    }
+
+
 @pytest.mark.parametrize("dies_after", [0, 1, 3])
 def test_a_run_that_died_is_finished_by_the_same_command(videos, tmp_path, monkeypatch, dies_after):
     with pytest.raises(Killed):
         run(videos, tmp_path / "died", monkeypatch, dies_after=dies_after)
     done_before = sum(len(FeatureStore(str(tmp_path / "died")).done(mode)) for mode in ("train", "eval"))
-    summary = run(videos, tmp_path / "died", monkeypatch)
+    [summary] = run(videos, tmp_path / "died", monkeypatch)
     run(videos, tmp_path / "whole", monkeypatch)
-    assert (summary.num_videos, summary.num_done, len(summary.failures)) == (35, 32, 3)
+    assert (summary.num_videos, summary.num_done, summary.num_failed + summary.num_skipped) == (35, 32, 3)
     assert summary.num_extracted + done_before == 32
     died, whole = (FeatureStore(str(tmp_path / name)) for name in ("died", "whole"))
     for mode in ("train", "eval"):
@@ -68,28 +83,80 @@ def test_a_run_that_died_is_finished_by_the_same_command(videos, tmp_path, monke
 
 
 def test_failed_videos_are_tried_again_only_when_asked(videos, tmp_path, monkeypatch):
-    run(videos, tmp_path / "s", monkeypatch)
-    assert [entry.attempts for entry in run(videos, tmp_path / "s", monkeypatch).failures] == [1, 1, 1]
-    again = run(videos, tmp_path / "s", monkeypatch, retry_failed=True)
-    assert [entry.attempts for entry in again.failures] == [2, 2, 2]
-    assert again.num_extracted == 0
+    [first] = run(videos, tmp_path / "s", monkeypatch)
+    assert "32 done + 3 failed + 0 skipped = 35 videos" in first.lines()
+    [again] = run(videos, tmp_path / "s", monkeypatch)
+    assert [entry.attempts for entry in again.failures] == [1, 1, 1]
+    assert (again.num_done, again.num_failed, again.num_skipped) == (32, 0, 3)
+    assert "32 done + 0 failed + 3 skipped = 35 videos, skipped: failed before, --retry-failed tries them again" in (
+        again.lines()
+    )
+    [retried] = run(videos, tmp_path / "s", monkeypatch, retry_failed=True)
+    assert [entry.attempts for entry in retried.failures] == [2, 2, 2]
+    assert (retried.num_extracted, retried.num_failed, retried.num_skipped) == (0, 3, 0)
+
+
+def test_many_failures_are_counted_and_some_shown():
+    failures = [Failure(f"v{n}", "train", "/v", "open", "broken", "", 1) for n in range(30)]
+    lines = ExtractionSummary("s", 100, 70, 30, 0, 70, False, failures).lines()
+    assert len(lines) == 2 + 20 + 1
+    assert lines[-1] == "  and 10 more: `scale-ray store s` lists them all"
 
 
 def test_the_plan_covers_every_video_once_in_order(videos, tmp_path, monkeypatch):
+    seen: list[Shard] = []
+    monkeypatch.setattr(stage, "Run", lambda *given: seen.extend((made := Run(*given)).shards) or made)
     run(videos, tmp_path / "s", monkeypatch)
-    empty = FeatureStore.create(str(tmp_path / "empty"), FeatureStore(str(tmp_path / "s")).fingerprint)
-    corpus = read_corpus(str(videos))
-    shards, left = stage.plan_shards(corpus, empty, Extraction(shard_videos=4))
-    planned = [video_id for shard in shards for video_id in shard.video_ids]
-    assert sorted(planned) == corpus.videos["video_id"].to_pylist()
-    assert not left
-    assert all(shard.video_ids == sorted(shard.video_ids) for shard in shards)
-    assert max(len(shard.video_ids) for shard in shards) == 4
+    planned = [video_id for shard in seen for video_id in shard.video_ids]
+    assert sorted(planned) == FeatureStore(str(tmp_path / "s")).videos()["video_id"].to_pylist()
+    assert all(shard.video_ids == sorted(shard.video_ids) for shard in seen)
+    assert max(len(shard.video_ids) for shard in seen) == 4
 
 
 def test_another_mode_extracts_the_difference(videos, tmp_path, monkeypatch):
     run(videos, tmp_path / "s", monkeypatch)
-    summary = run(videos, tmp_path / "s", monkeypatch, mode="train")
-    store = FeatureStore(str(tmp_path / "s"))
-    assert len(store.done("train")) == 32
+    [summary] = run(videos, tmp_path / "s", monkeypatch, mode="train")
     assert 0 < summary.num_extracted < 32
+    [augmented] = run(videos, tmp_path / "s", monkeypatch, mode="augmented")
+    assert augmented.num_extracted == 32
+    store = FeatureStore(str(tmp_path / "s"))
+    assert len(store.done("train")) == len(store.done("augmented")) == 32
+    assert store.read_clips("augmented").features.shape[1] == 16
+
+
+def test_several_backbones_share_the_decoding_and_have_a_store_each(videos, tmp_path, monkeypatch):
+    run(videos, tmp_path / "both" / SMALL, monkeypatch)
+    first, second = run(videos, tmp_path / "both", monkeypatch, backbone=f"{SMALL},squeezenet1_1")
+    assert (first.num_extracted, second.num_extracted) == (0, 32), "the first one's store was there already"
+    stores = [FeatureStore(str(tmp_path / "both" / name)) for name in (SMALL, "squeezenet1_1")]
+    assert [store.fingerprint["backbone"] for store in stores] == [SMALL, "squeezenet1_1"]
+    assert [store.feature_width() for store in stores] == [4, 5]
+    with pytest.raises(UserError, match="expected a folder for the stores of 2 backbones, found a store itself"):
+        run(videos, tmp_path / "both" / SMALL, monkeypatch, backbone=f"{SMALL},squeezenet1_1")
+
+
+def test_a_store_that_somebody_writes_to_is_left_alone(videos, tmp_path, monkeypatch):
+    run(videos, tmp_path / "s", monkeypatch)
+    with (
+        lease.held(str(tmp_path / "s")),
+        pytest.raises(UserError, match="expected to write to this store alone, found process"),
+    ):
+        run(videos, tmp_path / "s", monkeypatch, mode="augmented")
+    assert not FeatureStore(str(tmp_path / "s")).done("augmented")
+
+
+def test_features_that_float16_cannot_hold_are_failures_of_the_backbone(videos, tmp_path, monkeypatch):
+    real = result
+
+    def infinite(video_id, *rest):
+        row = real(video_id, *rest)
+        if video_id == "approach/approach_003.mp4":
+            row["features_0"] = np.full(16 * 4, np.inf, np.float16).tobytes()
+        return row
+
+    monkeypatch.setattr(sys.modules[__name__], "result", infinite)
+    [summary] = run(videos, tmp_path / "s", monkeypatch, mode="train")
+    entry = next(entry for entry in summary.failures if entry.video_id == "approach/approach_003.mp4")
+    assert entry.stage == "backbone"
+    assert "not finite" in entry.reason
+    assert summary.num_done == 31

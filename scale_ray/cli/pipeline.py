@@ -17,6 +17,7 @@ from scale_ray.config import (
     AggregatorOptions,
     BackboneOptions,
     Cluster,
+    CorpusOptions,
     Extraction,
     ObjectiveOptions,
     PretrainConfig,
@@ -43,6 +44,7 @@ DEMO_VIDEOS_PER_CLASS = 40
 @run_option()
 @runs_option
 @command(
+    CorpusOptions,
     Sampling,
     BackboneOptions,
     Extraction,
@@ -60,6 +62,7 @@ def pipeline(
     store: str,
     run: str,
     runs: str,
+    corpus: CorpusOptions,
     sampling: Sampling,
     backbone: BackboneOptions,
     extraction: Extraction,
@@ -78,6 +81,7 @@ def pipeline(
         caller.place("--store", store),
         run,
         caller.place("--runs", runs),
+        corpus=corpus,
         sampling=sampling,
         backbone=backbone,
         extraction=extraction,
@@ -97,6 +101,7 @@ def run_pipeline(
     run: str,
     runs: str,
     *,
+    corpus: CorpusOptions,
     sampling: Sampling,
     backbone: BackboneOptions,
     extraction: Extraction,
@@ -111,6 +116,8 @@ def run_pipeline(
     from scale_ray.distributed.pretrain import pretrain
     from scale_ray.reporting import picture_of, probe
 
+    if len(backbone.each()) > 1:
+        raise UserError(f"backbone: expected one for a pipeline, found {backbone.backbone}")
     took_s: dict[str, float] = {}
 
     def stage(name: str) -> None:
@@ -119,9 +126,10 @@ def run_pipeline(
 
     with connected(cluster, verbose=caller.verbose):
         stage("extract")
-        summary = extract(
+        [summary] = extract(
             videos,
             store,
+            corpus=corpus,
             sampling=sampling,
             backbone=backbone,
             extraction=extraction,
@@ -224,6 +232,7 @@ def demo(caller: Caller, folder: str, videos_per_class: int, epochs: int, tracki
         store,
         "demo",
         runs,
+        corpus=CorpusOptions(),
         sampling=sampling,
         backbone=backbone,
         extraction=Extraction(),

@@ -1,9 +1,9 @@
-"""Videos to store, as one Ray Data stream.
+"""Videos to stores, as one Ray Data stream.
 
-    plan     driver           pending videos, cut into shards            1 : N
-    decode   CPU tasks        video -> clips, several videos a block     1 : 1
-    embed    backbone actors  clips -> features, a whole block at once   1 : 1
-    commit   driver           features of a shard -> one Parquet part    N : 1
+    plan     driver           pending videos, cut into shards                 1 : N
+    decode   CPU tasks        a few videos -> blocks of pixels, one by one    1 : N
+    embed    backbone actors  a block of pixels -> features of every target   1 : 1
+    commit   driver           features of a shard -> one Parquet part         N : 1
 
 Features are small (16 x 768 float16 are 24 kB a video), so the driver gathers them: it holds the shards
 that are under way and writes each one when its last video has come. Whatever dies, a shard is there
@@ -12,92 +12,40 @@ whole or not at all, and the same command does what is missing.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+import atexit
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 
-from scale_ray.clips import MODES, VideoGeometry
-from scale_ray.config import BackboneOptions, Cluster, Extraction, Sampling
-from scale_ray.corpus import Corpus, read_corpus
-from scale_ray.decoding import decode_clips
+from scale_ray.config import BackboneOptions, Cluster, CorpusOptions, Extraction, Sampling
+from scale_ray.corpus import read_corpus
+from scale_ray.decoder_process import Decoder
 from scale_ray.distributed.cluster import Size, connected
-from scale_ray.errors import UserError, VideoError
-from scale_ray.locations import filesystem_of, is_uri
+from scale_ray.errors import RunFailed
+from scale_ray.extraction import ExtractionSummary, Run, opened_targets
+from scale_ray.pixel_blocks import decode_videos, pixels_of, video_bytes
 from scale_ray.progress import Progress
-from scale_ray.store import GEOMETRY, Failure, FeatureStore, VideoFeatures, fingerprint_of
 
 if TYPE_CHECKING:  # the decoding tasks import this module, and do without torch: 4 s and 500 MB each
     from scale_ray.backbones import Backbone
 
-# A block on its way to the backbone: large enough that Ray's cost of a block (some 30 ms) is small.
-_BLOCK_BYTES = 48 * 2**20
-
-_CLIPS = pa.schema(
-    [
-        ("video_id", pa.string()),
-        ("mode", pa.string()),
-        ("shard", pa.int64()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("exception", pa.string()),
-        ("pixels", pa.large_binary()),
-        ("positions", pa.binary()),
-        *GEOMETRY,
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Videos that are committed together: ids in order, with their paths and earlier failed attempts."""
-
-    mode: str
-    video_ids: list[str]
-    paths: list[str]
-    attempts: list[int]
-
-
-@dataclass(frozen=True)
-class ExtractionSummary:
-    """What a run found and did: `num_done` + `len(failures)` = `num_videos`."""
-
-    num_videos: int
-    num_done: int
-    num_extracted: int
-    failures: list[Failure]
-    num_corrected: bool
-    store: str
-
-    @property
-    def failed_share(self) -> float:
-        return len({failure.video_id for failure in self.failures}) / self.num_videos
-
-    def lines(self) -> list[str]:
-        if self.num_extracted == 0 and not self.num_corrected:
-            began = "everything was done already"
-        elif self.num_extracted == 0:
-            began = "everything was extracted already; labels, splits and columns were brought up to date"
-        else:
-            began = f"{self.num_extracted} videos extracted now"
-        failed = [f"  failed: {entry.video_id} ({entry.stage}: {entry.reason})" for entry in self.failures]
-        return [
-            f"{self.num_done} of {self.num_videos} videos are in {self.store}; {began}",
-            *([f"{len(failed)} of {self.num_videos} videos failed:"] if failed else []),
-            *failed,
-        ]
+# How often a shard is tried whose videos did not all come back, as when a worker died in the middle.
+_ROUNDS = 3
 
 
 def extract(
     videos: str,
     store: str,
     *,
+    corpus: CorpusOptions,
     sampling: Sampling,
     backbone: BackboneOptions,
     extraction: Extraction,
@@ -105,157 +53,111 @@ def extract(
     say: Callable[[str], None],
     quiet: bool = False,
     verbose: bool = False,
-) -> ExtractionSummary:
-    """Extract the clips' features of every video that the store does not hold yet.
+) -> list[ExtractionSummary]:
+    """Extract the clips' features of every video that a store does not hold yet, for one or several backbones.
 
     Raises
     ------
     UserError
-        Before anything is written, where the videos, the backbone or the store cannot be used.
+        Before anything is written, where the videos, a backbone or a store cannot be used.
     """
-    from scale_ray.backbones import load_backbone
-
-    corpus = read_corpus(videos, leave_out=store)
-    say(f"{len(corpus.videos)} files in {videos} ({corpus.split_note})")
-    encoder = load_backbone(backbone, sampling.frames)
-    features_store = FeatureStore.create(store, fingerprint_of(encoder.identity(), sampling))
-    _refuse_changed_videos(features_store, corpus)
-    # Before anything is read, so that a store whose run dies knows its videos; again at the end, when
-    # their sizes and lengths are known.
-    corrected = features_store.replace_videos(corpus.videos)
-    shards, failed_before = plan_shards(corpus, features_store, extraction)
-    num_pending = sum(len(shard.video_ids) for shard in shards)
-    if shards:
-        with (
-            connected(cluster, verbose=verbose) as size,
-            Progress("extract", num_pending, "videos", quiet=quiet) as progress,
-        ):
-            _run_stream(shards, features_store, encoder, sampling, extraction, size, progress)
-        features_store.replace_videos(corpus.videos)
-    wanted = set(corpus.videos["video_id"].to_pylist())
-    failures = [entry for entry in features_store.failures() if entry.video_id in wanted]
-    num_failed = len({entry.video_id for entry in failures})
-    return ExtractionSummary(
-        num_videos=len(corpus.videos),
-        num_done=len(corpus.videos) - num_failed,
-        num_extracted=num_pending - sum(entry.video_id not in failed_before for entry in failures),
-        failures=failures,
-        num_corrected=corrected,
-        store=store,
-    )
+    listed = read_corpus(videos, corpus, leave_out=store)
+    say(f"{len(listed.videos)} files in {videos} ({listed.split_note})")
+    with opened_targets(store, backbone, sampling) as targets:
+        run = Run(listed, targets, extraction)
+        if run.shards:
+            with (
+                connected(cluster, verbose=verbose) as size,
+                Progress("extract", run.num_pending, "videos", quiet=quiet) as progress,
+            ):
+                for _ in range(_ROUNDS):
+                    if run.incomplete():
+                        _stream(run, sampling, extraction, size, progress)
+            if run.incomplete():
+                raise RunFailed(f"{len(run.incomplete())} shards did not come back from the cluster; run it again")
+        return run.finish()
 
 
-def plan_shards(corpus: Corpus, store: FeatureStore, extraction: Extraction) -> tuple[list[Shard], set[str]]:
-    """The pending videos in the order of their ids, cut into shards; and the ids left as failed before."""
-    failed = {(entry.video_id, entry.mode): entry.attempts for entry in store.failures()}
-    shards: list[Shard] = []
-    left_failed: set[str] = set()
-    ids, paths, splits = (corpus.videos[name].to_pylist() for name in ("video_id", "path", "split"))
-    for mode in MODES:
-        done = store.done(mode)
-        pending: list[tuple[str, str, int]] = []
-        for video_id, path, split in zip(ids, paths, splits, strict=True):
-            if mode != mode_of(split, extraction.mode) or video_id in done:
-                continue
-            attempts = failed.get((video_id, mode), 0)
-            if attempts and not extraction.retry_failed:
-                left_failed.add(video_id)
-                continue
-            pending.append((video_id, path, attempts))
-        for start in range(0, len(pending), extraction.shard_videos):
-            part = pending[start : start + extraction.shard_videos]
-            shards.append(Shard(mode, *(list(column) for column in zip(*part, strict=True))))
-    return shards, left_failed
+@dataclass(frozen=True)
+class Sizes:
+    """How much of each stage there is at once, and what Ray reserves for it."""
+
+    decoders: int
+    decoder_cpus: float
+    actors: int
+    actor_resources: dict[str, float]
+    actor_threads: int
 
 
-def mode_of(split: str, mode: str) -> str:
-    """Which clips a video of this split gets: test videos are seen through `eval` clips alone."""
-    if mode == "auto":
-        return "eval" if split == "test" else "train"
-    return mode
-
-
-def _refuse_changed_videos(store: FeatureStore, corpus: Corpus) -> None:
-    known = {mode: store.done(mode) for mode in MODES}
-    if not any(known.values()):
-        return
-    before = {row["video_id"]: row for row in store.videos().select(["video_id", "path", "size_bytes"]).to_pylist()}
-    for row in corpus.videos.select(["video_id", "path", "size_bytes"]).to_pylist():
-        stored = before.get(row["video_id"])
-        if stored is None or not any(row["video_id"] in ids for ids in known.values()):
-            continue
-        for name in ("path", "size_bytes"):
-            if stored[name] != row[name]:
-                raise UserError(
-                    f"{row['video_id']}: expected the video that the store holds under this id ({name} "
-                    f"{stored[name]}), found {row[name]}; use another --store"
-                )
-
-
-def _run_stream(
-    shards: list[Shard],
-    store: FeatureStore,
-    encoder: Backbone,
-    sampling: Sampling,
-    extraction: Extraction,
-    size: Size,
-    progress: Progress,
-) -> None:
-    actors, actor_options, decoders, decoder_cpus = _sizes(size, extraction)
-    encoder_ref = ray.put(encoder)
-    stream = (
-        ray.data.from_arrow(list(_blocks(shards, sampling, encoder.input_px)))
-        .map_batches(
-            partial(decode_block, sampling=sampling, side_px=encoder.input_px),
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            # Equal requests of both stages would make Ray fuse them into one: no overlap then.
-            num_cpus=decoder_cpus - 0.001,
-            compute=ray.data.TaskPoolStrategy(size=decoders),
-        )
-        .map_batches(
-            EmbedBlock,
-            fn_constructor_args=([encoder_ref], sampling, extraction.batch_clips, min(size.cpus, 2)),
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            **actor_options,
-        )
-    )
-    arrived: dict[int, dict[str, VideoFeatures | Failure]] = {}
-    count = 0
-    for block in stream.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row in block.to_pylist():
-            shard = shards[row["shard"]]
-            arrived.setdefault(row["shard"], {})[row["video_id"]] = _result(row, shard, sampling)
-            count += 1
-            if len(arrived[row["shard"]]) == len(shard.video_ids):
-                _commit(store, shard, arrived.pop(row["shard"]))
-        progress.to(count)
-    assert not arrived, f"{len(arrived)} shards are incomplete after the stream ended"
-
-
-def _sizes(size: Size, extraction: Extraction) -> tuple[int, dict[str, float], int, float]:
-    """Actors and their resources, decoding tasks and their CPUs: all must fit at the same time."""
+def sizes_of(size: Size, extraction: Extraction) -> Sizes:
+    """Decoding tasks and backbone actors: all must fit into the cluster at the same time."""
     if size.gpus:
-        actors = extraction.actors or size.gpus
+        gpus = extraction.actor_gpus or (size.gpus / extraction.actors if extraction.actors else 1.0)
+        actors = extraction.actors or max(int(size.gpus / gpus), 1)
         decoders = extraction.decoders or max(size.cpus - 1, 1)
-        return actors, {"num_gpus": size.gpus / actors}, decoders, min(size.cpus / decoders, 1.0) / 2
+        return Sizes(decoders, min(size.cpus / decoders, 1.0) / 2, actors, {"num_gpus": gpus}, 1)
     # A backbone on CPUs uses 2 threads an actor; on one core both stages share it.
-    actors = extraction.actors or max(size.cpus // 2, 1)
+    threads = extraction.actor_cpus or min(size.cpus, 2)
+    actors = extraction.actors or max(size.cpus // max(threads, 2), 1)
     decoders = extraction.decoders or max(size.cpus - actors, 1)
     # Half of what there is: Ray Data holds a part of the CPUs back for each stage, and on two cores whole
     # ones were seen to leave nothing for the decoders, for ever.
     share = min(size.cpus / (actors + decoders), 1.0) / 2
-    return actors, {"num_cpus": share}, decoders, share
+    return Sizes(decoders, share, actors, {"num_cpus": share}, threads)
 
 
-def _blocks(shards: list[Shard], sampling: Sampling, side_px: int) -> Iterator[pa.Table]:
-    for number, shard in enumerate(shards):
-        video_bytes = sampling.num_clips(shard.mode) * sampling.frames * side_px**2 * 3
-        step = max(_BLOCK_BYTES // video_bytes, 1)
+def _stream(run: Run, sampling: Sampling, extraction: Extraction, size: Size, progress: Progress) -> None:
+    """Decode and embed what is not committed yet, and commit shard by shard."""
+    sizes = sizes_of(size, extraction)
+    sides = sorted({target.encoder.input_px for target in run.targets})
+    video = max(video_bytes(run.shards[number].mode, sampling, sides) for number in run.incomplete())
+    # Large blocks, so that Ray's cost of one (some 30 ms) is small; but work for every decoder.
+    fair = -(-run.num_pending // (4 * sizes.decoders))
+    per_block = max(min(extraction.block_mib * 2**20 // video, fair), 1)
+    context = ray.data.DataContext.get_current()
+    # Ray joins blocks below this size and cuts those of half as much again, which copies them: ours fit.
+    kept, context.target_max_block_size = context.target_max_block_size, int(0.8 * per_block * video)
+    try:
+        stream = (
+            ray.data.from_arrow(list(_tasks(run, per_block, fair)))
+            .map_batches(
+                partial(decode_block, sampling=sampling, sides_px=sides, per_block=per_block, extraction=extraction),
+                batch_size=None,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                # Equal requests of both stages would make Ray fuse them into one: no overlap then.
+                num_cpus=sizes.decoder_cpus - 0.001,
+                compute=ray.data.TaskPoolStrategy(size=sizes.decoders),
+            )
+            .map_batches(
+                EmbedBlock,
+                fn_constructor_args=(
+                    [ray.put(target.encoder) for target in run.targets],
+                    [shard.targets for shard in run.shards],
+                    sampling,
+                    extraction.batch_clips,
+                    sizes.actor_threads,
+                ),
+                batch_size=None,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                compute=ray.data.ActorPoolStrategy(size=sizes.actors),
+                **sizes.actor_resources,
+            )
+        )
+        for block in stream.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in block.to_pylist():
+                run.take(row, sampling)
+                progress.advance(1)
+    finally:
+        context.target_max_block_size = kept
+
+
+def _tasks(run: Run, per_block: int, fair: int) -> Iterator[pa.Table]:
+    """The videos of one decoding task each: whole blocks of one shard, not many more than is fair."""
+    for number in run.incomplete():
+        shard = run.shards[number]
+        step = -(-min(fair, len(shard.video_ids)) // per_block) * per_block
         for start in range(0, len(shard.video_ids), step):
             ids = shard.video_ids[start : start + step]
             yield pa.table(
@@ -268,84 +170,79 @@ def _blocks(shards: list[Shard], sampling: Sampling, side_px: int) -> Iterator[p
             )
 
 
-def decode_block(block: pa.Table, *, sampling: Sampling, side_px: int) -> pa.Table:
-    """Videos to clips; a video that cannot be used becomes a row with its reason and no pixels."""
-    rows = []
-    for row in block.to_pylist():
-        out = {"video_id": row["video_id"], "mode": row["mode"], "shard": row["shard"]}
-        try:
-            clips = decode_clips(_source(row["path"]), row["video_id"], row["mode"], sampling, side_px)
-            out |= {"pixels": clips.pixels.tobytes(), "positions": clips.positions.tobytes(), **vars(clips.geometry)}
-        except VideoError as error:
-            out |= {"stage": error.stage, "reason": error.reason, "exception": repr(error.__cause__ or error)}
-        except Exception as error:  # noqa: BLE001 - one video among a million never ends the run
-            out |= {"stage": "decode", "reason": f"{type(error).__name__}: {error}", "exception": repr(error)}
-        rows.append(out)
-    return pa.Table.from_pylist(rows, schema=_CLIPS)
+# One a worker process, kept from task to task.
+_decoder: Decoder | None = None
 
 
-def _source(path: str) -> str | Callable[[], pa.NativeFile]:
-    if not is_uri(path):
-        return os.fspath(path)
-    filesystem, inner = filesystem_of(path)
-    return lambda: filesystem.open_input_file(inner)
+def decode_block(
+    block: pa.Table, *, sampling: Sampling, sides_px: Sequence[int], per_block: int, extraction: Extraction
+) -> Iterator[pa.Table]:
+    """Videos to blocks of pixels; a video that cannot be used becomes a row with its reason and no pixels."""
+    global _decoder
+    if _decoder is None:
+        _decoder = Decoder(timeout_s=extraction.decode_timeout_s, memory_gib=extraction.decode_memory_gib)
+        atexit.register(_decoder.close)
+    yield from decode_videos(block.to_pylist(), _decoder, sampling, sides_px, per_block)
 
 
 class EmbedBlock:
-    """The frozen backbone in an actor: a block's clips in batches, wherever its videos end."""
+    """The frozen backbones in an actor: a block's clips in batches, wherever its videos end."""
 
-    def __init__(self, encoder: list[ray.ObjectRef], sampling: Sampling, batch_clips: int, cpu_threads: int) -> None:
+    def __init__(
+        self,
+        encoders: list[ray.ObjectRef],
+        targets_of_shards: list[tuple[int, ...]],
+        sampling: Sampling,
+        batch_clips: int,
+        cpu_threads: int,
+    ) -> None:
+        import copy
+
         import torch
 
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self._device.type == "cpu":
+        devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+        if not devices:
+            devices = [torch.device("cpu")]
             torch.set_num_threads(cpu_threads)
-        self._encoder = ray.get(encoder[0]).to(self._device)
+        self._devices = devices
+        # A copy a GPU; batches are dealt out to them.
+        self._encoders: list[list[Backbone]] = [
+            [copy.deepcopy(encoder).to(device) for device in devices] for encoder in ray.get(encoders)
+        ]
+        self._targets_of_shards = targets_of_shards
         self._sampling, self._batch_clips = sampling, batch_clips
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        side_px, frames = self._encoder.input_px, self._sampling.frames
-        pixels = [
-            np.frombuffer(value.as_buffer(), np.uint8).reshape(-1, frames, side_px, side_px, 3)
-            for value in block["pixels"]
-            if value.is_valid
-        ]
-        features = iter(self._features(pixels))
-        columns = [next(features).tobytes() if value.is_valid else None for value in block["pixels"]]
-        return block.drop_columns(["pixels"]).append_column("features", pa.array(columns, pa.binary()))
+        wanted = {target for shard in set(block["shard"].to_pylist()) for target in self._targets_of_shards[shard]}
+        decoded = block["positions"].is_valid().to_pylist()
+        columns: dict[str, pa.Array] = {}
+        for number, copies in enumerate(self._encoders):
+            values: Iterator[bytes] = iter(())
+            if number in wanted and any(decoded):
+                clips = pixels_of(block, self._sampling, copies[0].input_px)
+                features = self._features(copies, clips).reshape(sum(decoded), -1)
+                values = (row.tobytes() for row in features)
+            filled = [next(values, None) if is_decoded else None for is_decoded in decoded]
+            columns[f"features_{number}"] = pa.array(filled, pa.binary())
+        kept = [name for name in block.column_names if not name.startswith("pixels_")]
+        return pa.table({**{name: block[name] for name in kept}, **columns})
 
-    def _features(self, pixels: list[np.ndarray]) -> list[np.ndarray]:
+    def _features(self, copies: Sequence[Backbone], clips: np.ndarray) -> np.ndarray:
+        """float16 (clips, D)."""
         import torch
 
-        if not pixels:
-            return []
-        together = np.concatenate(pixels)
-        outputs = [
-            self._encoder(torch.from_numpy(together[start : start + self._batch_clips]).to(self._device)).cpu()
-            for start in range(0, len(together), self._batch_clips)
-        ]
-        ends = np.cumsum([len(clips) for clips in pixels])[:-1]
-        return np.split(torch.cat(outputs).to(torch.float16).numpy(), ends)
+        def embedded(number: int) -> Any:
+            batch = clips[number * self._batch_clips : (number + 1) * self._batch_clips]
+            which = number % len(copies)
+            with warnings.catch_warnings():
+                # The object store's memory is read-only, and so is what we do with it.
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                return copies[which](torch.from_numpy(batch).to(self._devices[which]))
 
-
-def _result(row: dict, shard: Shard, sampling: Sampling) -> VideoFeatures | Failure:
-    if row["features"] is None:
-        reason = (row["stage"], row["reason"], row["exception"])
-    else:
-        features = np.frombuffer(row["features"], np.float16).reshape(sampling.num_clips(row["mode"]), -1)
-        if np.isfinite(features).all():
-            positions = np.frombuffer(row["positions"], np.float32).reshape(len(features), -1)
-            geometry = VideoGeometry(row["height_px"], row["width_px"], row["duration_s"], row["fps"])
-            return VideoFeatures(row["video_id"], features, positions, geometry)
-        reason = ("backbone", "a feature is not finite or beyond what float16 holds (65504)", "")
-    index = shard.video_ids.index(row["video_id"])
-    return Failure(row["video_id"], row["mode"], shard.paths[index], *reason, attempts=shard.attempts[index] + 1)
-
-
-def _commit(store: FeatureStore, shard: Shard, results: dict[str, VideoFeatures | Failure]) -> None:
-    """Failures first: once the part is there, its shard is never planned again."""
-    in_order = [results[video_id] for video_id in shard.video_ids]
-    store.enter_failures([result for result in in_order if isinstance(result, Failure)])
-    videos = [result for result in in_order if isinstance(result, VideoFeatures)]
-    if videos:
-        store.commit(store.part_name(shard.mode, shard.video_ids), shard.mode, videos)
+        numbers = range(-(-len(clips) // self._batch_clips))
+        if len(copies) == 1:
+            outputs = [embedded(number) for number in numbers]
+        else:
+            with ThreadPoolExecutor(len(copies)) as threads:
+                outputs = list(threads.map(embedded, numbers))
+        return torch.cat([output.cpu() for output in outputs]).to(torch.float16).numpy()

@@ -1,0 +1,283 @@
+"""What an extraction is, apart from who does the work: the plan, the commit and the account.
+
+The pending videos are cut into shards before anything is read. Results come back video by video and in any
+order; a shard is committed when its last one is there, or not at all. `distributed/extract.py` does the
+work on Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scale_ray.clips import MODES, VideoGeometry
+from scale_ray.config import BackboneOptions, Extraction, Sampling, store_folder_name
+from scale_ray.corpus import Corpus, modes_of
+from scale_ray.errors import UserError
+from scale_ray.lease import Lease, held
+from scale_ray.locations import join
+from scale_ray.store import Failure, FeatureStore, VideoFeatures, fingerprint_of
+from scale_ray.upkeep import tidy
+
+if TYPE_CHECKING:  # whoever decodes does without torch: 4 s and 500 MB
+    from scale_ray.backbones import Backbone
+
+# As many failures are listed by name; the ledger holds all.
+_FAILURES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Target:
+    """One backbone and the store that its features go to."""
+
+    encoder: Backbone
+    store: FeatureStore
+    lease: Lease
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Videos that are committed together: ids in order, with their paths.
+
+    `targets` are the numbers of the targets that lack them, `attempts` the earlier failed attempts at each
+    video, for each of these.
+    """
+
+    mode: str
+    video_ids: list[str]
+    paths: list[str]
+    targets: tuple[int, ...]
+    attempts: list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class ExtractionSummary:
+    """What a run found and did: `num_done` + `num_failed` + `num_skipped` = `num_videos`.
+
+    Skipped are the videos that failed in an earlier run and were not tried again.
+    """
+
+    store: str
+    num_videos: int
+    num_done: int
+    num_failed: int
+    num_skipped: int
+    num_extracted: int
+    corrected: bool
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def failed_share(self) -> float:
+        return (self.num_failed + self.num_skipped) / self.num_videos
+
+    def lines(self) -> list[str]:
+        if self.num_extracted == 0 and not self.corrected:
+            began = "everything was done already"
+        elif self.num_extracted == 0:
+            began = "everything was extracted already; labels, splits and columns were brought up to date"
+        else:
+            began = f"{self.num_extracted} videos extracted now"
+        lines = [f"{self.num_done} of {self.num_videos} videos are in {self.store}; {began}"]
+        if self.failures:
+            skipped = ", skipped: failed before, --retry-failed tries them again" if self.num_skipped else ""
+            lines.append(
+                f"{self.num_done} done + {self.num_failed} failed + {self.num_skipped} skipped = {self.num_videos} "
+                f"videos{skipped}"
+            )
+            lines += [f"  failed: {e.video_id} ({e.stage}: {e.reason})" for e in self.failures[:_FAILURES_SHOWN]]
+        if len(self.failures) > _FAILURES_SHOWN:
+            more = len(self.failures) - _FAILURES_SHOWN
+            lines.append(f"  and {more} more: `scale-ray store {self.store}` lists them all")
+        return lines
+
+
+@contextmanager
+def opened_targets(store: str, options: BackboneOptions, sampling: Sampling) -> Iterator[list[Target]]:
+    """The backbones that the options name, each with its store, held for writing.
+
+    One backbone's store is at `store` itself; of several, each has a folder of its own in it.
+
+    Raises
+    ------
+    UserError
+        Where a backbone cannot be had, a store there is of another kind, or somebody else writes to it.
+    """
+    from scale_ray.backbones import load_backbone
+
+    several = options.each()
+    encoders = [load_backbone(one, sampling.frames) for one in several]
+    if len(several) > 1 and FeatureStore.present(store):
+        raise UserError(f"{store}: expected a folder for the stores of {len(several)} backbones, found a store itself")
+    places = [store] if len(several) == 1 else [join(store, store_folder_name(one.backbone)) for one in several]
+    with ExitStack() as leases:
+        targets = []
+        for encoder, place in zip(encoders, places, strict=True):
+            features_store = FeatureStore.create(place, fingerprint_of(encoder.identity(), sampling))
+            targets.append(Target(encoder, features_store, leases.enter_context(held(features_store.location))))
+        for target in targets:
+            tidy(target.store)
+        yield targets
+
+
+class Run:
+    """One extraction of a corpus into the stores of its targets: planned, gathered, accounted for."""
+
+    def __init__(self, corpus: Corpus, targets: Sequence[Target], extraction: Extraction) -> None:
+        self.targets = targets
+        self._corpus, self._extraction = corpus, extraction
+        for target in targets:
+            _refuse_changed_videos(target.store, corpus)
+        # Before anything is read, so that a store whose run dies knows its videos; again at the end, when
+        # their sizes and lengths are known.
+        self._corrected = [target.store.replace_videos(corpus.videos) for target in targets]
+        several = len(corpus.split_names) > 1
+        ids, splits = (corpus.videos[name].to_pylist() for name in ("video_id", "splits"))
+        self._wanted = {
+            video_id: modes_of(dict(sides), several=several) if extraction.mode == "auto" else (extraction.mode,)
+            for video_id, sides in zip(ids, splits, strict=True)
+        }
+        self._failed_before = [{(f.video_id, f.mode): f.attempts for f in t.store.failures()} for t in targets]
+        self._done_before = [self._done(target) for target in targets]
+        self.shards = self._plan()
+        self._arrived: dict[int, dict[str, list[VideoFeatures | Failure]]] = {}
+
+    @property
+    def num_pending(self) -> int:
+        """Videos to decode, counted once for each mode."""
+        return sum(len(shard.video_ids) for shard in self.shards)
+
+    def incomplete(self) -> list[int]:
+        """Numbers of the shards that are not committed yet."""
+        return [number for number in range(len(self.shards)) if number not in self._committed]
+
+    def take(self, row: dict[str, Any], sampling: Sampling) -> None:
+        """Take in the result of one video; commits its shard if it was the last one.
+
+        `row` has `shard`, `video_id` and either `positions`, the geometry and a `features_N` for each
+        target N, or `stage`, `reason` and `exception`.
+        """
+        number = row["shard"]
+        if number in self._committed:
+            return  # a worker died and its work was done again
+        shard = self.shards[number]
+        arrived = self._arrived.setdefault(number, {})
+        arrived[row["video_id"]] = _results(row, shard, sampling)
+        if len(arrived) == len(shard.video_ids):
+            self._commit(number, self._arrived.pop(number))
+
+    def finish(self) -> list[ExtractionSummary]:
+        """Bring videos.parquet up to date and count."""
+        return [self._summary(number, target) for number, target in enumerate(self.targets)]
+
+    def _plan(self) -> list[Shard]:
+        """The pending videos in the order of their ids, cut into shards."""
+        self._committed: set[int] = set()
+        paths = dict(zip(*(self._corpus.videos[name].to_pylist() for name in ("video_id", "path")), strict=True))
+        shards: list[Shard] = []
+        for mode in MODES:
+            pending: dict[tuple[int, ...], list[str]] = {}
+            done = [target.store.done(mode) for target in self.targets]
+            for video_id, modes in self._wanted.items():
+                if mode not in modes:
+                    continue
+                lacking = tuple(
+                    number
+                    for number in range(len(self.targets))
+                    if video_id not in done[number]
+                    and (self._extraction.retry_failed or (video_id, mode) not in self._failed_before[number])
+                )
+                if lacking:
+                    pending.setdefault(lacking, []).append(video_id)
+            for targets, ids in sorted(pending.items()):
+                for start in range(0, len(ids), self._extraction.shard_videos):
+                    part = ids[start : start + self._extraction.shard_videos]
+                    attempts = [
+                        tuple(self._failed_before[number].get((video_id, mode), 0) for number in targets)
+                        for video_id in part
+                    ]
+                    shards.append(Shard(mode, part, [paths[video_id] for video_id in part], targets, attempts))
+        return shards
+
+    def _commit(self, number: int, results: dict[str, list[VideoFeatures | Failure]]) -> None:
+        """Failures first: once the part is there, its shard is never planned again."""
+        shard = self.shards[number]
+        for place, index in enumerate(shard.targets):
+            store = self.targets[index].store
+            self.targets[index].lease.check()
+            in_order = [results[video_id][place] for video_id in shard.video_ids]
+            store.enter_failures([result for result in in_order if isinstance(result, Failure)])
+            videos = [result for result in in_order if isinstance(result, VideoFeatures)]
+            if videos:
+                store.commit(store.part_name(shard.mode, shard.video_ids), shard.mode, videos)
+        self._committed.add(number)
+
+    def _done(self, target: Target) -> set[str]:
+        """Videos of this corpus of which the store holds every wanted mode."""
+        done = {mode: target.store.done(mode) for mode in MODES}
+        return {video_id for video_id, modes in self._wanted.items() if all(video_id in done[mode] for mode in modes)}
+
+    def _summary(self, number: int, target: Target) -> ExtractionSummary:
+        if self.shards:
+            target.lease.check()
+            target.store.replace_videos(self._corpus.videos)
+        done = self._done(target)
+        failures = [f for f in target.store.failures() if f.mode in self._wanted.get(f.video_id, ())]
+        before = self._failed_before[number]
+        tried = {f.video_id for f in failures if before.get((f.video_id, f.mode), 0) != f.attempts}
+        skipped = {f.video_id for f in failures} - tried
+        assert len(done) + len(tried) + len(skipped) == len(self._wanted), "every video is accounted for"
+        return ExtractionSummary(
+            store=target.store.location,
+            num_videos=len(self._wanted),
+            num_done=len(done),
+            num_failed=len(tried),
+            num_skipped=len(skipped),
+            num_extracted=len(done - self._done_before[number]),
+            corrected=self._corrected[number],
+            failures=failures,
+        )
+
+
+def _results(row: dict[str, Any], shard: Shard, sampling: Sampling) -> list[VideoFeatures | Failure]:
+    """One result for each of the shard's targets."""
+    place = shard.video_ids.index(row["video_id"])
+
+    def failed(number: int, stage: str, reason: str, exception: str) -> Failure:
+        attempts = shard.attempts[place][number] + 1
+        return Failure(row["video_id"], shard.mode, shard.paths[place], stage, reason, exception, attempts)
+
+    results: list[VideoFeatures | Failure] = []
+    for number, target in enumerate(shard.targets):
+        if row["positions"] is None:
+            results.append(failed(number, row["stage"], row["reason"], row["exception"]))
+            continue
+        features = np.frombuffer(row[f"features_{target}"], np.float16).reshape(sampling.num_clips(shard.mode), -1)
+        if not np.isfinite(features).all():
+            reason = "a feature is not finite or beyond what float16 holds (65504)"
+            results.append(failed(number, "backbone", reason, ""))
+            continue
+        positions = np.frombuffer(row["positions"], np.float32).reshape(len(features), -1)
+        geometry = VideoGeometry(row["height_px"], row["width_px"], row["duration_s"], row["fps"])
+        results.append(VideoFeatures(row["video_id"], features, positions, geometry))
+    return results
+
+
+def _refuse_changed_videos(store: FeatureStore, corpus: Corpus) -> None:
+    known = set().union(*(store.done(mode) for mode in MODES))
+    if not known:
+        return
+    before = {row["video_id"]: row for row in store.videos().select(["video_id", "path", "size_bytes"]).to_pylist()}
+    for row in corpus.videos.select(["video_id", "path", "size_bytes"]).to_pylist():
+        stored = before.get(row["video_id"])
+        if stored is None or row["video_id"] not in known:
+            continue
+        for name in ("path", "size_bytes"):
+            if stored[name] != row[name]:
+                raise UserError(
+                    f"{row['video_id']}: expected the video that the store holds under this id ({name} "
+                    f"{stored[name]}), found {row[name]}; give another corpus an --id-prefix, or use another --store"
+                )
