@@ -17,7 +17,7 @@ from scale_ray.options import flag_of
         ("sets", "set_size", "8", "set_size: expected a value of type int, found '8'"),
         ("sets", "set_size", True, "expected a value of type int, found True"),
         ("aggregator", "width", 100, "expected a value a multiple of 32, found 100"),
-        ("extraction", "mode", "evaluate", "one of auto, train, eval, found 'evaluate'"),
+        ("extraction", "mode", "evaluate", "one of auto, train, augmented, eval, found 'evaluate'"),
         ("backbone", "pixel_std", [0.0], "pixel_std: expected values above 0"),
         ("sets", "maskratio", 0.2, "sets.maskratio: unknown option, expected one of set_size, mask_ratio"),
     ],

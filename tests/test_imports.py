@@ -25,7 +25,7 @@ def imported_by(path: Path) -> set[str]:
 
 def place_of(path: Path) -> str:
     parts = path.relative_to(PACKAGE).parts
-    return parts[0] if len(parts) > 1 else "core"
+    return parts[0] if len(parts) > 1 and parts[0] != "backbones" else "core"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -1,0 +1,165 @@
+"""What a backbone is: pixels of clips in, one pooled feature vector a clip out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scale_ray.backbones.weights import hash_of
+from scale_ray.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# What SlowFast's video models and those that grew from them are normalised with.
+KINETICS_MEAN = (0.45, 0.45, 0.45)
+KINETICS_STD = (0.225, 0.225, 0.225)
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Backbone(nn.Module):
+    """A frozen encoder of clips (section 3 of the paper: the backbone is never trained).
+
+    Parameters
+    ----------
+    name
+        What the user calls it; part of the identity.
+    trunk
+        Maps floats (batch, 3, T, S, S) to (batch, D) if `sees_video`, else (batch, 3, S, S) to (batch, D').
+    sees_video
+        Whether the trunk sees a clip at once; otherwise it sees the frames one by one.
+    frame_pooling
+        For image models: `mean` over the frames, or `moments`: mean, standard deviation and mean absolute
+        difference of neighbouring frames, D = 3 D'.
+    input_px
+        S, the side of the trunk's input.
+    num_frames
+        The number of frames that the trunk takes; None for any. Of longer clips it sees evenly spaced ones.
+    mean, std
+        Of the pixels as shares of 255, one number or one for each of red, green and blue.
+    weights_id
+        What tells these weights from others; a hash of the trunk's tensors if not given.
+    precision
+        `float32`, `float16` or `bfloat16`: what the trunk computes in.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        trunk: nn.Module,
+        *,
+        input_px: int,
+        sees_video: bool = True,
+        frame_pooling: str = "mean",
+        num_frames: int | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        weights_id: str | None = None,
+        precision: str = "float32",
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.trunk = trunk
+        self.sees_video = sees_video
+        self.frame_pooling = "none" if sees_video else frame_pooling
+        self.input_px = input_px
+        self.num_frames = num_frames
+        self.weights_id = weights_id or hash_of(trunk)
+        self.normalise_with(mean, std)
+        self.compute_in(precision)
+        self.requires_grad_(False).eval()
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features of clips: uint8 (clips, T, S, S, 3) to float32 (clips, D)."""
+        if self.num_frames is not None and pixels.shape[1] != self.num_frames:
+            pixels = pixels[:, evenly_spaced(pixels.shape[1], self.num_frames)]
+        clips, frames, height, width, _ = pixels.shape
+        # Channels come last in the decoder's frames, and stay last in memory: the permuted view is what
+        # convolutions call channels_last. Normalised in float32: float16 would round the pixels themselves.
+        images = (
+            pixels.to(torch.float32, copy=True).div_(255).sub_(self.mean).div_(self.std).to(_DTYPES[self.precision])
+        )
+        if self.sees_video:
+            return self.trunk(images.permute(0, 4, 1, 2, 3)).float()
+        features = self.trunk(images.view(clips * frames, height, width, 3).permute(0, 3, 1, 2)).float()
+        return _pool_frames(features.view(clips, frames, -1), self.frame_pooling)
+
+    def normalise_with(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the pixels' mean and standard deviation, of 1."""
+        self.register_buffer("mean", _per_channel(mean))
+        self.register_buffer("std", _per_channel(std))
+
+    def compute_in(self, precision: str) -> None:
+        """Let the trunk compute in `float32`, `float16` or `bfloat16`; pixels are normalised in float32 still."""
+        self.precision = precision
+        self.trunk.to(_DTYPES[precision])
+
+    def feature_width(self, num_frames: int) -> int:
+        """D, found by looking at a black clip."""
+        return self(self.black_clips(1, num_frames)).shape[1]
+
+    def black_clips(self, num_clips: int, num_frames: int) -> Tensor:
+        """Clips of the right size, on the backbone's device: uint8 (clips, T, S, S, 3)."""
+        size = (num_clips, num_frames, self.input_px, self.input_px, 3)
+        return torch.zeros(size, dtype=torch.uint8, device=self.mean.device)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the features: part of a store's fingerprint."""
+        return {
+            "backbone": self.name,
+            "weights": self.weights_id,
+            "frame_pooling": self.frame_pooling,
+            "input_px": self.input_px,
+            "pixel_mean": [round(value, 6) for value in self.mean.flatten().tolist()],
+            "pixel_std": [round(value, 6) for value in self.std.flatten().tolist()],
+            "precision": self.precision,
+        }
+
+
+def evenly_spaced(num_frames: int, count: int) -> list[int]:
+    """`count` of the frames 0 .. `num_frames` - 1, evenly spaced, the first and the last among them.
+
+    Whole numbers alone, halves rounded up, so that every machine picks the same frames; a single frame
+    is the middle one.
+    """
+    assert 1 <= count <= num_frames, f"{count} of {num_frames} frames"
+    if count == 1:
+        return [(num_frames - 1) // 2]
+    return [(2 * index * (num_frames - 1) + count - 1) // (2 * (count - 1)) for index in range(count)]
+
+
+def require_frames(name: str, needed: int | None, num_frames: int | None) -> None:
+    """Refuse clips that are too short for a backbone.
+
+    Raises
+    ------
+    UserError
+        Where the backbone needs more frames than a clip has.
+    """
+    if needed is not None and num_frames is not None and num_frames < needed:
+        raise UserError(
+            f"frames: backbone {name} expected at least {needed} frames a clip, found {num_frames}; "
+            f"give --frames {needed}"
+        )
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(tuple(values) if len(values) == 3 else tuple(values) * 3, dtype=torch.float32)
+
+
+def _pool_frames(features_CTD: Tensor, pooling: str) -> Tensor:
+    mean = features_CTD.mean(1)
+    if pooling == "mean":
+        return mean
+    if features_CTD.shape[1] == 1:
+        return torch.cat([mean, torch.zeros_like(mean), torch.zeros_like(mean)], 1)
+    spread = features_CTD.std(1, correction=0)
+    change = features_CTD.diff(dim=1).abs().mean(1)
+    return torch.cat([mean, spread, change], 1)
