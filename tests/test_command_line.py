@@ -26,7 +26,8 @@ def store(tmp_path, videos) -> Path:
     corpus = read_corpus(str(videos)).videos
     rng = np.random.default_rng(0)
     for mode, split, clips in (("train", "train", 16), ("eval", "test", 15)):
-        rows = [row for row in corpus.to_pylist() if row["split"] == split and row["path"].endswith(".mp4")]
+        of_split = [row for row in corpus.to_pylist() if dict(row["splits"]) == {"default": split}]
+        rows = [row for row in of_split if row["path"].endswith(".mp4")]
         features = [
             VideoFeatures(
                 row["video_id"],
@@ -171,9 +172,33 @@ def test_a_store_is_described(capsys, store):
     assert "4 classes" in printed
 
 
+def test_a_store_is_compacted_and_verified(capsys, store):
+    with pytest.raises(SystemExit) as ended:
+        main(["store", str(store), "--compact", "--verify"])
+    assert ended.value.code == 0
+    assert "verified  2 shards, all whole" in capsys.readouterr().out
+    shard = sorted((store / "features").iterdir())[0]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        main(["store", str(store), "--verify", "--json"])
+    assert ended.value.code == 1
+    assert shard.name in json.loads(capsys.readouterr().out)["wrong"][0]
+
+
 def test_backbones_are_listed(capsys):
+    names = ["r3d_18", "mobilenet_v3_small", "slow_r50"]
+    with pytest.raises(SystemExit) as ended:
+        main(["backbones", *names, "--json"])
+    assert ended.value.code == 0
+    listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)["backbones"]}
+    assert [listed[name]["feature_width"] for name in names] == [512, 576, 2048]
+    assert [listed[name]["sees_video"] for name in names] == [True, False, True]
     with pytest.raises(SystemExit):
-        main(["backbones", "--json"])
-    listed = json.loads(capsys.readouterr().out)
-    assert "r3d_18" in listed["video models, a clip at once"]
-    assert "mobilenet_v3_small" in listed["image models, frame by frame"]
+        main(["backbones", "mvit_v2_s", "shufflenet_v2_x0_5"])
+    head, mvit, shufflenet, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["name", "sees", "width", "px", "frames", "parameters/M", "GFLOP/clip"]
+    assert mvit.split()[:5] == ["mvit_v2_s", "video", "768", "224", "16"]
+    assert shufflenet.split()[:5] == ["shufflenet_v2_x0_5", "image", "1024", "224", "any"]
+    assert len(head) == len(mvit) == len(shufflenet)

@@ -32,6 +32,7 @@ def cli() -> None:
 
 for subcommand in (
     pipeline.demo,
+    views.inspect,
     views.backbones,
     stages.extract,
     views.store,
