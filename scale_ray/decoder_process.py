@@ -17,11 +17,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from mmap import mmap
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,6 +35,8 @@ from scale_ray.frames import Source
 _START_TIMEOUT_S = 60.0
 _CHILD = "from scale_ray.decoder_process import serve; serve()"
 
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -45,6 +48,14 @@ class Request:
     sampling: Sampling
     sides_px: tuple[int, ...]
     offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of this package for the child to call; it looks into a file and leaves the pixels alone."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,21 @@ class Decoder:
         VideoError
             Where the video cannot be decoded, takes too long, or crashes the decoder.
         """
+        answer = self._answer_to(request, pixels)
+        assert isinstance(answer, Decoded)
+        return answer
+
+    def call(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
+        """What a function of this package returns, called in the child.
+
+        Raises
+        ------
+        VideoError
+            As the function raises it, or where it takes too long or crashes the child.
+        """
+        return self._answer_to(Call(function, arguments), None)
+
+    def _answer_to(self, request: Request | Call, pixels: SharedPixels | None) -> Any:
         connection, process = self._ready(pixels)
         try:
             connection.send(request)
@@ -115,7 +141,6 @@ class Decoder:
             raise VideoError("decode", f"crashed the decoder: {_death(code)}") from error
         if isinstance(answer, VideoError):
             raise answer
-        assert isinstance(answer, Decoded)
         return answer
 
     def close(self) -> None:
@@ -133,13 +158,13 @@ class Decoder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ready(self, pixels: SharedPixels) -> tuple[Connection, subprocess.Popen]:
-        """The connection to a living child that sees these pixels."""
+    def _ready(self, pixels: SharedPixels | None) -> tuple[Connection, subprocess.Popen]:
+        """The connection to a living child that sees these pixels, if any."""
         if self._process is not None and self._process.poll() is not None:
             self.close()
         if self._process is None or self._connection is None:
             self._process, self._connection = self._start()
-        if self._pixels is not pixels:
+        if pixels is not None and self._pixels is not pixels:
             self._connection.send(pixels.num_bytes)
             send_handle(self._connection, pixels.file, self._process.pid)
             self._pixels = pixels
@@ -201,7 +226,6 @@ def serve() -> None:
             memory = mmap(file, asked)
             os.close(file)
             continue
-        assert memory is not None
         connection.send(_answer(asked, memory, memory_gib))
 
 
@@ -212,16 +236,13 @@ def _end_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _answer(request: Request, memory: mmap, memory_gib: float) -> Decoded | VideoError:
-    into: Sequence[np.ndarray] = [
-        np.ndarray(pixel_shape(request.mode, request.sampling, side), np.uint8, memory, offset)
-        for side, offset in zip(request.sides_px, request.offsets, strict=True)
-    ]
+def _answer(request: Request | Call, memory: mmap | None, memory_gib: float) -> Any:
+    """What was asked for, or a VideoError."""
     try:
-        clips = decode_clips(
-            _source(request.path), request.video_id, request.mode, request.sampling, request.sides_px, into
-        )
-        return Decoded(clips.positions, clips.geometry)
+        if isinstance(request, Call):
+            return request.function(*request.arguments)
+        assert memory is not None
+        return _decoded(request, memory)
     except VideoError as error:
         return _sendable(error, error.__cause__ or error)
     except MemoryError as error:
@@ -229,6 +250,17 @@ def _answer(request: Request, memory: mmap, memory_gib: float) -> Decoded | Vide
         return _sendable(VideoError("decode", reason), error)
     except Exception as error:  # noqa: BLE001 - one video among a million never ends the run
         return _sendable(VideoError("decode", f"{type(error).__name__}: {error}"), error)
+
+
+def _decoded(request: Request, memory: mmap) -> Decoded:
+    into: Sequence[np.ndarray] = [
+        np.ndarray(pixel_shape(request.mode, request.sampling, side), np.uint8, memory, offset)
+        for side, offset in zip(request.sides_px, request.offsets, strict=True)
+    ]
+    clips = decode_clips(
+        _source(request.path), request.video_id, request.mode, request.sampling, request.sides_px, into
+    )
+    return Decoded(clips.positions, clips.geometry)
 
 
 def _source(path: str) -> Source:

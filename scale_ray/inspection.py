@@ -8,14 +8,18 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import av
 import av.error
 
+from scale_ray.config import Extraction
 from scale_ray.corpus import Corpus
+from scale_ray.decoder_process import Decoder
 from scale_ray.errors import VideoError
 from scale_ray.frames import Source, opened, rate_of, video_stream
 from scale_ray.locations import REQUESTS_AT_ONCE, is_uri, open_input
@@ -163,22 +167,41 @@ def chosen(corpus: Corpus, most: int, seed: int) -> list[dict[str, Any]]:
     return corpus.videos.select(["video_id", "path", "splits"]).take(taken).to_pylist()
 
 
-def read_headers(rows: Sequence[dict[str, Any]], *, quiet: bool = False) -> tuple[list[Header], list[Unreadable]]:
-    """The headers of files given as `video_id` and `path`, in the order of the ids."""
+def read_headers(
+    rows: Sequence[dict[str, Any]], extraction: Extraction, *, quiet: bool = False
+) -> tuple[list[Header], list[Unreadable]]:
+    """The headers of files given as `video_id` and `path`, in the order of the ids.
+
+    In child processes: a file that crashes or hangs FFmpeg is unreadable, and no more.
+    """
     headers: list[Header] = []
     unreadable: list[Unreadable] = []
     remote = any(is_uri(row["path"]) for row in rows)
-    at_once = REQUESTS_AT_ONCE if remote else min(os.cpu_count() or 1, 8)
-    with Progress("headers", len(rows), "files", quiet=quiet) as progress, ThreadPoolExecutor(at_once) as threads:
-        under_way = {threads.submit(header_of, row["video_id"], row["path"]): row for row in rows}
+    at_once = min(REQUESTS_AT_ONCE if remote else min(os.cpu_count() or 1, 8), len(rows))
+    idle: SimpleQueue[Decoder] = SimpleQueue()
+
+    def read(row: dict[str, Any]) -> Header:
+        decoder = idle.get()
+        try:
+            return decoder.call(header_of, row["video_id"], row["path"])
+        finally:
+            idle.put(decoder)
+
+    with (
+        Progress("headers", len(rows), "files", quiet=quiet) as progress,
+        ExitStack() as children,
+        ThreadPoolExecutor(at_once) as threads,
+    ):
+        for _ in range(at_once):
+            decoder = Decoder(timeout_s=extraction.decode_timeout_s, memory_gib=extraction.decode_memory_gib)
+            idle.put(children.enter_context(decoder))
+        under_way = {threads.submit(read, row): row for row in rows}
         for future in as_completed(under_way):
             row = under_way[future]
             try:
                 headers.append(future.result())
             except VideoError as error:
                 unreadable.append(Unreadable(row["video_id"], row["path"], error.stage, error.reason))
-            except Exception as error:  # noqa: BLE001 - one video among a million never ends the run
-                unreadable.append(Unreadable(row["video_id"], row["path"], "open", f"{type(error).__name__}: {error}"))
             progress.advance(1)
     return sorted(headers, key=lambda h: h.video_id), sorted(unreadable, key=lambda u: u.video_id)
 

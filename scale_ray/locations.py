@@ -195,13 +195,15 @@ def _copy(driver: Any, path: str) -> IO[bytes]:
 def written_whole(location: str) -> Iterator[IO[bytes]]:
     """A file for writing that appears under its name when complete, or not at all.
 
-    On local disk it is written under another name and then renamed. Object stores show an object only
-    once its upload has ended.
+    On local disk it is written under another name and then renamed. For an object store it is gathered in
+    memory and put at once: closing an upload that broke off would show what there is of it.
     """
     filesystem, path = filesystem_of(location)
     if not isinstance(filesystem, fs.LocalFileSystem):
+        gathered = io.BytesIO()
+        yield gathered
         with filesystem.open_output_stream(path) as sink:
-            yield sink
+            sink.write(gathered.getbuffer())
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     unfinished = f"{path}.{uuid.uuid4().hex[:8]}.unfinished"

@@ -17,7 +17,7 @@ from scale_ray.clips import VideoGeometry
 from scale_ray.config import BackboneOptions, Extraction, Sampling
 from scale_ray.corpus import read_corpus
 from scale_ray.errors import VideoError
-from scale_ray.inspection import Header, Spread, header_of
+from scale_ray.inspection import Header, Spread, header_of, read_headers
 from scale_ray.measuring import spread_sample, try_backbone, try_decoding
 from scale_ray.planning import BackboneTrial, DecodingTrial, Machine, Range, estimate, store_bytes, videos_by_mode
 from scale_ray.samples import BROKEN, MOTIONS
@@ -324,3 +324,33 @@ def test_the_bytes_of_a_store_are_about_those_of_a_real_one(videos, tmp_path, rn
         store.commit(store.part_name("train", ids[start : start + 64]), "train", part)
     store.replace_videos(read_corpus(str(videos)).videos)
     assert store_bytes({"train": 128}, Sampling(), 96, 64) == pytest.approx(store.size_bytes(), rel=0.15)
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """Children in which opening `crash` or `hang` does so."""
+    code = tmp_path / "sitecustomize.py"
+    code.write_text(
+        """
+import os, signal, sys, time
+if "scale_ray.decoder_process" in " ".join(sys.orig_argv):
+    import av
+    real = av.open
+    def opened(file, *rest, **keywords):
+        if file == "crash": os.kill(os.getpid(), signal.SIGSEGV)
+        if file == "hang": time.sleep(600)
+        return real(file, *rest, **keywords)
+    av.open = opened
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_header_that_crashes_or_hangs_costs_one_video(broken, videos):
+    paths = ["crash", "hang", *map(str, sorted((videos / "recede").glob("*.mp4")))]
+    rows = [{"video_id": path, "path": path} for path in paths]
+    found, unreadable = read_headers(rows, Extraction(decode_timeout_s=3), quiet=True)
+    assert [header.video_id for header in found] == sorted(paths[2:])
+    assert [entry.video_id for entry in unreadable] == ["crash", "hang"]
+    assert "signal SIGSEGV" in unreadable[0].reason
+    assert "took longer than 3 s" in unreadable[1].reason

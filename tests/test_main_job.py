@@ -109,6 +109,21 @@ def test_again_does_nothing_and_a_corrected_manifest_corrects_the_labels(
     assert "expected the video that the store holds under this id" in refused.err
 
 
+def test_several_backbones_decode_once_and_fill_a_store_each(scale_ray: Command, extracted: Extracted, tmp_path: Path):
+    """Of other widths and inputs, one of them a video model, in mode augmented, of which a store holds nothing yet."""
+    manifest = tmp_path / "list.csv"
+    folder = Path(FeatureStore(str(extracted.store)).videos()["path"][0].as_py()).parents[1]
+    manifest.write_text("path,label\n" + "".join(f"{folder}/{m}/{m}_001.mp4,{m}\n" for m in MOTIONS))
+    names = ("shufflenet_v2_x0_5", "r3d_18")
+    options = ("--weights", "none", "--input-px", 32, "--mode", "augmented", "--clips", 2, "--frames", 8, "--json")
+    ended = scale_ray("extract", manifest, "--store", tmp_path / "both", "--backbone", ",".join(names), *options)
+    assert ended.code == 0, ended.err
+    assert [(s["num_done"], s["num_extracted"]) for s in json.loads(ended.out)["stores"]] == [(4, 4), (4, 4)]
+    clips = [FeatureStore(str(tmp_path / "both" / name)).read_clips("augmented") for name in names]
+    assert [of.features.shape for of in clips] == [(4, 2, 1024), (4, 2, 512)]
+    np.testing.assert_array_equal(clips[0].positions, clips[1].positions)
+
+
 @pytest.fixture(scope="module")
 def trained(scale_ray: Command, extracted: Extracted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of runs, with one finished run."""

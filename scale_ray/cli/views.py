@@ -42,7 +42,7 @@ def inspect(
 
     listed = read_corpus(caller.place("VIDEOS", videos), corpus)
     rows = chosen(listed, inspection.inspect_headers, inspection.inspect_seed)
-    headers, unreadable = read_headers(rows, quiet=caller.quiet)
+    headers, unreadable = read_headers(rows, extraction, quiet=caller.quiet)
     facts = facts_of_corpus(listed, headers, unreadable)
     lines, values = facts.lines(), {"corpus": asdict(facts), "sample": None, "estimate": None}
     num_bad = len(unreadable)
@@ -76,10 +76,9 @@ def inspect(
 
 def _machine_here(extraction: Extraction) -> Machine:
     """What a Ray of our own would run here, by the stream's own rule."""
-    from scale_ray.distributed.cluster import Size
-    from scale_ray.distributed.extract import sizes_of
     from scale_ray.measuring import cores_here, gpus_here
     from scale_ray.planning import Machine
+    from scale_ray.resources import Size, sizes_of
 
     size = Size(cores_here(), gpus_here())
     sizes = sizes_of(size, extraction)

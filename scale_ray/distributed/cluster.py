@@ -8,7 +8,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 # Read when Ray is imported or started.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -23,14 +22,7 @@ import ray
 
 from scale_ray.config import Cluster
 from scale_ray.errors import UserError
-
-
-@dataclass(frozen=True)
-class Size:
-    """What the cluster has."""
-
-    cpus: int
-    gpus: int
+from scale_ray.resources import Size
 
 
 @contextmanager

@@ -16,7 +16,6 @@ import atexit
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +27,12 @@ import ray.data
 from scale_ray.config import BackboneOptions, Cluster, CorpusOptions, Extraction, Sampling
 from scale_ray.corpus import read_corpus
 from scale_ray.decoder_process import Decoder
-from scale_ray.distributed.cluster import Size, connected
+from scale_ray.distributed.cluster import connected
 from scale_ray.errors import RunFailed
 from scale_ray.extraction import ExtractionSummary, Run, opened_targets
 from scale_ray.pixel_blocks import decode_videos, pixels_of, video_bytes
 from scale_ray.progress import Progress
+from scale_ray.resources import Size, sizes_of
 
 if TYPE_CHECKING:  # the decoding tasks import this module, and do without torch: 4 s and 500 MB each
     from scale_ray.backbones import Backbone
@@ -76,34 +76,6 @@ def extract(
             if run.incomplete():
                 raise RunFailed(f"{len(run.incomplete())} shards did not come back from the cluster; run it again")
         return run.finish()
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much of each stage there is at once, and what Ray reserves for it."""
-
-    decoders: int
-    decoder_cpus: float
-    actors: int
-    actor_resources: dict[str, float]
-    actor_threads: int
-
-
-def sizes_of(size: Size, extraction: Extraction) -> Sizes:
-    """Decoding tasks and backbone actors: all must fit into the cluster at the same time."""
-    if size.gpus:
-        gpus = extraction.actor_gpus or (size.gpus / extraction.actors if extraction.actors else 1.0)
-        actors = extraction.actors or max(int(size.gpus / gpus), 1)
-        decoders = extraction.decoders or max(size.cpus - 1, 1)
-        return Sizes(decoders, min(size.cpus / decoders, 1.0) / 2, actors, {"num_gpus": gpus}, 1)
-    # A backbone on CPUs uses 2 threads an actor; on one core both stages share it.
-    threads = extraction.actor_cpus or min(size.cpus, 2)
-    actors = extraction.actors or max(size.cpus // max(threads, 2), 1)
-    decoders = extraction.decoders or max(size.cpus - actors, 1)
-    # Half of what there is: Ray Data holds a part of the CPUs back for each stage, and on two cores whole
-    # ones were seen to leave nothing for the decoders, for ever.
-    share = min(size.cpus / (actors + decoders), 1.0) / 2
-    return Sizes(decoders, share, actors, {"num_cpus": share}, threads)
 
 
 def _stream(run: Run, sampling: Sampling, extraction: Extraction, size: Size, progress: Progress) -> None:

@@ -22,9 +22,10 @@ from ray.util.queue import Queue
 
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import Cluster, PretrainConfig, Tracking
-from scale_ray.distributed.cluster import Size, connected
+from scale_ray.distributed.cluster import connected
 from scale_ray.errors import RunFailed
 from scale_ray.progress import Progress
+from scale_ray.resources import Size
 from scale_ray.runs import RunFolder
 from scale_ray.store import ClipFeatures, FeatureStore
 from scale_ray.tracking import Experiment, RunRecord

@@ -17,10 +17,11 @@ import ray.tune
 
 from scale_ray.config import Cluster, PretrainConfig, Probing, Searching, Tracking
 from scale_ray.corpus import hash_share
-from scale_ray.distributed.cluster import Size, connected
+from scale_ray.distributed.cluster import connected
 from scale_ray.distributed.pretrain import training_clips
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.progress import Progress
+from scale_ray.resources import Size
 from scale_ray.runs import RunFolder
 from scale_ray.store import ClipFeatures, FeatureStore
 from scale_ray.tracking import Experiment, RunRecord
