@@ -56,8 +56,9 @@ def decode_clips(
 
     Frames are chosen by time stamp: the last one shown at or before the planned time. Where the stamps
     do not rise in the order in which the decoder gives the frames, that order and the average frame
-    rate count instead. The pixels are those of a reading from the start, whatever was skipped. Written
-    into the arrays of `into` (of `pixel_shape`), where given.
+    rate count instead. The pixels are those of a reading from the start, whatever was skipped; in a
+    damaged file the damage that was skipped does not count. Written into the arrays of `into` (of
+    `pixel_shape`), where given.
 
     Raises
     ------
@@ -73,7 +74,7 @@ def decode_clips(
             reader = FrameReader(container, video_stream(container), by_stamp=by_stamp, may_seek=may_seek)
             try:
                 return _decode(source, reader, video_id, mode, sampling, pixels)
-            except av.error.FFmpegError as error:
+            except (av.error.FFmpegError, VideoError) as error:
                 if reader.has_sought:  # the seek may be to blame: read from the start before saying so
                     raise ReadAgain(by_stamp=True) from error
                 raise

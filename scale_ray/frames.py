@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,12 +21,16 @@ Source = str | Callable[[], IO[bytes]]
 
 # What FFmpeg opens readily although nobody would call it a video: text as terminal art, single pictures.
 _NOT_VIDEO = {"tty", "image2", "ico", "lrc", "srt", "webvtt", "ass"}
-# Stamps carry rounding errors; a wanted time this close before a frame means that frame.
-_SAME_TIME_S = 1e-4
+# Stamps are rounded, in Matroska to milliseconds; a wanted time this close before a frame means that frame.
+_SAME_TIME_S = 6e-4
 # A seek costs about as much as decoding so many frames: fewer are decoded and thrown away.
 _SEEK_COST_FRAMES = 16
 # How far a seek must lead where the container does not say where its key frames are.
 _BLIND_SEEK_S = 12.0
+# How much further back a seek is tried that led behind its target.
+_SEEK_BACK_S = (0.0, 1.0, 3.0, 10.0)
+# MPEG program streams: their stamps after a seek are guesses, some frames off.
+_NEVER_SEEK = {"mpeg"}
 
 
 class ReadAgain(Exception):
@@ -86,7 +91,8 @@ class FrameReader:
 
     def __init__(self, container: Any, stream: Any, *, by_stamp: bool, may_seek: bool) -> None:
         self._container, self.stream = container, stream
-        self._by_stamp, self._may_seek = by_stamp, by_stamp and may_seek
+        self._by_stamp = by_stamp
+        self._may_seek = by_stamp and may_seek and container.format.name not in _NEVER_SEEK
         self._rate = rate_of(stream)
         self._origin_s: float | None = None
         self.has_sought = False
@@ -113,7 +119,11 @@ class FrameReader:
 
     def _decoded(self) -> Iterator[tuple[float, VideoFrame]]:
         previous_s: float | None = None
-        for number, frame in enumerate(self._container.decode(self.stream)):
+        frames = self._container.decode(self.stream)
+        if self.has_sought:
+            # What a decoder gives before the first key frame lacks what it refers to.
+            frames = itertools.dropwhile(lambda frame: not frame.key_frame, frames)
+        for number, frame in enumerate(frames):
             if not self._by_stamp:
                 if self._rate <= 0:
                     raise VideoError("decode", "neither usable time stamps nor a frame rate")
@@ -132,11 +142,12 @@ class FrameReader:
     def _seek_pays(self, reached_s: float, time_s: float) -> bool:
         if time_s - reached_s < _SEEK_COST_FRAMES / max(self._rate, 1.0):
             return False
-        entries = self.stream.index_entries
-        if len(entries) < 2:
-            return time_s - reached_s > _BLIND_SEEK_S
+        entries, unit_s = self.stream.index_entries, float(self.stream.time_base)
         # An index counts decoding times; the first entry's stands for the first frame's.
-        base, unit_s = entries[0].timestamp, float(self.stream.time_base)
+        base = entries[0].timestamp if len(entries) else 0
+        # Some containers' index is written down while it is read, and ends here.
+        if len(entries) < 2 or (entries[len(entries) - 1].timestamp - base) * unit_s <= reached_s:
+            return time_s - reached_s > _BLIND_SEEK_S
         before = entries.search_timestamp(base + int(time_s / unit_s), backward=True)
         if before < 0:
             return False
@@ -149,7 +160,7 @@ class FrameReader:
         assert self._following is not None
         left_s = self._following[0]
         self.has_sought = True
-        for back_s in (0.0, 1.0, 10.0):
+        for back_s in _SEEK_BACK_S:
             target_s = max(time_s - back_s, 0.0) + self._origin_s
             try:
                 self._container.seek(int(target_s / self.stream.time_base), stream=self.stream, backward=True)

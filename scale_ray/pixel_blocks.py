@@ -75,9 +75,9 @@ def decode_videos(
 
 def pixels_of(block: pa.Table, sampling: Sampling, side_px: int) -> np.ndarray:
     """The decoded clips of a block, without copying: uint8 (clips, frames, side, side, 3)."""
-    column = block[f"pixels_{side_px}"].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks)
+    chunks = block[f"pixels_{side_px}"].chunks
+    # Not combine_chunks, which copies a single chunk, too.
+    column = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
     values = (
         np.frombuffer(column.buffers()[2], np.uint8)[offsets[0] : offsets[-1]] if offsets[-1] else np.empty(0, "u1")

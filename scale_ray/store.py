@@ -182,9 +182,13 @@ class FeatureStore:
                 f"{'; '.join(differing)}. Use another --store"
             )
 
-    def part_name(self, mode: str, video_ids: Iterable[str]) -> str:
-        """The name of the shard that holds these videos: the same plan gives the same name."""
-        key = json.dumps([self.fingerprint, mode, *video_ids], sort_keys=True)
+    def part_name(self, mode: str, video_ids: Iterable[str], made_by: str = "plan") -> str:
+        """The name of a shard: the same plan gives the same name.
+
+        A planned shard is named after its plan, of which it may hold less; so what is made of shards later
+        is named apart from them by what made it.
+        """
+        key = json.dumps([self.fingerprint, mode, made_by, *video_ids], sort_keys=True)
         return f"part-{mode}-{hashlib.blake2b(key.encode(), digest_size=10).hexdigest()}.parquet"
 
     def commit(self, part_name: str, mode: str, videos: Sequence[VideoFeatures]) -> None:

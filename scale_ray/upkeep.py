@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from scale_ray.clips import MODES
 from scale_ray.locations import filesystem_of, list_files
-from scale_ray.store import FeatureStore
+from scale_ray.store import GEOMETRY, FeatureStore
 
 # Shards below this are merged, into ones of about this size.
 COMPACT_BYTES = 256 * 2**20
@@ -35,6 +35,8 @@ def tidy(store: FeatureStore) -> None:
         if sum(map(len, held.values())) == len(set().union(*held.values())):
             continue
         seen: set[str] = set()
+        written: set[str] = set()
+        superseded: list[str] = []
         for path, ids in sorted(held.items(), key=lambda item: (-len(item[1]), item[0])):
             own = [video_id for video_id in ids if video_id not in seen]
             seen |= set(ids)
@@ -42,20 +44,21 @@ def tidy(store: FeatureStore) -> None:
                 continue
             if own:
                 rest = _read(store, path).filter(pa.array([video_id in set(own) for video_id in ids], pa.bool_()))
-                store.write(rest, "features", store.part_name(mode, own))
-            filesystem.delete_file(path)
+                written.add(store.part_name(mode, own, "rest"))
+                store.write(rest, "features", store.part_name(mode, own, "rest"))
+            superseded.append(path)
+        _delete(store, superseded, written)
 
 
 def compact(store: FeatureStore) -> tuple[int, int]:
     """Merge small shards of each mode; the number of shards before and after."""
-    filesystem, _ = filesystem_of(store.location)
     before = len(store.parts("features/part-"))
     for mode in MODES:
         for paths in _batches(store, mode):
             merged = pa.concat_tables([_read(store, path) for path in paths]).sort_by("video_id")
-            store.write(merged, "features", store.part_name(mode, merged["video_id"].to_pylist()))
-            for path in paths:
-                filesystem.delete_file(path)
+            name = store.part_name(mode, merged["video_id"].to_pylist(), "merger")
+            store.write(merged, "features", name)
+            _delete(store, paths, {name})
     return before, len(store.parts("features/part-"))
 
 
@@ -73,6 +76,9 @@ def verify(store: FeatureStore) -> list[str]:
             except (pa.ArrowException, OSError) as error:
                 wrong.append(f"{name}: cannot be read ({str(error).splitlines()[0]}); delete it and extract again")
                 continue
+            if not _is_shard(table.schema):
+                wrong.append(f"{name}: has not the columns of a shard; delete it and extract again")
+                continue
             wrong += [f"{name}: {what}" for what in _faults(table, mode)]
             shapes.setdefault(mode, set()).add(tuple(table["features"].type.shape))
             for video_id in table["video_id"].to_pylist():
@@ -83,6 +89,28 @@ def verify(store: FeatureStore) -> list[str]:
                 seen[video_id] = name
     wrong += [f"shards of mode {mode} differ in shape: {sorted(of)}" for mode, of in shapes.items() if len(of) > 1]
     return wrong
+
+
+def _is_shard(schema: pa.Schema) -> bool:
+    """Whether these are the columns that the store writes, shapes apart."""
+    plain = {"video_id": pa.string(), "mode": pa.string(), **{field.name: field.type for field in GEOMETRY}}
+    tensors = {"features": pa.float16(), "positions": pa.float32()}
+    types = dict(zip(schema.names, schema.types, strict=True))
+    return set(types) == {*plain, *tensors} and (
+        all(types[name] == type_ for name, type_ in plain.items())
+        and all(
+            isinstance(types[name], pa.FixedShapeTensorType) and types[name].value_type == type_
+            for name, type_ in tensors.items()
+        )
+    )
+
+
+def _delete(store: FeatureStore, paths: list[str], written: set[str]) -> None:
+    """Delete shards whose videos others hold by now, but none that was just written under its name."""
+    filesystem, _ = filesystem_of(store.location)
+    for path in paths:
+        if path.rpartition("/")[2] not in written:
+            filesystem.delete_file(path)
 
 
 def _faults(table: pa.Table, mode: str) -> Iterator[str]:

@@ -1,0 +1,108 @@
+"""What the benchmarks share: their videos, what they ran on, and where their raw figures go."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+RESULTS = Path(__file__).parent / "results"
+_LIBRARIES = ("ray", "torch", "torchvision", "av", "pyarrow", "numpy")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=(description or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    made.add_argument("--folder", type=Path, help="where the videos are made and kept; a temporary one if not given")
+    made.add_argument("--save", action="store_true", help="write the raw figures to benchmarks/results")
+    return made
+
+
+@contextmanager
+def folder_of(arguments: argparse.Namespace) -> Iterator[Path]:
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        yield arguments.folder
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def report(name: str, arguments: argparse.Namespace, figures: Any) -> None:
+    """Print the figures; with --save also write them with the hardware, the versions and the date."""
+    options = {key: value for key, value in vars(arguments).items() if key not in ("folder", "save")}
+    record = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "options": options, "figures": figures}
+    print(json.dumps(record, indent=1))
+    if arguments.save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def hardware() -> dict[str, Any]:
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory_bytes / 2**30),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def make_video(
+    path: Path, *, duration_s: int, key_every: int, width: int = 320, height: int = 240, fps: int = 30
+) -> Path:
+    """H.264 of a moving pattern; what is longer than ten seconds repeats them without encoding again."""
+    if path.exists():
+        return path
+    once = path.with_name(f"once-{key_every}-{width}x{height}.mp4")
+    if not once.exists():
+        _encode(once, 10 * fps, key_every, width, height, fps)
+    unfinished = path.with_suffix(".unfinished.mp4")
+    with av.open(str(unfinished), "w") as out:
+        target, shift = None, 0
+        for _ in range(-(-duration_s // 10)):
+            with av.open(str(once)) as source:
+                stream = source.streams.video[0]
+                if target is None:
+                    target = out.add_stream_from_template(stream)
+                length = int(10 / stream.time_base)
+                for packet in source.demux(stream):
+                    if packet.dts is None:
+                        continue
+                    packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, target
+                    out.mux(packet)
+            shift += length
+    unfinished.rename(path)
+    return path
+
+
+def _encode(path: Path, frames: int, key_every: int, width: int, height: int, fps: int) -> None:
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 255, (height // 16 + 20, width // 16 + 20, 3), np.uint8)
+    pattern = np.asarray(Image.fromarray(tiles).resize((width + 320, height + 320), Image.Resampling.BICUBIC))
+    options = {"preset": "veryfast", "g": str(key_every), "keyint_min": str(key_every), "sc_threshold": "0"}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(frames):
+            x, y = int(100 + 90 * np.sin(number / 30)), int(100 + 90 * np.cos(number / 41))
+            image = np.ascontiguousarray(pattern[y : y + height, x : x + width])
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())

@@ -1,0 +1,80 @@
+"""Memory of an extraction of few and of many videos: what grows with the corpus would show here.
+
+The peak over the whole run of the sum over all its processes (driver, Ray, decoders, actors) of their
+proportional set sizes, so that shared memory counts once, sampled ten times a second.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from common import folder_of, make_video, parser, report
+
+
+def memory_mib(parent: psutil.Process) -> dict[str, float]:
+    """Proportional set size of a process tree by role, in MiB."""
+    roles = {"driver": 0.0, "decoders": 0.0, "actors": 0.0, "ray": 0.0}
+    for process in [parent, *parent.children(recursive=True)]:
+        try:
+            title, size = " ".join(process.cmdline()), process.memory_full_info().pss / 2**20
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if process.pid == parent.pid:
+            role = "driver"
+        elif "decoder_process" in title or "decode_block" in title:
+            role = "decoders"
+        else:
+            role = "actors" if "EmbedBlock" in title else "ray"
+        roles[role] += size
+    return roles
+
+
+def peak(videos: Path, store: Path, backbone: list[str]) -> dict[str, float]:
+    shutil.rmtree(store, ignore_errors=True)
+    command = [sys.executable, "-m", "scale_ray", "extract", str(videos), "--store", str(store), "-q", *backbone]
+    began_s = time.monotonic()
+    process = subprocess.Popen(command)
+    highest: dict[str, float] = {}
+    while process.poll() is None:
+        try:
+            now = memory_mib(psutil.Process(process.pid))
+        except psutil.NoSuchProcess:
+            break
+        total = sum(now.values())
+        if total > highest.get("total", 0):
+            highest = {"total": total, **now}
+        time.sleep(0.1)
+    assert process.wait() == 0
+    return {name: round(value) for name, value in highest.items()} | {"seconds": round(time.monotonic() - began_s, 1)}
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--counts", type=int, nargs="+", default=[50, 500], help="videos of each run")
+    arguments.add_argument("--input-px", type=int, default=224, help="side of the backbone's input")
+    given = arguments.parse_args()
+    backbone = ["--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--input-px", str(given.input_px)]
+    figures: dict[str, object] = {}
+    with folder_of(given) as folder:
+        source = make_video(folder / "10s-250.mp4", duration_s=10, key_every=250)
+        for count in given.counts:
+            videos = folder / f"memory-{count}"
+            videos.mkdir(exist_ok=True)
+            for number in range(count):
+                if not (videos / f"{number:05d}.mp4").exists():
+                    os.link(source, videos / f"{number:05d}.mp4")
+            figures[f"{count} videos"] = peak(videos, folder / "store-memory", backbone)
+            print(count, figures[f"{count} videos"], file=sys.stderr, flush=True)
+    few, many = (figures[f"{count} videos"]["total"] for count in (given.counts[0], given.counts[-1]))  # type: ignore[index]
+    figures["many over few"] = round(many / few, 3)
+    report("memory", given, figures)
+
+
+if __name__ == "__main__":
+    main()

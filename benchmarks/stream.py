@@ -1,0 +1,171 @@
+"""The Ray Data stream against a bare loop: same videos, same decoder, same backbone, same threads, one run.
+
+With a heavy backbone the loop decodes a video, embeds it, and takes the next one. With a trivial backbone
+(the mean of the pixels) the stream is held against the raw decoding rate of all cores: as many processes
+as there are cores that decode and do nothing else.
+
+The stream's rate is counted from its first to its last committed result, the loop's without the loading of
+the backbone: what starts Ray and the actors is told apart, as `start_s`.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from common import folder_of, make_video, parser, report
+
+from scale_ray.backbones import Backbone, load_backbone
+from scale_ray.config import BackboneOptions, Cluster, CorpusOptions, Extraction, Sampling
+from scale_ray.corpus import read_corpus
+from scale_ray.decoder_process import Decoder, Request, SharedPixels
+from scale_ray.distributed import extract as stage
+from scale_ray.distributed.cluster import connected
+from scale_ray.pixel_blocks import video_bytes
+
+SAMPLING = Sampling()
+
+
+class MeanPixel(torch.nn.Module):
+    """The cheapest backbone there is."""
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return clips[:, :, 0, ::32, ::32].flatten(1)
+
+
+def trivial() -> Backbone:
+    return Backbone("trivial", MeanPixel(), input_px=224, weights_id="none")
+
+
+def corpus(folder: Path, count: int, *, width: int, height: int) -> Path:
+    """`count` videos of ten seconds: links to one file, since only their names must differ."""
+    videos = folder / f"videos-{width}x{height}-{count}"
+    videos.mkdir(exist_ok=True)
+    source = make_video(folder / f"10s-{width}x{height}.mp4", duration_s=10, key_every=250, width=width, height=height)
+    for number in range(count):
+        path = videos / f"{number:05d}.mp4"
+        if not path.exists():
+            os.link(source, path)
+    return videos
+
+
+def loop_rate(videos: Path, encoder: Backbone, count: int, batch_clips: int) -> float:
+    """Videos a second of decoding and embedding one after the other, in this process."""
+    from scale_ray.decoding import decode_clips
+
+    began_s = time.perf_counter()
+    for path in sorted(videos.iterdir())[:count]:
+        clips = decode_clips(str(path), path.name, "train", SAMPLING, [encoder.input_px])
+        torch.cat([encoder(batch) for batch in torch.from_numpy(clips.pixels[0]).split(batch_clips)]).half()
+    return count / (time.perf_counter() - began_s)
+
+
+def decoding_rate(videos: Path, side_px: int, processes: int, count: int) -> float:
+    """Videos a second of so many decoder processes that do nothing else."""
+    paths = sorted(videos.iterdir())[:count]
+
+    def work(number: int) -> None:
+        pixels = SharedPixels(video_bytes("train", SAMPLING, [side_px]))
+        with Decoder(timeout_s=300, memory_gib=8) as decoder:
+            for path in paths[number::processes]:
+                decoder.decode(Request(str(path), path.name, "train", SAMPLING, (side_px,), (0,)), pixels)
+
+    began_s = time.perf_counter()
+    with ThreadPoolExecutor(processes) as threads:
+        list(threads.map(work, range(processes)))
+    return count / (time.perf_counter() - began_s)
+
+
+class Arrivals:
+    """Stands in for the progress: notes when results came."""
+
+    def __init__(self) -> None:
+        self.at_s: list[float] = []
+
+    def advance(self, step: int) -> None:
+        self.at_s += [time.perf_counter()] * step
+
+
+def stream_rate(
+    videos: Path, store: Path, encoder: Backbone, extraction: Extraction, cores: int
+) -> tuple[float, float, float]:
+    """Videos a second between the first and the last block, seconds until the first one, seconds in all."""
+    from scale_ray import extraction as account
+    from scale_ray.lease import held
+    from scale_ray.store import FeatureStore, fingerprint_of
+
+    listed = read_corpus(str(videos), CorpusOptions())
+    features = FeatureStore.create(str(store), fingerprint_of(encoder.identity(), SAMPLING))
+    arrivals = Arrivals()
+    with held(str(store)) as lease:
+        run = account.Run(listed, [account.Target(encoder, features, lease)], extraction)
+        began_s = time.perf_counter()
+        with connected(Cluster(cpus=cores)) as size:
+            stage._stream(run, SAMPLING, extraction, size, arrivals)  # type: ignore[arg-type]
+        assert not run.incomplete()
+        [summary] = run.finish()
+        assert summary.num_done == len(listed.videos)
+    first_s, last_s = arrivals.at_s[0], arrivals.at_s[-1]
+    in_first_block = sum(at_s - first_s < 0.05 for at_s in arrivals.at_s)
+    rate = (len(arrivals.at_s) - in_first_block) / (last_s - first_s)
+    return rate, first_s - began_s, last_s - began_s
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--heavy", default="r3d_18", help="backbone of the heavy case")
+    arguments.add_argument("--heavy-videos", type=int, default=24, help="videos of the heavy case")
+    arguments.add_argument("--trivial-videos", type=int, default=160, help="videos of the trivial case")
+    arguments.add_argument("--repeats", type=int, default=3, help="runs of each, interleaved")
+    arguments.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="cores to use")
+    given = arguments.parse_args()
+    torch.set_num_threads(min(given.cores, 2))
+    figures: dict[str, dict] = {}
+    with folder_of(given) as folder:
+        cases = {
+            "heavy": (
+                load_backbone(BackboneOptions(backbone=given.heavy, weights="none"), SAMPLING.frames),
+                corpus(folder, given.heavy_videos, width=320, height=240),
+                Extraction(mode="train"),
+            ),
+            "trivial": (
+                trivial(),
+                corpus(folder, given.trivial_videos, width=320, height=240),
+                Extraction(mode="train", decoders=given.cores),
+            ),
+        }
+        for name, (encoder, videos, extraction) in cases.items():
+            count = len(list(videos.iterdir()))
+            rates: dict[str, list[float]] = {"stream": [], "bare": []}
+            starts_s, in_all_s = [], []
+            for repeat in range(given.repeats):
+                if name == "heavy":
+                    rates["bare"].append(loop_rate(videos, encoder, max(count // 4, 4), extraction.batch_clips))
+                else:
+                    rates["bare"].append(decoding_rate(videos, encoder.input_px, given.cores, max(count // 2, 4)))
+                rate, start_s, all_s = stream_rate(
+                    videos, folder / f"store-{name}-{time.time_ns()}", encoder, extraction, given.cores
+                )
+                rates["stream"].append(rate)
+                starts_s.append(start_s)
+                in_all_s.append(all_s)
+                print(name, repeat, rates, "start", start_s, "all", all_s, file=sys.stderr, flush=True)
+            medians = {which: statistics.median(values) for which, values in rates.items()}
+            figures[name] = {
+                "backbone": encoder.name,
+                "videos": count,
+                "videos/s": {which: [round(v, 3) for v in values] for which, values in rates.items()},
+                "stream over bare": round(medians["stream"] / medians["bare"], 3),
+                "start_s": [round(v, 1) for v in starts_s],
+                "in all, with start, s": [round(v, 1) for v in in_all_s],
+            }
+    report("stream", given, figures)
+
+
+if __name__ == "__main__":
+    main()

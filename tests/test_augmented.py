@@ -1,0 +1,183 @@
+"""Mode augmented: the boxes, the looks and their odds, and each change against torchvision's."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional
+
+from scale_ray.appearance import restyled
+from scale_ray.clips import Appearance, Clip, VideoGeometry, plan_clips
+from scale_ray.config import Sampling
+from scale_ray.decoding import decode_clips
+from scale_ray.samples import write_video
+
+GEOMETRY = VideoGeometry(240, 320, 20.0, 30.0)
+PLAIN = Appearance((), grey=False, blur_px=0.0)
+NO_LOOKS = {"jitter_probability": 0.0, "grey_probability": 0.0, "blur_probability": 0.0, "flip_probability": 0.0}
+
+
+def plans(geometry: VideoGeometry = GEOMETRY, num_videos: int = 200, **options) -> list[Clip]:
+    sampling = Sampling(**options)
+    return [c for n in range(num_videos) for c in plan_clips(f"video-{n}", "augmented", geometry, sampling)]
+
+
+def test_boxes_have_the_areas_and_aspects_of_the_method():
+    clips = plans(VideoGeometry(1080, 1920, 20.0, 30.0))
+    heights, widths = np.array([(c.box_px[2] - c.box_px[0], c.box_px[3] - c.box_px[1]) for c in clips]).T
+    areas, aspects = heights * widths / (1080 * 1920), widths / heights
+    assert areas.min() > 0.199
+    assert areas.max() < 0.767
+    assert 0.745 < aspects.min() < 0.76
+    assert 1.32 < aspects.max() < 1.34
+    # Uniform in area, but for large boxes that do not fit; even in the logarithm of the aspect.
+    small = areas[areas < 0.4]
+    assert np.mean(small < 0.3) == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(len(small)))
+    assert np.mean(np.log(aspects[areas < 0.4])) == pytest.approx(0, abs=4 * 0.17 / math.sqrt(len(small)))
+    tops, lefts = np.array([c.box_px[:2] for c in clips]).T
+    assert (tops.min(), lefts.min()) == (0, 0)
+    assert (tops + heights).max() in (1079, 1080)
+    assert (lefts + widths).max() in (1919, 1920)
+
+
+@pytest.mark.parametrize(("height", "width"), [(240, 320), (320, 240), (37, 51), (8, 8), (3, 2), (1, 1), (1, 900)])
+def test_boxes_lie_in_the_frame(height, width):
+    for clip in plans(VideoGeometry(height, width, 5.0, 30.0), 30):
+        y0, x0, y1, x1 = clip.box_px
+        assert 0 <= y0 < y1 <= height
+        assert 0 <= x0 < x1 <= width
+
+
+@pytest.mark.parametrize(("height", "width", "box"), [(100, 1000, (0, 433, 100, 566)), (1000, 100, (433, 0, 566, 100))])
+def test_where_no_box_fits_it_is_the_central_one_of_the_nearest_aspect(height, width, box):
+    assert {clip.box_px for clip in plans(VideoGeometry(height, width, 5.0, 30.0), 20)} == {box}
+
+
+def test_looks_are_as_frequent_as_the_method_says():
+    clips = plans(num_videos=400)
+    looks = [clip.appearance for clip in clips]
+    assert all(look is not None for look in looks)
+    for share, seen in [
+        (0.8, [bool(look.jitter) for look in looks]),
+        (0.2, [look.grey for look in looks]),
+        (0.5, [look.blur_px > 0 for look in looks]),
+        (0.5, [clip.flipped for clip in clips]),
+    ]:
+        assert np.mean(seen) == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / len(looks)))
+    amounts: dict[str, list[float]] = {}
+    for name, amount in itertools.chain.from_iterable(look.jitter for look in looks):
+        amounts.setdefault(name, []).append(amount)
+    ranges = {name: (0.4, 1.6) for name in ("brightness", "contrast", "saturation")} | {"hue": (-0.15, 0.15)}
+    blurs = [look.blur_px for look in looks if look.blur_px > 0]
+    for values, (low, high) in [*((amounts[name], reach) for name, reach in ranges.items()), (blurs, (0.1, 2.0))]:
+        span = high - low
+        assert low <= min(values) < low + 0.02 * span
+        assert high - 0.02 * span < max(values) <= high
+        assert np.mean(values) == pytest.approx((low + high) / 2, abs=4 * span / math.sqrt(12 * len(values)))
+    orders = [tuple(name for name, _ in look.jitter) for look in looks if look.jitter]
+    counts = [orders.count(order) for order in itertools.permutations(ranges)]
+    expected = len(orders) / 24
+    assert sum((count - expected) ** 2 / expected for count in counts) < 58, "not every order is as likely"
+
+
+def test_the_draws_of_one_plan_are_pinned():
+    clip = plan_clips("id", "augmented", GEOMETRY, Sampling())[0]
+    assert clip.times_s[0] == pytest.approx(15.708148607528841)
+    assert (clip.box_px, clip.flipped) == ((22, 102, 237, 286), True)
+    assert clip.appearance is not None
+    assert [name for name, _ in clip.appearance.jitter] == ["saturation", "brightness", "contrast", "hue"]
+    assert [amount for _, amount in clip.appearance.jitter] == pytest.approx(
+        [0.861172160863178, 0.6535415662485455, 0.9231621053919855, -0.14028318570181625]
+    )
+    assert (clip.appearance.grey, clip.appearance.blur_px) == (False, pytest.approx(0.8247753027718463))
+
+
+@pytest.fixture
+def frame() -> np.ndarray:
+    """A colourful picture, darker at the left, so that a part of it has another mean than the whole."""
+    y, x = np.mgrid[0:120, 0:160].astype(float)
+    waves = np.stack([np.sin(x / 17 + y / 29), np.sin(y / 13), np.sin((x - y) / 23)], -1)
+    return (20 + 1.0 * x[..., None] + 40 * (1 + waves)).clip(0, 255).astype(np.uint8)
+
+
+def changed(image: np.ndarray, name: str, amount: float) -> np.ndarray:
+    """Torchvision's, on a PIL image as the authors used it."""
+    return np.asarray(getattr(functional, f"adjust_{name}")(Image.fromarray(image), amount))
+
+
+CHANGES = [("brightness", 0.4), ("brightness", 1.6), ("contrast", 0.4), ("contrast", 1.6), ("saturation", 0.4)]
+CHANGES += [("saturation", 1.6), ("hue", -0.15), ("hue", 0.03), ("hue", 0.15)]
+
+
+@pytest.mark.parametrize(("name", "amount"), CHANGES)
+def test_each_change_is_torchvisions_on_the_whole_frame(frame, name, amount):
+    cut = frame[10:74, 6:70]
+    ours = restyled(cut, frame, replace(PLAIN, jitter=((name, amount),)), (1.0, 1.0))
+    assert np.abs(ours.astype(int) - changed(frame, name, amount)[10:74, 6:70]).max() <= 2
+    assert np.abs(ours.astype(int) - cut).mean() > 2, "no change at all"
+    tensor = functional.to_image(Image.fromarray(frame))
+    theirs = getattr(functional, f"adjust_{name}")(tensor, amount).permute(1, 2, 0).numpy()[10:74, 6:70]
+    assert np.abs(ours.astype(int) - theirs).mean() < 3
+
+
+def test_contrast_turns_about_the_mean_of_the_frame_as_it_is_by_then(frame):
+    cut = frame[:40, :40]
+    for order in itertools.permutations([("brightness", 1.5), ("contrast", 0.4), ("saturation", 1.4), ("hue", 0.1)]):
+        whole = frame
+        for name, amount in order:
+            whole = changed(whole, name, amount)
+        ours = restyled(cut, frame, replace(PLAIN, jitter=order), (1.0, 1.0))
+        assert np.abs(ours.astype(int) - whole[:40, :40]).max() <= 3
+    one, other = (
+        restyled(cut, frame, replace(PLAIN, jitter=jitter), (1.0, 1.0))
+        for jitter in ((("brightness", 1.6), ("contrast", 0.4)), (("contrast", 0.4), ("brightness", 1.6)))
+    )
+    assert np.abs(one.astype(int) - other).mean() > 5, "the order matters"
+
+
+def test_grey_has_equal_channels_and_comes_after_the_colours(frame):
+    ours = restyled(frame, frame, replace(PLAIN, grey=True, jitter=(("saturation", 1.6),)), (1.0, 1.0))
+    assert np.ptp(ours, axis=2).max() == 0
+    expected = functional.rgb_to_grayscale(torch.from_numpy(changed(frame, "saturation", 1.6).copy()).permute(2, 0, 1))
+    assert np.abs(ours[..., 0].astype(int) - expected[0].numpy()).max() <= 1
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (2.0, 2.0), (0.7, 1.9)])
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0])
+def test_blur_has_its_width_in_pixels_of_the_frame(sigma, scale):
+    """A step's spread, measured on a cut that was resized by `scale`."""
+    down, across = scale
+    cut = np.zeros((64, 64, 3), np.uint8)
+    cut[32:, :, 0], cut[:, 32:, 1] = 250, 250
+    blurred = restyled(cut, cut, replace(PLAIN, blur_px=sigma), scale).astype(float)
+    for slope, wanted in ((np.diff(blurred[:, 8, 0]), sigma * down), (np.diff(blurred[8, :, 1]), sigma * across)):
+        weights, at = slope / slope.sum(), np.arange(len(slope))
+        centre = (weights * at).sum()
+        assert centre == pytest.approx(31, abs=0.1)
+        spread = math.sqrt((weights * (at - centre) ** 2).sum())
+        assert spread == pytest.approx(wanted, rel=0.08, abs=0.06)
+
+
+def test_all_frames_of_a_clip_look_alike_and_are_those_of_the_plan(tmp_path):
+    """Of a picture that stands still, every frame is the plain cut with the look of the plan."""
+    y, x = np.mgrid[0:120, 0:160]
+    still = np.stack([60 + x / 2, 200 - y, 40 + (x + y) / 2], -1).astype(np.uint8)
+    path = tmp_path / "still.mp4"
+    write_video(path, np.repeat(still[None], 45, 0))
+    sampling = Sampling(clips=24, frames=4)
+    looks = decode_clips(str(path), "id", "augmented", sampling, [64])
+    plain = decode_clips(str(path), "id", "augmented", replace(sampling, **NO_LOOKS), [64])
+    for clip, ours, cut in zip(
+        plan_clips("id", "augmented", looks.geometry, sampling), looks.pixels[0], plain.pixels[0], strict=True
+    ):
+        assert np.abs(ours.astype(int) - ours[0]).mean((1, 2, 3)).max() < 2, "frames of one clip look different"
+        assert clip.appearance is not None
+        y0, x0, y1, x1 = clip.box_px
+        expected = restyled(cut[0], still, clip.appearance, (64 / (y1 - y0), 64 / (x1 - x0)))
+        expected = expected[:, ::-1] if clip.flipped else expected
+        assert np.abs(ours[0].astype(int) - expected).mean() < 3
+    np.testing.assert_array_equal(looks.positions[:, 1:], plain.positions[:, 1:])

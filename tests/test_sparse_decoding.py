@@ -1,0 +1,218 @@
+"""What is skipped changes nothing: frames, positions and time stamps are those of a reading from the start."""
+
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import SHARED
+
+from scale_ray import decoding
+from scale_ray.config import Sampling
+from scale_ray.decoding import DecodedClips, decode_clips
+from scale_ray.errors import VideoError
+from scale_ray.frames import FrameReader
+
+SAMPLING = Sampling(clips=4, frames=4, stride=2)
+FPS = 30
+SIDE = 32
+KEPT_BACK = {"preset": "veryfast", "bf": "3", "sc_threshold": "0"}
+
+
+def picture(number: int, height: int = 64, width: int = 96) -> np.ndarray:
+    """Waves that move, and a square whose colour tells neighbouring frames apart."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin((x + 2 * number) / 9), np.sin((y - 1.5 * number) / 11), np.sin((x + y + number) / 13)]
+    image = 127 + 60 * np.stack(waves, -1)
+    image[8:24, 8:24] = [(number * 37) % 256, (number * 11) % 256, (number // 4) % 256]
+    return image.astype(np.uint8)
+
+
+def encode(path: Path, codec: str = "libx264", *, seconds: int = 10, size=(64, 96), **options: str) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=FPS, options={"threads": "1", **options})
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        for number in range(seconds * FPS):
+            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def repeated(once: Path, path: Path, *, times: int = 12, shift_s: float = 0.0, **options: str) -> Path:
+    """The packets of ten seconds over and over, beginning `shift_s` late."""
+    with av.open(str(path), "w", options=options) as out:
+        target = None
+        for round_ in range(times):
+            with av.open(str(once)) as source:
+                stream = source.streams.video[0]
+                target = target or out.add_stream_from_template(stream)
+                shift = round((10 * round_ + shift_s) / stream.time_base)
+                for packet in source.demux(stream):
+                    if packet.size == 0:
+                        continue
+                    packet.pts = None if packet.pts is None else packet.pts + shift
+                    packet.dts = None if packet.dts is None else packet.dts + shift
+                    packet.stream = target
+                    out.mux(packet)
+    return path
+
+
+class Counted(FrameReader):
+    """Counts what is decoded; reads from the start where `forward`."""
+
+    forward = False
+    num_decoded = 0
+
+    def __init__(self, container, stream, *, by_stamp: bool, may_seek: bool) -> None:
+        super().__init__(container, stream, by_stamp=by_stamp, may_seek=may_seek and not Counted.forward)
+
+    def _decoded(self):
+        for decoded in super()._decoded():
+            Counted.num_decoded += 1
+            yield decoded
+
+
+@pytest.fixture(autouse=True)
+def _counted(monkeypatch):
+    monkeypatch.setattr(decoding, "FrameReader", Counted)
+
+
+def read(
+    path: Path, video_id: str, *, forward: bool, mode="train", sampling=SAMPLING
+) -> tuple[DecodedClips | VideoError, int]:
+    Counted.forward, Counted.num_decoded = forward, 0
+    try:
+        return decode_clips(str(path), video_id, mode, sampling, [SIDE]), Counted.num_decoded
+    except VideoError as error:
+        return error, Counted.num_decoded
+
+
+def assert_exact(path: Path, video_ids: str, **kind) -> tuple[int, int]:
+    """Frames decoded with and without skipping, for all ids together."""
+    sparse_decoded, all_decoded = 0, 0
+    for video_id in video_ids:
+        (sparse, fewer), (whole, number) = (read(path, video_id, forward=forward, **kind) for forward in (False, True))
+        sparse_decoded, all_decoded = sparse_decoded + fewer, all_decoded + number
+        if isinstance(whole, VideoError) or isinstance(sparse, VideoError):
+            assert (repr(sparse), str(sparse)) == (repr(whole), str(whole)), video_id
+            continue
+        np.testing.assert_array_equal(sparse.positions, whole.positions, err_msg=video_id)
+        np.testing.assert_array_equal(sparse.pixels[0], whole.pixels[0], err_msg=video_id)
+        assert sparse.geometry == whole.geometry
+    return sparse_decoded, all_decoded
+
+
+def video_of(folder: Path, suffix: str, codec: str, options: dict[str, str], **mux) -> Path:
+    return repeated(encode(folder / f"once{suffix}", codec, **options), folder / f"long{suffix}", **mux)
+
+
+H264_48 = ("libx264", {**KEPT_BACK, "g": "48"})
+B_FRAMES = {"g": "60", "bf": "2"}
+FAST_VP9 = {"g": "60", "deadline": "realtime", "cpu-used": "8"}
+INDEXED = {
+    "key-every-12": (".mp4", "libx264", {**KEPT_BACK, "g": "12"}, {}),
+    "key-every-250": (".mp4", "libx264", {**KEPT_BACK, "g": "250", "keyint_min": "250"}, {}),
+    "open-gop": (".mp4", "libx264", {**KEPT_BACK, "g": "30", "x264-params": "open-gop=1"}, {}),
+    "begins-late": (".mp4", *H264_48, {"shift_s": 7.3}),
+    "begins-early": (".mp4", *H264_48, {"shift_s": -0.21, "avoid_negative_ts": "disabled"}),
+    "fragments": (".mp4", *H264_48, {"movflags": "frag_keyframe+empty_moov"}),
+    "mpeg2": (".avi", "mpeg2video", B_FRAMES, {}),
+    "mpeg4": (".avi", "mpeg4", B_FRAMES, {}),
+    "mpeg4-mp4": (".mp4", "mpeg4", B_FRAMES, {}),
+    "vp9": (".webm", "libvpx-vp9", FAST_VP9, {}),
+}
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_of_two_minutes_few_frames_are_decoded_and_they_are_exact(tmp_path, name):
+    suffix, codec, options, mux = INDEXED[name]
+    sparse, whole = assert_exact(video_of(tmp_path, suffix, codec, options, **mux), "ab")
+    assert whole > 6000
+    assert sparse < whole / 4, f"{sparse} of {whole} frames"
+
+
+UNINDEXED = {
+    "h264": (".ts", *H264_48),
+    "h264-open-gop": (".ts", "libx264", {**KEPT_BACK, "g": "30", "x264-params": "open-gop=1"}),
+    "mpeg2": (".ts", "mpeg2video", B_FRAMES),
+    "mpeg4": (".ts", "mpeg4", B_FRAMES),
+    "mpeg4-no-b": (".ts", "mpeg4", {"g": "60"}),
+    "mpeg2-program": (".mpg", "mpeg2video", {"g": "15", "bf": "2"}),
+    "mpeg4-program": (".mpg", "mpeg4", {"g": "60"}),
+    "flv": (".flv", *H264_48),
+}
+
+
+@pytest.mark.parametrize("name", UNINDEXED)
+def test_without_an_index_the_frames_are_exact(tmp_path, name):
+    suffix, codec, options = UNINDEXED[name]
+    sparse, whole = assert_exact(video_of(tmp_path, suffix, codec, options), "ace")
+    assert sparse < 1.1 * whole, "a seek that leads astray costs more than it saves"
+
+
+def test_a_stream_refreshed_without_key_frames_is_exact(tmp_path):
+    """x264's intra refresh: after a seek, pictures are whole only some seconds later."""
+    options = {**KEPT_BACK, "g": "60", "intra-refresh": "1"}
+    assert_exact(video_of(tmp_path, ".mp4", "libx264", options), "ab")
+
+
+def test_an_index_that_is_read_late_is_used(tmp_path):
+    """Matroska's index comes into being while the file is read: its end may be where the reader is."""
+    path = video_of(tmp_path, ".webm", "libvpx-vp9", FAST_VP9)
+    sparse, whole = assert_exact(path, "ef")
+    assert sparse < whole / 4, f"{sparse} of {whole} frames"
+
+
+def test_clocks_that_start_anew_in_the_middle_are_read_alike(tmp_path):
+    """Two transport streams, one behind the other, as `cat` joins them."""
+    once = encode(tmp_path / "once.ts", *H264_48[:1], **H264_48[1])
+    half = repeated(once, tmp_path / "half.ts", times=6).read_bytes()
+    (tmp_path / "both.ts").write_bytes(half + half)
+    assert_exact(tmp_path / "both.ts", "abc")
+
+
+@pytest.mark.parametrize("mode", ["augmented", "eval"])
+@pytest.mark.parametrize("path", sorted((SHARED / "odd").glob("*")), ids=lambda path: path.name)
+def test_odd_files_are_read_alike(path, mode):
+    assert_exact(path, "a", mode=mode, sampling=Sampling(clips=4, frames=4, stride=1, eval_times=4))
+
+
+def test_a_frame_size_that_changes_on_the_way_is_no_error(tmp_path):
+    small, large = (encode(tmp_path / f"{size[0]}.ts", size=size, g="30") for size in ((64, 96), (90, 120)))
+    path = tmp_path / "both.ts"
+    once = repeated(large, tmp_path / "later.ts", times=1, shift_s=10.0)
+    path.write_bytes(small.read_bytes() + once.read_bytes())
+    for mode in ("train", "augmented", "eval"):
+        clips, _ = read(path, "a", forward=False, mode=mode, sampling=Sampling(clips=12))
+        assert isinstance(clips, DecodedClips), clips
+        assert clips.positions[:, 6].max() > 10, "no clip of the second half"
+        if mode == "train":
+            # The pattern is everywhere: a cut beside the frame would be flat.
+            assert clips.pixels[0].std((2, 3)).min() > 5
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from scale_ray.config import Sampling
+from scale_ray.decoding import decode_clips
+decode_clips(sys.argv[1], "id", "train", Sampling(), [224])
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_ten_minutes_take_no_more_memory_than_ten_seconds(tmp_path):
+    once = encode(tmp_path / "once.mp4", size=(240, 320), **KEPT_BACK, g="48")
+    long = repeated(once, tmp_path / "long.mp4", times=60)
+    short_kib, long_kib = (
+        int(subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True).stdout)
+        for path in (once, long)
+    )
+    assert long_kib < 1.2 * short_kib
