@@ -117,7 +117,8 @@ def _stream(run: Run, sampling: Sampling, extraction: Extraction, size: Size, pr
                 **sizes.actor_resources,
             )
         )
-        for block in stream.iter_batches(batch_size=None, batch_format="pyarrow"):
+        # Nothing is fetched ahead: a result waits for no other before it is committed.
+        for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in block.to_pylist():
                 run.take(row, sampling)
                 progress.advance(1)
