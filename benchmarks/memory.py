@@ -1,7 +1,7 @@
 """Memory of an extraction of few and of many videos: what grows with the corpus would show here.
 
 The peak over the whole run of the sum over all its processes (driver, Ray, decoders, actors) of their
-proportional set sizes, so that shared memory counts once, sampled ten times a second.
+proportional set sizes, so that shared memory counts once, sampled every two seconds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def peak(videos: Path, store: Path, backbone: list[str]) -> dict[str, float]:
         total = sum(now.values())
         if total > highest.get("total", 0):
             highest = {"total": total, **now}
-        time.sleep(0.1)
+        time.sleep(2)  # a look costs the kernel a walk through all pages
     assert process.wait() == 0
     return {name: round(value) for name, value in highest.items()} | {"seconds": round(time.monotonic() - began_s, 1)}
 
