@@ -123,7 +123,9 @@ def test_cuts_of_rare_formats(tmp_path, suffix, codec, pix_fmt):
 def test_a_stamp_rounded_to_a_millisecond_means_the_same_frame(tmp_path):
     sampling = Sampling(frames=3, stride=3, eval_times=1, **PLAIN)  # at 0, 2 and 4 frames
     clips = [
-        decode_clips(str(encode(tmp_path / f"video{suffix}")), "id", "eval", sampling, [64]).pixels[0]
+        decode_clips(str(encode(tmp_path / f"video{suffix}")), "id", "eval", sampling, [64]).pixels[0].astype(float)
         for suffix in (".mp4", ".mkv")
     ]
-    np.testing.assert_array_equal(*clips)
+    # Encoded twice, which is not the same to the last bit; another frame would differ far more.
+    frames_apart = np.abs(np.diff(clips[0], axis=1)).mean()
+    assert np.abs(clips[0] - clips[1]).mean() < 0.1 * frames_apart
