@@ -25,7 +25,8 @@ from scale_ray.splits import DEFAULT, counted, hash_share, hashed_splits, modes_
 __all__ = ["Corpus", "hash_share", "modes_of", "read_corpus"]
 
 _DEFAULTS = CorpusOptions()
-_COLUMNS = pa.schema(
+# What is known of a video before it is opened; a manifest's own columns follow.
+COLUMNS = pa.schema(
     [
         ("video_id", pa.string()),
         ("path", pa.string()),
@@ -96,7 +97,7 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, leave_out: s
         {**vars(video), "video_id": prefix + video.video_id, "splits": list(sides.items())}
         for video, sides in zip(videos, splits, strict=True)
     ]
-    table = pa.Table.from_pylist(rows, schema=_COLUMNS)
+    table = pa.Table.from_pylist(rows, schema=COLUMNS)
     for name, values in own.items():
         table = table.append_column(name, values)
     return Corpus(source, table.sort_by("video_id"), note)

@@ -258,12 +258,13 @@ def _decoded(request: Request, memory: mmap) -> Decoded:
         for side, offset in zip(request.sides_px, request.offsets, strict=True)
     ]
     clips = decode_clips(
-        _source(request.path), request.video_id, request.mode, request.sampling, request.sides_px, into
+        source_of(request.path), request.video_id, request.mode, request.sampling, request.sides_px, into
     )
     return Decoded(clips.positions, clips.geometry)
 
 
-def _source(path: str) -> Source:
+def source_of(path: str) -> Source:
+    """How a path or URI is opened."""
     if "://" not in path:
         return path
     # Only then: it brings the libraries of all file systems with it.

@@ -142,6 +142,7 @@ class Run:
         }
         self._failed_before = [{(f.video_id, f.mode): f.attempts for f in t.store.failures()} for t in targets]
         self._done_before = [self._done(target) for target in targets]
+        self._committed: set[int] = set()
         self.shards = self._plan()
         self._arrived: dict[int, dict[str, list[VideoFeatures | Failure]]] = {}
 
@@ -175,7 +176,6 @@ class Run:
 
     def _plan(self) -> list[Shard]:
         """The pending videos in the order of their ids, cut into shards."""
-        self._committed: set[int] = set()
         paths = dict(zip(*(self._corpus.videos[name].to_pylist() for name in ("video_id", "path")), strict=True))
         shards: list[Shard] = []
         for mode in MODES:

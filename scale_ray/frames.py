@@ -191,11 +191,17 @@ def geometry_of(source: Source, stream: Any, first: VideoFrame) -> VideoGeometry
 
 def duration_s(source: Source, stream: Any) -> float:
     """Length of the video stream; the container's own length may be that of a longer sound track."""
+    told_s = told_duration_s(stream)
+    return _measured_duration_s(source, stream.index) if told_s is None else told_s
+
+
+def told_duration_s(stream: Any) -> float | None:
+    """Length of the video stream by its header alone; None where that does not tell."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     if stream.frames and rate_of(stream) > 0:
         return stream.frames / rate_of(stream)
-    return _measured_duration_s(source, stream.index)
+    return None
 
 
 def _measured_duration_s(source: Source, stream_index: int) -> float:

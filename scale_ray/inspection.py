@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -19,10 +18,10 @@ import av.error
 
 from scale_ray.config import Extraction
 from scale_ray.corpus import Corpus
-from scale_ray.decoder_process import Decoder
+from scale_ray.decoder_process import Decoder, source_of
 from scale_ray.errors import VideoError
-from scale_ray.frames import Source, opened, rate_of, video_stream
-from scale_ray.locations import REQUESTS_AT_ONCE, is_uri, open_input
+from scale_ray.frames import opened, rate_of, told_duration_s, video_stream
+from scale_ray.locations import REQUESTS_AT_ONCE, is_uri
 from scale_ray.progress import Progress
 
 # As many unreadable files are listed by name in the text; the JSON holds all.
@@ -219,22 +218,14 @@ def header_of(video_id: str, path: str) -> Header:
     with opened(source_of(path)) as container:
         stream = video_stream(container)
         fps = rate_of(stream) or None
-        duration_s: float | None
-        if stream.duration and stream.time_base:
-            duration_s = float(stream.duration * stream.time_base)
-        elif stream.frames and fps:
-            duration_s = stream.frames / fps
-        else:
-            duration_s = container.duration / av.time_base if container.duration else None
+        duration_s = told_duration_s(stream)
+        if duration_s is None and container.duration:
+            duration_s = container.duration / av.time_base
         codec = stream.codec_context
         if not codec.width or not codec.height:
             raise VideoError("open", "the header tells no size")
         kind = container.format.long_name.partition(" (")[0]
         return Header(video_id, kind, codec.name, codec.width, codec.height, fps, duration_s)
-
-
-def source_of(path: str) -> Source:
-    return partial(open_input, path) if is_uri(path) else path
 
 
 def facts_of_corpus(corpus: Corpus, headers: Sequence[Header], unreadable: Sequence[Unreadable]) -> CorpusFacts:

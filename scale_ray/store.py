@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from scale_ray.clips import MODES, POSITION_FIELDS, VideoGeometry
 from scale_ray.config import Sampling
+from scale_ray.corpus import COLUMNS
 from scale_ray.errors import UserError
 from scale_ray.locations import absolute, exists, filesystem_of, join, list_files, read_bytes, written_whole
 from scale_ray.splits import DEFAULT
@@ -49,19 +50,7 @@ _LEDGER = pa.schema(
     ]
 )
 # The columns of videos.parquet that the store itself needs; a manifest's own follow them.
-_VIDEOS = pa.schema(
-    [
-        ("video_id", pa.string()),
-        ("path", pa.string()),
-        ("size_bytes", pa.int64()),
-        *GEOMETRY,
-        ("label", pa.string()),
-        ("labels", pa.list_(pa.string())),
-        ("target", pa.float64()),
-        ("group", pa.string()),
-        ("splits", pa.map_(pa.string(), pa.string())),
-    ]
-)
+_VIDEOS = pa.schema([*list(COLUMNS)[:3], *GEOMETRY, *list(COLUMNS)[3:]])
 
 
 _SHARED = ("frames", "stride", "fps")
