@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -73,21 +74,6 @@ class VideoFeatures:
     features: np.ndarray
     positions: np.ndarray
     geometry: VideoGeometry
-
-
-@dataclass(frozen=True)
-class ClipFeatures:
-    """Stored clips of several videos, in the order of `video_ids`.
-
-    `features` float16 (videos, clips, D); `positions` float32 (videos, clips, 7), in pixels and seconds.
-    """
-
-    video_ids: list[str]
-    features: np.ndarray
-    positions: np.ndarray
-
-    def subset(self, rows: Sequence[int] | np.ndarray) -> ClipFeatures:
-        return ClipFeatures([self.video_ids[row] for row in rows], self.features[rows], self.positions[rows])
 
 
 @dataclass(frozen=True)
@@ -256,27 +242,36 @@ class FeatureStore:
 
     def feature_width(self) -> int | None:
         """D, from the schema of any shard; None where there is none yet."""
-        filesystem, _ = filesystem_of(self.location)
-        for path in self.parts("features/part-"):
-            with filesystem.open_input_file(path) as file:
-                return pq.read_schema(file).field("features").type.shape[1]
-        return None
+        parts = self.parts("features/part-")
+        return self.clip_shape(parts[0])[1] if parts else None
 
-    def read_clips(self, mode: str, split: str | None = None) -> ClipFeatures:
-        """Stored clips of one mode, in the order of the ids; of one side of the split only, if given."""
-        table = self._read_parts(f"features/part-{mode}-", ["video_id", "features", "positions"])
-        if table is None:
-            return ClipFeatures([], np.zeros((0, 0, 0), np.float16), np.zeros((0, 0, 7), np.float32))
-        ids = table["video_id"].to_pylist()
-        wanted = set(ids) if split is None else {i for i, of in self.splits().items() if of == split}
-        # A video is twice there only while a compaction is under way or has died.
-        first = {video_id: row for row, video_id in reversed(list(enumerate(ids))) if video_id in wanted}
-        rows = [first[video_id] for video_id in sorted(first)]
-        return ClipFeatures(
-            [ids[row] for row in rows],
-            _tensor_values(table["features"])[rows],
-            _tensor_values(table["positions"])[rows],
-        )
+    def clip_shape(self, path: str) -> tuple[int, int]:
+        """Clips of a video and feature width D of one shard, from its schema."""
+        with self._opened_part(path) as file:
+            return tuple(file.schema_arrow.field("features").type.shape)
+
+    def read_part(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        """Some columns of one shard, its check sums verified.
+
+        Raises
+        ------
+        UserError
+            Where it is damaged.
+        """
+        with self._opened_part(path) as file:
+            return file.read(columns)
+
+    @contextmanager
+    def _opened_part(self, path: str) -> Iterator[pq.ParquetFile]:
+        filesystem, _ = filesystem_of(self.location)
+        try:
+            with filesystem.open_input_file(path) as file:
+                yield pq.ParquetFile(file, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path}: expected a whole shard, found one that cannot be read ({str(error).splitlines()[0]}); "
+                "delete it and extract again"
+            ) from error
 
     def splits(self, name: str | None = None) -> dict[str, str]:
         """Side (train, validation or test) of every video in one split, by id; no entry for the others.
@@ -332,10 +327,6 @@ def _tensor_column(values: list[np.ndarray], dtype: type, shape: tuple[int, int]
     stacked: np.ndarray = np.ascontiguousarray(np.stack(values), dtype)
     assert stacked.shape[1:] == shape
     return pa.FixedShapeTensorArray.from_numpy_ndarray(stacked)
-
-
-def _tensor_values(column: pa.ChunkedArray) -> np.ndarray:
-    return np.concatenate([chunk.to_numpy_ndarray() for chunk in column.chunks])
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scale_ray.clips import MODES
+from scale_ray.errors import UserError
 from scale_ray.locations import filesystem_of, list_files
 from scale_ray.store import GEOMETRY, FeatureStore
 
@@ -31,7 +31,8 @@ def tidy(store: FeatureStore) -> None:
         if info.base_name.endswith(".unfinished"):
             filesystem.delete_file(info.path)
     for mode in MODES:
-        held = {path: _ids_of(store, path) for path in store.parts(f"features/part-{mode}-")}
+        paths = store.parts(f"features/part-{mode}-")
+        held = {path: store.read_part(path, ["video_id"])["video_id"].to_pylist() for path in paths}
         if sum(map(len, held.values())) == len(set().union(*held.values())):
             continue
         seen: set[str] = set()
@@ -43,7 +44,7 @@ def tidy(store: FeatureStore) -> None:
             if len(own) == len(ids):
                 continue
             if own:
-                rest = _read(store, path).filter(pa.array([video_id in set(own) for video_id in ids], pa.bool_()))
+                rest = store.read_part(path).filter(pa.array([video_id in set(own) for video_id in ids], pa.bool_()))
                 written.add(store.part_name(mode, own, "rest"))
                 store.write(rest, "features", store.part_name(mode, own, "rest"))
             superseded.append(path)
@@ -55,7 +56,7 @@ def compact(store: FeatureStore) -> tuple[int, int]:
     before = len(store.parts("features/part-"))
     for mode in MODES:
         for paths in _batches(store, mode):
-            merged = pa.concat_tables([_read(store, path) for path in paths]).sort_by("video_id")
+            merged = pa.concat_tables([store.read_part(path) for path in paths]).sort_by("video_id")
             name = store.part_name(mode, merged["video_id"].to_pylist(), "merger")
             store.write(merged, "features", name)
             _delete(store, paths, {name})
@@ -72,9 +73,9 @@ def verify(store: FeatureStore) -> list[str]:
         for path in store.parts(f"features/part-{mode}-"):
             name = path.rpartition("/")[2]
             try:
-                table = _read(store, path)
-            except (pa.ArrowException, OSError) as error:
-                wrong.append(f"{name}: cannot be read ({str(error).splitlines()[0]}); delete it and extract again")
+                table = store.read_part(path)
+            except UserError as error:
+                wrong.append(str(error))
                 continue
             if not _is_shard(table.schema):
                 wrong.append(f"{name}: has not the columns of a shard; delete it and extract again")
@@ -140,15 +141,3 @@ def _batches(store: FeatureStore, mode: str) -> Iterator[list[str]]:
             together, size_bytes = [], 0
     if len(together) > 1:
         yield together
-
-
-def _read(store: FeatureStore, path: str) -> pa.Table:
-    filesystem, _ = filesystem_of(store.location)
-    with filesystem.open_input_file(path) as file:
-        return pq.read_table(file, page_checksum_verification=True)
-
-
-def _ids_of(store: FeatureStore, path: str) -> list[str]:
-    filesystem, _ = filesystem_of(store.location)
-    with filesystem.open_input_file(path) as file:
-        return pq.read_table(file, columns=["video_id"])["video_id"].to_pylist()

@@ -11,6 +11,7 @@ from test_store import FINGERPRINT, corpus_of, features_of
 
 from scale_ray import upkeep
 from scale_ray.store import FeatureStore, VideoFeatures
+from scale_ray.stored_clips import read_clips
 from scale_ray.upkeep import compact, tidy, verify
 
 
@@ -32,7 +33,7 @@ def put(
 
 
 def assert_holds(store: FeatureStore, made: dict[str, VideoFeatures], ids: str, mode: str = "train") -> None:
-    clips = store.read_clips(mode)
+    clips = read_clips(store, mode)
     assert clips.video_ids == list(ids)
     for video_id, features, positions in zip(clips.video_ids, clips.features, clips.positions, strict=True):
         np.testing.assert_array_equal(features, made[video_id].features)
