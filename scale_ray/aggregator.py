@@ -6,12 +6,18 @@ Dimension letters: S sets, V clips in a set, D feature width, E aggregator width
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,11 +54,12 @@ class Block(nn.Module):
         return self.out(heads.transpose(1, 2).flatten(2))
 
 
-class Aggregator(nn.Module):
+class Aggregator(nn.Module, ModelHubMixin):
     """Clip features and positions of a set to one set token and a token a clip.
 
-    `origin` is carried along in the saved folder: the fingerprint of the store it was trained on, hence
-    its backbone and sampling.
+    `load` and `save` read and write a folder or URI; `from_pretrained`, `save_pretrained` and `push_to_hub`
+    do the same by the conventions of the Hugging Face Hub. `origin` is carried along in the saved folder:
+    the fingerprint of the store it was trained on, hence its backbone and sampling.
     """
 
     def __init__(self, feature_width: int, options: AggregatorOptions, origin: Mapping[str, Any] | None = None) -> None:
@@ -116,3 +123,15 @@ class Aggregator(nn.Module):
                 f"expected a whole aggregator, found a damaged one at {folder}: {str(error).splitlines()[0]}"
             ) from error
         return aggregator.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(str(save_directory))
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, revision: str | None = None, **options: Any) -> Aggregator:
+        if os.path.isdir(model_id):
+            return cls.load(model_id)
+        kept = ("cache_dir", "force_download", "local_files_only", "token")
+        chosen = {name: options[name] for name in kept if name in options}
+        files = ["config.json", "model.safetensors"]
+        return cls.load(snapshot_download(model_id, revision=revision, allow_patterns=files, **chosen))

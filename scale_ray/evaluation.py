@@ -12,10 +12,12 @@ from torch import Tensor
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import Probing
 from scale_ray.errors import UserError
-from scale_ray.probes import halves_top1, knn_top1, linear_top1
+from scale_ray.probes import halves_top1, knn_top1, knn_top1_within, linear_top1
 from scale_ray.representation import clip_representations, set_tokens
 from scale_ray.sets import normalised_positions, video_keys
-from scale_ray.store import ClipFeatures, FeatureStore
+from scale_ray.splits import hash_share
+from scale_ray.store import FeatureStore
+from scale_ray.stored_clips import ClipFeatures, StoredClips, read_clips
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ def probe_table(
     classes = sorted(set(labels.values()))
     if len(classes) < 2:
         raise UserError(f"expected labelled videos of at least 2 classes, found {len(classes)} in {store.location}")
-    train = _part(store.read_clips("train", "train"), store, labels, classes)
-    test = _part(store.read_clips("eval", "test"), store, labels, classes)
+    train = _part(read_clips(store, "train", "train"), store, labels, classes)
+    test = _part(read_clips(store, "eval", "test"), store, labels, classes)
     for side, part in (("training", train), ("test", test)):
         if not len(part.labels):
             raise UserError(f"expected labelled {side} videos, found none in {store.location}")
@@ -146,6 +148,30 @@ def validation_monitor(
     positions = normalised_positions(torch.from_numpy(validation.positions))
     halves = [set_tokens(aggregator, features[:, half::2], positions[:, half::2]) for half in (0, 1)]
     return "validation_halves_top1", halves_top1(*halves)
+
+
+class TrainingMonitor:
+    """k-NN top-1 among labelled training videos, as a training goes on; groups are kept apart.
+
+    At most `most` of the videos, drawn by their ids.
+    """
+
+    def __init__(self, store: FeatureStore, train: StoredClips, probing: Probing, most: int = 2000) -> None:
+        labels, groups = store.labels(), store.groups()
+        labelled = sorted((i for i in train.video_ids if i in labels), key=lambda i: hash_share(f"monitor\0{i}"))[:most]
+        self._classes = sorted({labels[video_id] for video_id in labelled})
+        self._labels, self._probing = labels, probing
+        self._clips = StoredClips(store, train.mode, set(labelled)).read() if len(self._classes) > 1 else None
+        if self._clips is not None:
+            of_clips = [groups[video_id] for video_id in self._clips.video_ids]
+            self._groups = torch.tensor([sorted(set(of_clips)).index(group) for group in of_clips])
+
+    def __call__(self, aggregator: Aggregator) -> dict[str, float]:
+        """`monitor_knn_top1`; nothing where there are no labels of two classes."""
+        if self._clips is None:
+            return {}
+        videos, labels = _labelled_representations(self._clips, self._labels, self._classes, aggregator)
+        return {"monitor_knn_top1": knn_top1_within(videos, labels, self._groups, self._probing)}
 
 
 def _labelled_representations(

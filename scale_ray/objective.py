@@ -1,12 +1,13 @@
 """The two losses: masked clip modelling and set contrast, with the negatives of the global batch.
 
 Section 4 of the method. Dimension letters: B videos, S = 2B sets, V clips in a set, D feature width,
-E aggregator width, M masked clips; of this worker, unless the name says `all`.
+E aggregator width, C contrast width, M masked clips, T targets; of this worker, unless the name says `all`.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,67 +23,148 @@ from scale_ray.config import ObjectiveOptions
 class Losses:
     """`loss` carries the gradients, scaled so that their mean over the workers is that of the global batch.
 
-    The others are detached and describe the global batch: both losses, and the top-1 accuracy of either
-    contrast, a fraction in [0, 1].
+    The others are detached and describe the global batch: the weighted loss, both losses, and the top-1
+    accuracy of either contrast, a fraction in [0, 1].
     """
 
     loss: Tensor
+    mean_loss: Tensor
     set_loss: Tensor
     clip_loss: Tensor
     set_top1: Tensor
     clip_top1: Tensor
 
 
+@dataclass(frozen=True)
+class Projections:
+    """What the losses compare: all that a batch must leave behind until the whole batch has been seen.
+
+    `first_BC`, `second_BC`: the projected set tokens of the first and the second sets. `predicted`: a row a
+    masked clip; `targets`: the rows it is compared with; `right_M`: which of them is the right one.
+    """
+
+    first_BC: Tensor
+    second_BC: Tensor
+    predicted: Tensor
+    targets: Tensor
+    right_M: Tensor
+
+    @property
+    def differentiable(self) -> tuple[Tensor, ...]:
+        return (self.first_BC, self.second_BC, self.predicted, self.targets)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Projections]) -> Projections:
+        """Those of a batch from those of its parts."""
+        starts = itertools.accumulate((len(part.targets) for part in parts), initial=0)
+        columns = zip(*(part.differentiable for part in parts), strict=True)
+        first, second, predicted, targets = (torch.cat(column) for column in columns)
+        right = torch.cat([part.right_M + start for part, start in zip(parts, starts, strict=False)])
+        return cls(first, second, predicted, targets, right)
+
+
 class Objective(nn.Module):
-    """The heads, and the losses that they are for."""
+    """The heads, and the losses that they are for.
+
+    A loss of weight zero is not computed. The masked clip loss is a contrast with all clips of the batch, or
+    with the masked ones alone; or a regression of the backbone's feature: its cosine distance, or the smooth L1
+    distance of the feature brought to mean 0 and variance 1. What is regressed has no head of its own, since a
+    learned target would be the same for all clips before long.
+    """
 
     def __init__(self, feature_width: int, width: int, options: ObjectiveOptions) -> None:
         super().__init__()
         self.options = options
-        self.set_head = _head(width, options.prediction_hidden, options.contrast_width)
-        self.clip_head = _head(width, options.prediction_hidden, options.contrast_width)
-        self.target_head = _head(feature_width, options.target_hidden, options.target_hidden, options.contrast_width)
+        contrast = options.clip_objective == "contrast"
+        if options.set_weight:
+            self.set_head = _head(width, options.prediction_hidden, options.contrast_width)
+        if options.clip_weight:
+            compared = options.contrast_width if contrast else feature_width
+            self.clip_head = _head(width, options.prediction_hidden, compared)
+        if options.clip_weight and contrast:
+            hidden = options.target_hidden
+            self.target_head = _head(feature_width, hidden, hidden, options.contrast_width)
 
     def forward(
         self, set_tokens_SE: Tensor, clip_tokens_SVE: Tensor, features_SVD: Tensor, masked_SV: Tensor
     ) -> Losses:
-        """Losses of the sets of one batch: the first sets of all videos, then the second ones.
+        """Losses of the sets of one batch: the first sets of all videos, then the second ones."""
+        return self.losses(self.project(set_tokens_SE, clip_tokens_SVE, features_SVD, masked_SV))
 
-        Only the masked clips go through the prediction head; every clip's unmasked feature is a
-        candidate. A batch where nothing is masked has a masked clip loss of zero.
+    def project(
+        self, set_tokens_SE: Tensor, clip_tokens_SVE: Tensor, features_SVD: Tensor, masked_SV: Tensor
+    ) -> Projections:
+        """What the losses compare, float32 or more. Only masked clips go through the prediction head."""
+        masked = masked_SV.flatten().nonzero().squeeze(1)
+        tokens_TE, features_TD = clip_tokens_SVE.flatten(0, 1), features_SVD.flatten(0, 1)
+        nothing = set_tokens_SE.new_zeros(0, self.options.contrast_width)
+        if self.options.set_weight:
+            first, second = _unit(self.set_head(set_tokens_SE)).chunk(2)
+        else:
+            first = second = nothing
+        if not self.options.clip_weight:
+            return Projections(first, second, nothing, nothing, masked[:0])
+        predicted = self.clip_head(tokens_TE[masked])
+        one_by_one = torch.arange(len(masked), device=masked.device)
+        if self.options.clip_objective == "smooth_l1":
+            return Projections(
+                first, second, _full(predicted), F.layer_norm(features_TD[masked], features_TD.shape[1:]), one_by_one
+            )
+        if self.options.clip_objective == "cosine":
+            return Projections(first, second, _unit(predicted), _unit(features_TD[masked]), one_by_one)
+        if self.options.candidates == "masked":
+            features_TD, masked = features_TD[masked], one_by_one
+        return Projections(first, second, _unit(predicted), _unit(self.target_head(features_TD)), masked)
+
+    def compile_heads(self) -> None:
+        """Compile what has fixed widths; how many clips are masked differs from step to step."""
+        for head in self.children():
+            head.compile(dynamic=True)
+
+    def losses(self, projections: Projections) -> Losses:
+        """The losses of the global batch from what every worker projected of its videos.
+
+        A batch where nothing is masked has a masked clip loss of zero.
         """
         options = self.options
-        set_sum, set_hits = self._set_contrast(set_tokens_SE)
-        clip_sum, clip_hits = self._masked_clips(clip_tokens_SVE, features_SVD, masked_SV)
-        workers = _world_size()
-        num_sets = set_tokens_SE.shape[0] * workers
-        num_masked = _summed_over_workers(masked_SV.sum()).clamp(min=1)
-        set_loss = set_sum / num_sets
-        clip_loss = clip_sum / num_masked
+        counts = _Counts.of([len(projections.first_BC), len(projections.targets), len(projections.predicted)], self)
+        set_sum, set_hits = self._set_contrast(projections, counts)
+        clip_sum, clip_hits = self._masked_clips(projections, counts)
+        num_sets, num_masked = max(2 * counts.total(0), 1), max(counts.total(2), 1)
         total = options.set_weight + options.clip_weight
+        set_loss, clip_loss = set_sum / num_sets, clip_sum / num_masked
         loss = (options.set_weight * set_loss + options.clip_weight * clip_loss) / total
         logged = _summed_over_workers(
-            torch.stack([set_loss.detach(), clip_loss.detach(), set_hits / num_sets, clip_hits / num_masked])
+            torch.stack([loss, set_loss, clip_loss, set_hits / num_sets, clip_hits / num_masked]).detach()
         )
-        return Losses(loss * workers, *logged)
+        return Losses(loss * _world_size(), *logged)
 
-    def _set_contrast(self, set_tokens_SE: Tensor) -> tuple[Tensor, Tensor]:
+    def _set_contrast(self, projections: Projections, counts: _Counts) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy and number of hits of this worker's sets against all workers' sets."""
-        first_BC, second_BC = F.normalize(self.set_head(set_tokens_SE), dim=-1).chunk(2)
-        right = torch.arange(len(first_BC), device=first_BC.device) + _rank() * len(first_BC)
+        first_BC, second_BC = projections.first_BC, projections.second_BC
         loss, hits = first_BC.new_zeros(()), first_BC.new_zeros(())
+        if not counts.total(0):
+            return loss, hits
+        right = torch.arange(len(first_BC), device=first_BC.device) + counts.before(0)
         for anchors, candidates in ((first_BC, second_BC), (second_BC, first_BC)):
-            logits = anchors @ _gathered(candidates).T / self.options.set_temperature
+            logits = anchors @ _gathered(candidates, counts.of_workers(0)).T / self.options.set_temperature
             loss = loss + F.cross_entropy(logits, right, reduction="sum")
             hits = hits + (logits.argmax(1) == right).sum()
         return loss, hits
 
-    def _masked_clips(self, clip_tokens_SVE: Tensor, features_SVD: Tensor, masked_SV: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy and number of hits of this worker's masked clips against all clips."""
-        predicted_MC = F.normalize(self.clip_head(clip_tokens_SVE[masked_SV]), dim=-1)
-        targets_TC = F.normalize(self.target_head(features_SVD.flatten(0, 1)), dim=-1)
-        logits = predicted_MC @ _gathered(targets_TC).T / self.options.clip_temperature
-        right = masked_SV.flatten().nonzero().squeeze(1) + _rank() * len(targets_TC)
+    def _masked_clips(self, projections: Projections, counts: _Counts) -> tuple[Tensor, Tensor]:
+        """Summed loss of this worker's masked clips, and number of hits; a regression has no hits."""
+        predicted, targets = projections.predicted, projections.targets
+        none = predicted.new_zeros(())
+        if self.options.clip_objective == "smooth_l1":
+            return F.smooth_l1_loss(predicted, targets, reduction="none").mean(1).sum(), none
+        if self.options.clip_objective == "cosine":
+            return (1 - (predicted * targets).sum(1)).sum(), none
+        if not counts.total(1):
+            return (predicted.sum() + targets.sum()) * 0.0, none
+        candidates = _gathered(targets, counts.of_workers(1))
+        logits = predicted @ candidates.T / self.options.clip_temperature
+        right = projections.right_M + counts.before(1)
         return F.cross_entropy(logits, right, reduction="sum"), (logits.argmax(1) == right).sum()
 
 
@@ -93,26 +175,63 @@ def _head(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def _full(values: Tensor) -> Tensor:
+    """In float32 at least: losses are not computed in half precision."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def _unit(values: Tensor) -> Tensor:
+    return F.normalize(_full(values), dim=-1)
+
+
+class _Counts:
+    """How many rows of each kind every worker has: they may differ by what is masked, and by a video."""
+
+    def __init__(self, rows_of_workers: list[list[int]]) -> None:
+        self._rows = rows_of_workers
+
+    @classmethod
+    def of(cls, local: list[int], module: nn.Module) -> _Counts:
+        if _world_size() == 1:
+            return cls([local])
+        device = next(module.parameters()).device
+        mine = torch.tensor(local, device=device)
+        everyone = [torch.empty_like(mine) for _ in range(_world_size())]
+        dist.all_gather(everyone, mine)
+        return cls(torch.stack(everyone).tolist())
+
+    def of_workers(self, kind: int) -> list[int]:
+        return [rows[kind] for rows in self._rows]
+
+    def total(self, kind: int) -> int:
+        return sum(self.of_workers(kind))
+
+    def before(self, kind: int) -> int:
+        """Rows of the workers before this one: where its own begin."""
+        return sum(self.of_workers(kind)[: _rank()])
+
+
 class _AllGather(torch.autograd.Function):
     """Concatenate a tensor of every worker; the gradient goes back to where each part came from."""
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
-        parts = [torch.empty_like(local) for _ in range(_world_size())]
-        dist.all_gather(parts, local.contiguous())
-        ctx.length = len(local)
-        return torch.cat(parts)
+    def forward(ctx: Any, local: Tensor, lengths: list[int]) -> Tensor:
+        ctx.lengths = lengths
+        # Workers exchange tensors of one shape: short ones are filled up.
+        padded = F.pad(local, (0, 0, 0, max(lengths) - len(local)))
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded.contiguous())
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         gradient = gradients[0].contiguous()
         dist.all_reduce(gradient)
-        start = _rank() * ctx.length
-        return gradient[start : start + ctx.length]
+        return gradient.split(ctx.lengths)[_rank()], None
 
 
-def _gathered(local: Tensor) -> Tensor:
-    return _AllGather.apply(local) if _world_size() > 1 else local
+def _gathered(local: Tensor, lengths: list[int]) -> Tensor:
+    return _AllGather.apply(local, lengths) if len(lengths) > 1 else local
 
 
 def _summed_over_workers(local: Tensor) -> Tensor:

@@ -116,6 +116,8 @@ def _coerced(name: str, value: Any, type_: tuple[type, bool]) -> Any:
         return tuple(float(number) for number in value)
     if plain is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if plain is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # `workers: 2` in a YAML file
     if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
         return value
     raise UserError(f"{name}: expected a value of type {plain.__name__}, found {value!r}")

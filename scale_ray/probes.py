@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scale_ray.config import Probing
+from scale_ray.optimisation import schedule_of
 from scale_ray.sets import draw_clips, shuffled
-from scale_ray.training import warmup_then_cosine
 
 
 def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, probing: Probing) -> float:
@@ -21,12 +21,26 @@ def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: T
     """
     bank = F.normalize(bank - bank.mean(0), dim=1)
     queries = F.normalize(queries - queries.mean(0), dim=1)
-    cosine, nearest = (queries @ bank.T).topk(min(probing.knn_k, len(bank)), dim=1)
+    return _top1(_votes(queries @ bank.T, bank_labels, probing), query_labels)
+
+
+def knn_top1_within(videos: Tensor, labels: Tensor, groups: Tensor, probing: Probing) -> float:
+    """Top-1 of k-nearest neighbours among the videos themselves, those of a video's own group left out.
+
+    For watching a training: `videos` (n, d) are representations of one split, `groups` int64 (n,). In [0, 1].
+    """
+    videos = F.normalize(videos - videos.mean(0), dim=1)
+    cosine = (videos @ videos.T).masked_fill(groups[:, None] == groups, -torch.inf)
+    return _top1(_votes(cosine, labels, probing), labels)
+
+
+def _votes(cosine: Tensor, bank_labels: Tensor, probing: Probing) -> Tensor:
+    """Votes (queries, classes) of each query's nearest of the bank, by their cosine (queries, bank)."""
+    cosine, nearest = cosine.topk(min(probing.knn_k, cosine.shape[1]), dim=1)
     # The largest weight is 1: the same votes, without overflow at small temperatures.
     weights = ((cosine - cosine[:, :1]) / probing.knn_temperature).exp()
-    votes = weights.new_zeros(len(queries), int(bank_labels.max()) + 1)
-    votes.scatter_add_(1, bank_labels[nearest], weights)
-    return _top1(votes, query_labels)
+    votes = weights.new_zeros(len(cosine), int(bank_labels.max()) + 1)
+    return votes.scatter_add_(1, bank_labels[nearest], weights.nan_to_num())
 
 
 # From the chosen clips of every training video, int64 (videos, V), to representations (videos, V, d).
@@ -71,9 +85,7 @@ def linear_top1(
     optimizer = torch.optim.AdamW(
         classifier.parameters(), lr=probing.linear_learning_rate, weight_decay=probing.linear_weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_then_cosine(step, 0, epochs * steps_per_epoch)
-    )
+    schedule = schedule_of(optimizer, epochs * steps_per_epoch)
     for epoch in range(epochs):
         order = shuffled(num_videos, seed=probing.probe_seed, epoch=epoch)
         for rows in order[: steps_per_epoch * batch].split(batch):

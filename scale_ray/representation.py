@@ -16,13 +16,9 @@ def set_tokens(aggregator: Aggregator, features: Tensor, positions: Tensor) -> T
 
     `features` (videos, V, D) of any float type; `positions` (videos, V, 7), normalised.
     """
-    aggregator.eval()
-    return torch.cat(
-        [
-            aggregator(features[start : start + _VIDEOS_AT_ONCE].float(), positions[start : start + _VIDEOS_AT_ONCE])[0]
-            for start in range(0, len(features), _VIDEOS_AT_ONCE)
-        ]
-    )
+    device = next(aggregator.eval().parameters()).device
+    parts = zip(features.split(_VIDEOS_AT_ONCE), positions.split(_VIDEOS_AT_ONCE), strict=True)
+    return torch.cat([aggregator(some.to(device).float(), at.to(device))[0].to(features.device) for some, at in parts])
 
 
 def clip_representations(features: Tensor, tokens: Tensor | None) -> Tensor:

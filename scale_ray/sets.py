@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scale_ray.config import Sets
+
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed 64-bit number
 _FIRST = -4658895280553007687  # the two multipliers of the splitmix64 finaliser
 _SECOND = -7723592293110705685
@@ -35,16 +37,21 @@ def video_keys(video_ids: Sequence[str]) -> Tensor:
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
 
 
-def draw_sets(keys_B: Tensor, num_clips: int, set_size: int, mask_ratio: float, *, seed: int, epoch: int) -> ClipSets:
+def draw_sets(keys_B: Tensor, num_clips: int, options: Sets, *, seed: int, epoch: int) -> ClipSets:
     """Draw 2V of a video's clips without replacement, split them in two sets, and mask some.
 
-    `num_clips` must be at least twice `set_size`; each clip of a set is masked independently with
-    probability `mask_ratio`.
+    `num_clips` must be at least twice the set size V. Each clip of a set is masked independently with
+    probability `mask_ratio`; or `masked_clips` of them, any of them equally likely.
     """
-    assert num_clips >= 2 * set_size
-    chosen = draw_clips(keys_B, num_clips, 2 * set_size, seed=seed, epoch=epoch)
-    lots = _uniform(_numbers(_stream(keys_B, seed, epoch), num_clips, 2 * set_size))
-    return ClipSets(_first_then_second(chosen), _first_then_second(lots < mask_ratio))
+    size = options.set_size
+    assert num_clips >= 2 * size
+    chosen = draw_clips(keys_B, num_clips, 2 * size, seed=seed, epoch=epoch)
+    numbers_SV = _first_then_second(_numbers(_stream(keys_B, seed, epoch), num_clips, 2 * size))
+    if options.masked_clips is None:
+        masked_SV = _uniform(numbers_SV) < options.mask_ratio
+    else:
+        masked_SV = numbers_SV.argsort(dim=1).argsort(dim=1) < options.masked_clips
+    return ClipSets(_first_then_second(chosen), masked_SV)
 
 
 def draw_clips(keys_B: Tensor, num_clips: int, count: int, *, seed: int, epoch: int) -> Tensor:
@@ -53,14 +60,14 @@ def draw_clips(keys_B: Tensor, num_clips: int, count: int, *, seed: int, epoch: 
     return lots_BN.argsort(dim=1)[:, :count]
 
 
-def shuffled(num_videos: int, *, seed: int, epoch: int) -> Tensor:
-    """The order of the videos in an epoch, int64 (videos,); the same on every worker."""
-    return _numbers(_stream(torch.tensor([-1]), seed, epoch), 0, num_videos)[0].argsort()
+def shuffled(num_videos: int, *, seed: int, epoch: int, window: int = 0) -> Tensor:
+    """The order of the videos in an epoch, or in a window of one, int64 (videos,); the same on every worker."""
+    return _numbers(_stream(torch.tensor([-1 - window]), seed, epoch), 0, num_videos)[0].argsort()
 
 
-def dropout_seed(*, seed: int, epoch: int, worker: int) -> int:
-    """A seed of its own for every worker and epoch."""
-    return int(_stream(torch.tensor([worker]), seed, epoch))
+def dropout_seed(*, seed: int, step: int, worker: int, part: int) -> int:
+    """A seed of its own for every step, worker and part of a batch: no random state has to be saved."""
+    return int(_mixed(_stream(torch.tensor([worker]), seed, step) + part))
 
 
 def normalised_positions(positions: Tensor) -> Tensor:

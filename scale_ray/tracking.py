@@ -5,14 +5,19 @@ MLflow is imported when it is first used, since that takes seconds. One process 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from scale_ray import __version__
 from scale_ray.config import Tracking
 from scale_ray.errors import UserError
 from scale_ray.locations import absolute, is_uri, join
@@ -74,7 +79,7 @@ class Experiment:
 
     def start(self, name: str, options: Mapping[str, Any], *, parent: str | None = None) -> RunRecord:
         """Begin a run; `options` may be nested by section. With `parent` it is a child of that run."""
-        tags = {"mlflow.runName": name, "mlflow.source.name": "scale-ray"}
+        tags = {"mlflow.runName": name, "mlflow.source.name": "scale-ray", **_provenance()}
         if parent:
             tags["mlflow.parentRunId"] = parent
         run = self._client.create_run(self._id, tags=tags, run_name=name)
@@ -118,6 +123,17 @@ class RunRecord:
         if time.monotonic() - self._sent_s > _FLUSH_S:
             self.flush()
 
+    def register(self, folder: str, name: str) -> None:
+        """Make an artifact folder of this run a new version of a registered model, which is made if need be."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.get_registered_model(name)
+        except MlflowException:
+            self._client.create_registered_model(name)
+        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/{folder}"
+        self._client.create_model_version(name, source, self.run_id)
+
     def flush(self) -> None:
         for start in range(0, len(self._waiting), 1000):
             self._client.log_batch(self.run_id, metrics=self._waiting[start : start + 1000])
@@ -143,6 +159,17 @@ class RunRecord:
     def end(self, *, failed: bool = False) -> None:
         self.flush()
         self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+
+
+def _provenance() -> dict[str, str]:
+    """The version of this code and the command that runs it, as tags; passwords in URIs taken out."""
+    command = " ".join(shlex.quote(without_password(word)) for word in [Path(sys.argv[0]).name, *sys.argv[1:]])
+    tags = {"scale_ray.version": __version__, "scale_ray.command": command}
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        tags["mlflow.source.git.commit"] = commit
+    return tags
 
 
 def server_command(tracking: Tracking, runs: str, host: str, port: int) -> list[str]:

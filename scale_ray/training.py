@@ -1,16 +1,15 @@
-"""Training the aggregator: one step, optimiser, schedule and state; all that is not Ray.
+"""Training the aggregator: one step, an epoch, the state between them; all that is not Ray.
 
 With an initialised `torch.distributed` process group each process is one worker of the same run.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
+import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -19,28 +18,16 @@ from torch import Tensor
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import PretrainConfig
 from scale_ray.errors import RunFailed, UserError
-from scale_ray.objective import Objective
-from scale_ray.sets import draw_sets, dropout_seed, normalised_positions, shuffled, video_keys
-from scale_ray.store import ClipFeatures
+from scale_ray.ingest import Batch, Held, Share, Source, Videos
+from scale_ray.objective import Losses, Objective, Projections
+from scale_ray.optimisation import clipped, moving_average, optimizer_of, schedule_of
+from scale_ray.sets import dropout_seed
 
 Metrics = dict[str, float]
 
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Stored clips on the device: features (videos, N, D), normalised positions (videos, N, 7), keys."""
-
-    features: Tensor
-    positions: Tensor
-    keys: Tensor
-
-    @classmethod
-    def of(cls, clips: ClipFeatures, device: torch.device) -> TrainingData:
-        return cls(
-            torch.from_numpy(clips.features).to(device),
-            normalised_positions(torch.from_numpy(clips.positions)).to(device),
-            video_keys(clips.video_ids).to(device),
-        )
+# Steps between two looks at whether the loss is finite: on a GPU a look waits for all work under way.
+_STEPS_UNSEEN = 20
+_VIDEOS_NAMED = 20
 
 
 def check_trainable(num_videos: int, num_clips: int, set_size: int) -> None:
@@ -63,147 +50,316 @@ def check_trainable(num_videos: int, num_clips: int, set_size: int) -> None:
 class Trainer:
     """One worker's part of a pretraining run.
 
-    The global batch is the smaller of the batch option and the number of videos, made a multiple of the
-    number of workers. Everything random depends on (seed, epoch, video) or (seed, epoch, worker), so a
-    state saved between two epochs continues as if nothing had happened.
+    The global batch is the smaller of the batch option and the number of videos, whatever the number of
+    workers. Everything random depends on (seed, epoch, video) or (seed, step, worker), so a state saved after
+    any step continues as if nothing had happened.
     """
 
     def __init__(
         self,
-        data: TrainingData,
+        source: Source,
         config: PretrainConfig,
         *,
         device: torch.device,
         origin: Mapping[str, Any] | None = None,
+        held_out: Held | None = None,
     ) -> None:
         training = config.training
-        num_videos, num_clips, feature_width = data.features.shape
-        check_trainable(num_videos, num_clips, config.sets.set_size)
+        check_trainable(source.num_videos, source.num_clips, config.sets.set_size)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.workers = dist.get_world_size() if dist.is_initialized() else 1
-        self.batch = min(training.batch, num_videos) // self.workers * self.workers
-        if self.batch == 0:
-            raise UserError(f"expected at least one video a worker, found {num_videos} for {self.workers} workers")
-        self.steps_per_epoch = num_videos // self.batch
-        self.data, self.config, self.device = data, config, device
-        self.epoch = 0
+        workers = dist.get_world_size() if dist.is_initialized() else 1
+        self.share = Share(min(training.batch, source.num_videos), self.rank, workers)
+        least = min(self.share.batch, held_out.num_videos if held_out else self.share.batch)
+        if least < workers:
+            raise UserError(f"expected videos, also held-out ones, for each of {workers} workers, found {least}")
+        self.steps_per_epoch = source.num_videos // self.share.batch
+        self.source, self.held_out, self.config, self.device = source, held_out, config, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
-            self.aggregator = Aggregator(feature_width, config.aggregator, origin).to(device)
-            self.objective = Objective(feature_width, config.aggregator.width, config.objective).to(device)
+            self.aggregator = Aggregator(source.feature_width, config.aggregator, origin).to(device)
+            self.objective = Objective(source.feature_width, config.aggregator.width, config.objective).to(device)
         self.parameters = [*self.aggregator.parameters(), *self.objective.parameters()]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": training.weight_decay},
-                # Biases, norms and the two tokens are vectors.
-                {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=training.learning_rate,
-        )
-        num_steps = training.epochs * self.steps_per_epoch
-        num_warmup = math.ceil(training.warmup_share * num_steps)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: warmup_then_cosine(step, num_warmup, num_steps)
-        )
+        self.average = moving_average(self.aggregator, training.ema_decay) if training.ema_decay else None
+        self.optimizer = optimizer_of(self.parameters, training)
+        self.schedule = schedule_of(self.optimizer, training.epochs * self.steps_per_epoch, training.warmup_share)
+        self._halved = training.arithmetic == "bfloat16" or (training.arithmetic == "auto" and device.type == "cuda")
+        if training.compile:
+            self.aggregator.compile()
+            self.objective.compile_heads()
+        # Where the run stands: whole epochs, steps of the next one, and the sums of their metrics.
+        self.epoch, self.step_of_epoch = 0, 0
+        self._sums: dict[str, Tensor] = {}
+        self._unseen: list[tuple[int, Tensor, Videos]] = []
+        # What early stopping judges by: the least validation loss, its weights, and validations since.
+        self.best: dict[str, Any] = {"loss": math.inf, "epoch": 0, "since": 0, "aggregator": {}}
 
-    def run_epoch(self) -> Metrics:
-        """Train on every video once, but for the tail that fills no batch; the epoch's mean metrics."""
+    @property
+    def steps(self) -> int:
+        """Steps made so far."""
+        return self.epoch * self.steps_per_epoch + self.step_of_epoch
+
+    @property
+    def finished(self) -> bool:
+        training = self.config.training
+        return self.epoch >= training.epochs or bool(training.patience and self.best["since"] >= training.patience)
+
+    @property
+    def model(self) -> Aggregator:
+        """The weights that count: the moving average's, if there is one."""
+        return self.aggregator if self.average is None else cast(Aggregator, self.average.module)
+
+    def run_epoch(self, after_step: Callable[[dict[str, Tensor]], None] = lambda _: None) -> Metrics:
+        """The rest of an epoch, in which every video comes once, but for the tail that fills no batch.
+
+        Returns the whole epoch's mean metrics. `after_step` gets those of each step, as tensors.
+
+        Raises
+        ------
+        RunFailed
+            Where the loss is not finite: names the batch's videos.
+        """
+        began_s, began_step = time.perf_counter(), self.step_of_epoch
         self.aggregator.train()
-        seed = self.config.training.seed
-        torch.manual_seed(dropout_seed(seed=seed, epoch=self.epoch, worker=self.rank))
-        order = shuffled(len(self.data.keys), seed=seed, epoch=self.epoch).to(self.device)
-        share = self.batch // self.workers
-        began = time.perf_counter()
-        sums: dict[str, Tensor] = {}
-        learning_rate = float(self.schedule.get_last_lr()[0])
-        for step in range(self.steps_per_epoch):
-            start = step * self.batch + self.rank * share
-            for name, value in self.step(order[start : start + share]).items():
-                sums[name] = sums[name] + value if name in sums else value
-        metrics = {name: float(value) / self.steps_per_epoch for name, value in sums.items()}
-        elapsed_s = time.perf_counter() - began
-        self.epoch += 1
-        if not math.isfinite(metrics["loss"]):
-            raise RunFailed(f"the loss is not finite in epoch {self.epoch}: {metrics['loss']}")
-        num_seen = self.steps_per_epoch * self.batch
+        batches = self.source.batches(
+            self.share,
+            self.config.sets,
+            seed=self.config.training.seed,
+            epoch=self.epoch,
+            first_step=self.step_of_epoch,
+        )
+        for batch in batches:
+            values = self.step(batch)
+            for name, value in values.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value.double()
+            self.step_of_epoch += 1
+            after_step(values)
+        self.check_finite()
+        elapsed_s = time.perf_counter() - began_s
+        videos = (self.step_of_epoch - began_step) * self.share.batch
+        metrics = {name: float(value) / self.steps_per_epoch for name, value in self._sums.items()}
+        self.epoch, self.step_of_epoch, self._sums = self.epoch + 1, 0, {}
         return {
             "epoch": self.epoch,
             **metrics,
-            "learning_rate": learning_rate,
-            "videos_per_s": num_seen / elapsed_s,
-            "clips_per_s": num_seen * 2 * self.config.sets.set_size / elapsed_s,
+            "videos_per_s": videos / elapsed_s,
+            "clips_per_s": videos * 2 * self.config.sets.set_size / elapsed_s,
+            "memory_mib": self._memory_mib(),
         }
 
-    def step(self, rows_B: Tensor) -> dict[str, Tensor]:
-        """One step on this worker's videos of the batch: rows of the training data, int64 (B,)."""
-        sets = self.config.sets
-        drawn = draw_sets(
-            self.data.keys[rows_B],
-            self.data.features.shape[1],
-            sets.set_size,
-            sets.mask_ratio,
-            seed=self.config.training.seed,
-            epoch=self.epoch,
-        )
-        rows_S1 = torch.cat([rows_B, rows_B])[:, None]
-        features = self.data.features[rows_S1, drawn.clips_SV].float()
-        positions = self.data.positions[rows_S1, drawn.clips_SV]
-        set_tokens, clip_tokens = self.aggregator(features, positions, drawn.masked_SV)
-        losses = self.objective(set_tokens, clip_tokens, features, drawn.masked_SV)
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One step on this worker's part of a batch; the metrics of the global batch, detached."""
         self.optimizer.zero_grad()
-        losses.loss.backward()
+        losses = self._backward(batch)
         self._average_gradients()
+        norm = clipped(self.parameters, self.config.training.gradient_clip)
+        learning_rate = torch.tensor(self.schedule.get_last_lr()[0])
         self.optimizer.step()
         self.schedule.step()
-        options = self.config.objective
-        loss = options.set_weight * losses.set_loss + options.clip_weight * losses.clip_loss
-        return {
-            "loss": loss / (options.set_weight + options.clip_weight),
-            "set_loss": losses.set_loss,
-            "clip_loss": losses.clip_loss,
-            "set_top1": losses.set_top1,
-            "clip_top1": losses.clip_top1,
-        }
+        if self.average is not None:
+            self.average.update_parameters(self.aggregator)
+        self._unseen.append((self.steps, losses.mean_loss, batch.videos))
+        if self.device.type == "cpu" or len(self._unseen) >= _STEPS_UNSEEN:
+            self.check_finite()
+        return {**self._told(losses), "gradient_norm": norm, "learning_rate": learning_rate}
+
+    @torch.no_grad()
+    def validation(self) -> Metrics:
+        """The losses on the held-out videos, by the same draws each time; dropout off."""
+        assert self.held_out is not None
+        count = self.held_out.num_videos
+        sums: Metrics = {}
+        model = self.model.eval()
+        for rows in torch.arange(count, device=self.device).tensor_split(-(-count // self.share.batch)):
+            share = self.share._replace(batch=len(rows))
+            mine = rows[share.begin : share.begin + share.size]
+            batch = self.held_out.draw(mine, self.config.sets, seed=self.config.training.seed, epoch=0)
+            for name, value in self._told(self.objective.losses(self._projected(batch, model))).items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(rows)
+        self.aggregator.train()
+        return {f"validation_{name}": value / count for name, value in sums.items()}
+
+    def judge(self, validation_loss: float) -> None:
+        """Take a validation loss into account: the best weights so far, and whether to go on."""
+        if not math.isfinite(validation_loss):
+            raise RunFailed(f"the validation loss is {validation_loss} after epoch {self.epoch}")
+        if validation_loss < self.best["loss"]:
+            weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            self.best = {"loss": validation_loss, "epoch": self.epoch, "since": 0, "aggregator": weights}
+        else:
+            self.best["since"] += 1
+
+    def check_finite(self) -> None:
+        """Look at the losses since the last look; called before anything is saved."""
+        unseen, self._unseen = self._unseen, []
+        if not unseen or bool(torch.stack([loss for _, loss, _ in unseen]).isfinite().all()):
+            return
+        step, loss, videos = next(entry for entry in unseen if not entry[1].isfinite())
+        ids = videos.ids()
+        more = f" and {len(ids) - _VIDEOS_NAMED} more" if len(ids) > _VIDEOS_NAMED else ""
+        raise RunFailed(
+            f"the loss is {float(loss)} at step {step + 1}, in epoch {self.epoch + 1}; the batch's videos: "
+            f"{', '.join(ids[:_VIDEOS_NAMED])}{more}"
+        )
 
     def state(self) -> dict[str, Any]:
         """All that continuing needs, as tensors and plain values."""
+        self.check_finite()
         return {
             "aggregator": self.aggregator.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "epoch": self.epoch,
+            "step_of_epoch": self.step_of_epoch,
+            "sums": self._sums,
+            "best": self.best,
+            "way": self.source.way,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that another trainer of the same configuration had.
+
+        Raises
+        ------
+        UserError
+            Where the order of the videos would be another one.
+        """
+        if (state["way"] == "stream") != (self.source.way == "stream"):
+            raise UserError(f"ingest: expected {state['way']}, as the run began, found {self.source.way}")
         self.aggregator.load_state_dict(state["aggregator"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(dict(state["schedule"]))
-        self.epoch = state["epoch"]
+        self.epoch, self.step_of_epoch = state["epoch"], state["step_of_epoch"]
+        self._sums, self.best = dict(state["sums"]), dict(state["best"])
+
+    def _backward(self, batch: Batch) -> Losses:
+        """Gradients of the loss of the whole batch, computed at once or in parts."""
+        parts = min(self.config.training.accumulate, len(batch.videos.rows_B))
+        if parts == 1:
+            self._seed_dropout(0)
+            losses = self.objective.losses(self._projected(batch, self.aggregator))
+            losses.loss.backward()
+            return losses
+        # What the losses compare is small. It is computed for all parts without keeping what leads there;
+        # then each part again, to pass on the gradients that the loss of the whole batch has for it.
+        batches = _parted(batch, parts)
+        with torch.no_grad():
+            projected = [self._seeded(part, number) for number, part in enumerate(batches)]
+        whole = Projections.joined(projected)
+        for tensor in whole.differentiable:
+            tensor.requires_grad_()
+        losses = self.objective.losses(whole)
+        losses.loss.backward()
+        lengths = [[len(tensor) for tensor in part.differentiable] for part in projected]
+        gradients = [
+            tensor.grad.split(list(of)) if tensor.grad is not None else [None] * parts
+            for tensor, of in zip(whole.differentiable, zip(*lengths, strict=True), strict=True)
+        ]
+        for number, part in enumerate(batches):
+            outputs = self._seeded(part, number).differentiable
+            pairs = [
+                (output, of[number])
+                for output, of in zip(outputs, gradients, strict=True)
+                if output.requires_grad and of[number] is not None
+            ]
+            torch.autograd.backward(*zip(*pairs, strict=True))
+        return losses
+
+    def _seeded(self, batch: Batch, part: int) -> Projections:
+        self._seed_dropout(part)
+        return self._projected(batch, self.aggregator)
+
+    def _seed_dropout(self, part: int) -> None:
+        seed = self.config.training.seed
+        torch.manual_seed(dropout_seed(seed=seed, step=self.steps, worker=self.rank, part=part))
+
+    def _projected(self, batch: Batch, aggregator: Aggregator) -> Projections:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._halved):
+            set_tokens, clip_tokens = aggregator(batch.features_SVD, batch.positions_SV7, batch.masked_SV)
+            return self.objective.project(set_tokens, clip_tokens, batch.features_SVD, batch.masked_SV)
 
     def _average_gradients(self) -> None:
         """Mean gradient over the workers: the objective's scaling makes it that of the global batch."""
-        if self.workers == 1:
+        if self.share.workers == 1:
             return
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        flat /= self.workers
+        flat /= self.share.workers
         sizes = [p.numel() for p in self.parameters]
         for parameter, part in zip(self.parameters, flat.split(sizes), strict=True):
             parameter.grad = part.view_as(parameter)
 
+    def _told(self, losses: Losses) -> dict[str, Tensor]:
+        """The metrics that this objective has."""
+        options = self.config.objective
+        told = {"loss": losses.mean_loss}
+        if options.set_weight:
+            told |= {"set_loss": losses.set_loss, "set_top1": losses.set_top1}
+        if options.clip_weight:
+            told |= {"clip_loss": losses.clip_loss}
+        if options.clip_weight and options.clip_objective == "contrast":
+            told |= {"clip_top1": losses.clip_top1}
+        return told
 
-def fit(trainer: Trainer, after_epoch: Callable[[Metrics], None]) -> None:
-    """Train to the last epoch, from wherever the trainer stands."""
-    for _ in itertools.repeat(None, trainer.config.training.epochs - trainer.epoch):
-        after_epoch(trainer.run_epoch())
+    def _memory_mib(self) -> float:
+        """Peak memory of this worker so far: the device's where it has its own."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def warmup_then_cosine(step: int, num_warmup: int, num_steps: int) -> float:
-    """Share of the peak learning rate at a step: linear to 1, then a cosine to 0."""
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    passed = (step - num_warmup) / max(num_steps - num_warmup, 1)
-    return 0.5 * (1 + math.cos(math.pi * min(passed, 1.0)))
+class Listener(Protocol):
+    """Who is told how a training goes."""
+
+    def after_step(self, trainer: Trainer, values: dict[str, Tensor]) -> None: ...
+
+    def after_epoch(self, trainer: Trainer, metrics: Metrics) -> None: ...
+
+
+def fit(trainer: Trainer, listener: Listener, monitor: Callable[[Trainer], Metrics] = lambda _: {}) -> None:
+    """Train to the end, from wherever the trainer stands.
+
+    Every `monitor_epochs`, and after the last epoch, the held-out videos are looked at, and `monitor`
+    may add to the epoch's metrics.
+    """
+    training = trainer.config.training
+    while not trainer.finished:
+        metrics = trainer.run_epoch(lambda values: listener.after_step(trainer, values))
+        every = training.monitor_epochs
+        if every and (trainer.epoch % every == 0 or trainer.epoch == training.epochs):
+            if trainer.held_out is not None:
+                metrics |= trainer.validation()
+                trainer.judge(metrics["validation_loss"])
+            metrics |= monitor(trainer)
+        listener.after_epoch(trainer, metrics)
+
+
+def final_weights(state: Mapping[str, Any], config: PretrainConfig) -> dict[str, Tensor]:
+    """The aggregator's weights that a finished run leaves: the best, the moving average, or the last ones."""
+    if config.training.patience:
+        return state["best"]["aggregator"]
+    if state["average"] is not None:
+        prefix = "module."
+        return {name.removeprefix(prefix): w for name, w in state["average"].items() if name.startswith(prefix)}
+    return state["aggregator"]
+
+
+def _parted(batch: Batch, parts: int) -> list[Batch]:
+    """Parts with about as many videos each, both sets of a video in the same one."""
+    halves = torch.arange(len(batch.masked_SV), device=batch.masked_SV.device).view(2, -1)
+    rows = [torch.cat(both) for both in zip(*(half.tensor_split(parts) for half in halves), strict=True)]
+    videos = batch.videos.rows_B.tensor_split(parts)
+    return [
+        Batch(
+            batch.features_SVD[some],
+            batch.positions_SV7[some],
+            batch.masked_SV[some],
+            Videos(of, batch.videos.names),
+        )
+        for some, of in zip(rows, videos, strict=True)
+    ]

@@ -26,6 +26,7 @@ from scale_ray.corpus import read_corpus
 from scale_ray.decoding import decode_clips
 from scale_ray.samples import MOTIONS
 from scale_ray.store import FeatureStore
+from scale_ray.stored_clips import read_clips
 
 pytestmark = pytest.mark.ray
 PROJECT = Path(__file__).parents[1]
@@ -57,7 +58,7 @@ def test_training_videos_have_train_clips_and_test_videos_eval_clips(extracted: 
     store = FeatureStore(str(extracted.store))
     for mode, split, clips in (("train", "train", 16), ("eval", "test", 15)):
         wanted = {row["video_id"] for row in splits.to_pylist() if dict(row["splits"]) == {"default": split}}
-        found = store.read_clips(mode)
+        found = read_clips(store, mode)
         assert set(found.video_ids) == {video_id for video_id in wanted if "_0" in video_id}
         assert found.features.shape[1:] == (clips, 1024)
         assert np.isfinite(found.features).all()
@@ -69,7 +70,7 @@ def test_stored_features_are_those_of_a_bare_loop(extracted: Extracted, videos: 
 
     options = BackboneOptions(backbone=BACKBONE[1], weights="none", input_px=int(BACKBONE[5]))
     backbone = load_backbone(options, 16)
-    stored = FeatureStore(str(extracted.store)).read_clips("train")
+    stored = read_clips(FeatureStore(str(extracted.store)), "train")
     for row in (0, len(stored.video_ids) - 1):
         video_id = stored.video_ids[row]
         clips = decode_clips(str(videos / video_id), video_id, "train", Sampling(), [backbone.input_px])
@@ -119,7 +120,7 @@ def test_several_backbones_decode_once_and_fill_a_store_each(scale_ray: Command,
     ended = scale_ray("extract", manifest, "--store", tmp_path / "both", "--backbone", ",".join(names), *options)
     assert ended.code == 0, ended.err
     assert [(s["num_done"], s["num_extracted"]) for s in json.loads(ended.out)["stores"]] == [(4, 4), (4, 4)]
-    clips = [FeatureStore(str(tmp_path / "both" / name)).read_clips("augmented") for name in names]
+    clips = [read_clips(FeatureStore(str(tmp_path / "both" / name)), "augmented") for name in names]
     assert [of.features.shape for of in clips] == [(4, 2, 1024), (4, 2, 512)]
     np.testing.assert_array_equal(clips[0].positions, clips[1].positions)
 

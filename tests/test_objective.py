@@ -1,6 +1,8 @@
 """The objective against a literal transcription of its formulas, alone and over workers."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from scale_ray.config import ObjectiveOptions
-from scale_ray.objective import Objective
+from scale_ray.objective import Objective, Projections
 
 OPTIONS = ObjectiveOptions(
     prediction_hidden=24,
@@ -20,6 +22,14 @@ OPTIONS = ObjectiveOptions(
     set_weight=2.0,
     clip_weight=1.0,
 )
+VARIANTS = {
+    "all candidates": OPTIONS,
+    "masked candidates": replace(OPTIONS, candidates="masked"),
+    "cosine": replace(OPTIONS, clip_objective="cosine"),
+    "smooth l1": replace(OPTIONS, clip_objective="smooth_l1"),
+    "sets alone": replace(OPTIONS, clip_weight=0.0),
+    "clips alone": replace(OPTIONS, set_weight=0.0),
+}
 WIDTH, FEATURES = 16, 12
 
 
@@ -34,55 +44,86 @@ def inputs(videos: int, clips: int = 4, ratio: float = 0.4) -> list[Tensor]:
     ]
 
 
-def made() -> Objective:
+def made(options: ObjectiveOptions = OPTIONS) -> Objective:
     torch.manual_seed(0)
-    return Objective(FEATURES, WIDTH, OPTIONS).double()
+    return Objective(FEATURES, WIDTH, options).double()
 
 
 def literal(objective: Objective, c: Tensor, h: Tensor, x: Tensor, masked: Tensor) -> Tensor:
     """Section 4 word by word: every prediction, every logit, sums in loops."""
+    options = objective.options
     unit = torch.nn.functional.normalize
     videos = len(c) // 2
-    p = unit(objective.clip_head(h), dim=-1).flatten(0, 1)
-    q = unit(objective.target_head(x), dim=-1).flatten(0, 1)
-    terms = [
-        -(p[i] @ q[i] / 0.15) + torch.log(sum(torch.exp(p[i] @ q[j] / 0.15) for j in range(len(q))))
-        for i in range(len(p))
-        if masked.flatten()[i]
-    ]
-    clip_loss = sum(terms) / len(terms)
-    s = unit(objective.set_head(c), dim=-1)
-    first, second = s[:videos], s[videos:]
-    both = []
-    for anchors, others in ((first, second), (second, first)):
-        both += [
-            -(anchors[i] @ others[i] / 0.3)
-            + torch.log(sum(torch.exp(anchors[i] @ others[j] / 0.3) for j in range(videos)))
-            for i in range(videos)
-        ]
-    set_loss = sum(both) / len(both)
-    return (2.0 * set_loss + 1.0 * clip_loss) / 3.0
+    wanted = [i for i in range(masked.numel()) if masked.flatten()[i]]
+    clip_loss = set_loss = torch.zeros((), dtype=torch.float64)
+    if options.clip_weight:
+        predicted, features = objective.clip_head(h).flatten(0, 1), x.flatten(0, 1)
+        terms = []
+        if options.clip_objective == "cosine":
+            terms = [1 - predicted[i] @ features[i] / (predicted[i].norm() * features[i].norm()) for i in wanted]
+        elif options.clip_objective == "smooth_l1":
+            for i in wanted:
+                target = (features[i] - features[i].mean()) / (features[i].var(unbiased=False) + 1e-5).sqrt()
+                away = (predicted[i] - target).abs()
+                terms.append(torch.where(away < 1, 0.5 * away**2, away - 0.5).mean())
+        else:
+            p, q = unit(predicted, dim=-1), unit(objective.target_head(features), dim=-1)
+            others = wanted if options.candidates == "masked" else range(len(q))
+            terms = [
+                -(p[i] @ q[i] / 0.15) + torch.log(sum(torch.exp(p[i] @ q[j] / 0.15) for j in others)) for i in wanted
+            ]
+        clip_loss = sum(terms) / len(terms)
+    if options.set_weight:
+        s = unit(objective.set_head(c), dim=-1)
+        first, second = s[:videos], s[videos:]
+        both = []
+        for anchors, others in ((first, second), (second, first)):
+            both += [
+                -(anchors[i] @ others[i] / 0.3)
+                + torch.log(sum(torch.exp(anchors[i] @ others[j] / 0.3) for j in range(videos)))
+                for i in range(videos)
+            ]
+        set_loss = sum(both) / len(both)
+    total = options.set_weight + options.clip_weight
+    return (options.set_weight * set_loss + options.clip_weight * clip_loss) / total
 
 
 def gradients(objective: Objective, loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, [*objective.parameters(), *leaves]))
+    wanted = [*objective.parameters(), *leaves]
+    found = torch.autograd.grad(loss, wanted, allow_unused=True)
+    return [torch.zeros_like(of) if grad is None else grad for of, grad in zip(wanted, found, strict=True)]
 
 
-def test_loss_and_every_gradient_equal_the_literal_formulas():
-    objective = made()
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_loss_and_every_gradient_equal_the_literal_formulas(options):
+    objective = made(options)
     c, h, x, masked = inputs(5)
-    leaves = [tensor.requires_grad_() for tensor in (c, h, x)]
+    # A regression's target is the feature as it is stored: nothing flows into it.
+    leaves = [tensor.requires_grad_() for tensor in ((c, h, x) if options.clip_objective == "contrast" else (c, h))]
     losses = objective(c, h, x, masked)
     expected = literal(objective, c, h, x, masked)
     assert abs(losses.loss - expected) / expected < 1e-9
+    assert losses.mean_loss == losses.loss
     for ours, theirs in zip(
         gradients(objective, losses.loss, leaves), gradients(objective, expected, leaves), strict=True
     ):
         assert (ours - theirs).norm() <= 1e-9 * theirs.norm()
 
 
-def test_nothing_masked_is_a_zero_with_zero_gradients():
-    objective = made()
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_a_batch_in_parts_is_the_batch(options):
+    objective = made(options)
+    c, h, x, masked = inputs(5)
+    whole = objective(c, h, x, masked)
+    rows = [torch.tensor([0, 1, 5, 6]), torch.tensor([2, 3, 4, 7, 8, 9])]
+    parts = [objective.project(c[some], h[some], x[some], masked[some]) for some in rows]
+    joined = objective.losses(Projections.joined(parts))
+    torch.testing.assert_close(vars(joined), vars(whole), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_nothing_masked_is_a_zero_with_zero_gradients(options):
+    objective = made(options)
     c, h, x, _ = inputs(3)
     losses = objective(c, h.requires_grad_(), x, torch.zeros(6, 4, dtype=torch.bool))
     assert losses.clip_loss == 0
@@ -104,33 +145,35 @@ def test_accuracy_is_one_for_perfect_and_chance_for_random_predictions():
     assert random.clip_loss > math.log(20)
 
 
-def _worker(rank: int, workers: int, file: str, queue: mp.SimpleQueue) -> None:
+def _worker(rank: int, workers: int, folder: Path) -> None:
+    """All variants, on seven videos: the workers have unequal shares, and mask unequal numbers of clips."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=workers)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     try:
-        objective = made()
-        c, h, x, masked = inputs(8)
-        share = 8 // workers
-        videos = torch.arange(rank * share, (rank + 1) * share)
-        rows = torch.cat([videos, videos + 8])
-        losses = objective(c[rows], h[rows], x[rows], masked[rows])
-        losses.loss.backward()
-        flat = torch.cat([p.grad.flatten() for p in objective.parameters()])
-        dist.all_reduce(flat)
+        told = []
+        for options in VARIANTS.values():
+            objective = made(options)
+            c, h, x, masked = inputs(7)
+            videos = torch.arange(rank * 7 // workers, (rank + 1) * 7 // workers)
+            rows = torch.cat([videos, videos + 7])
+            losses = objective(c[rows], h[rows], x[rows], masked[rows])
+            losses.loss.backward()
+            flat = torch.cat([p.grad.flatten() for p in objective.parameters()])
+            dist.all_reduce(flat)
+            told.append((flat / workers, [float(losses.mean_loss), float(losses.clip_top1)]))
         if rank == 0:
-            queue.put([(flat / workers).tolist(), [float(losses.set_loss), float(losses.clip_loss)]])
+            torch.save(told, folder / "told.pt")
     finally:
         dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_together_give_the_loss_and_gradients_of_one(workers, tmp_path):
-    objective = made()
-    losses = objective(*inputs(8))
-    losses.loss.backward()
-    expected = torch.cat([p.grad.flatten() for p in objective.parameters()])
-    queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_worker, (workers, str(tmp_path / "rendezvous"), queue), nprocs=workers)
-    flat, values = queue.get()
-    assert values == pytest.approx([float(losses.set_loss), float(losses.clip_loss)], rel=1e-12)
-    assert (torch.tensor(flat, dtype=torch.float64) - expected).norm() <= 1e-9 * expected.norm()
+    mp.spawn(_worker, (workers, tmp_path), nprocs=workers)
+    for options, (flat, values) in zip(VARIANTS.values(), torch.load(tmp_path / "told.pt"), strict=True):
+        objective = made(options)
+        losses = objective(*inputs(7))
+        losses.loss.backward()
+        expected = torch.cat([p.grad.flatten() for p in objective.parameters()])
+        assert values == pytest.approx([float(losses.mean_loss), float(losses.clip_top1)], rel=1e-12)
+        assert (flat - expected).norm() <= 1e-9 * expected.norm()

@@ -1,6 +1,9 @@
 import numpy as np
+import pytest
 import torch
 
+from scale_ray.config import Sets
+from scale_ray.errors import UserError
 from scale_ray.sets import draw_sets, normalised_positions, shuffled, video_keys
 
 PINNED_CLIPS = [[0, 10, 15, 3], [11, 7, 8, 13]]
@@ -10,9 +13,8 @@ KEYS = video_keys([f"video {number}" for number in range(2000)])
 
 
 def draw(**changes):
-    return draw_sets(
-        changes.pop("keys", KEYS), changes.pop("num_clips", 16), 8, 0.25, **{"seed": 0, "epoch": 0} | changes
-    )
+    options = changes.pop("options", Sets(set_size=8, mask_ratio=0.25))
+    return draw_sets(changes.pop("keys", KEYS), 16, options, **{"seed": 0, "epoch": 0} | changes)
 
 
 def test_the_two_sets_of_a_video_are_disjoint():
@@ -21,7 +23,7 @@ def test_the_two_sets_of_a_video_are_disjoint():
 
 
 def test_every_clip_is_equally_likely_at_every_place():
-    chosen = draw_sets(KEYS, 16, 2, 0.0, seed=0, epoch=0).clips_SV.chunk(2)[0]
+    chosen = draw(options=Sets(set_size=2, mask_ratio=0.0)).clips_SV.chunk(2)[0]
     for place in range(2):
         counts = torch.bincount(chosen[:, place], minlength=16).float()
         chi_square = ((counts - 125) ** 2 / 125).sum()
@@ -35,6 +37,17 @@ def test_clips_are_masked_at_the_ratio_and_independently():
     assert np.abs(correlation).max() < 0.1
     first, second = masked.chunk(2)
     assert abs(np.corrcoef(first.flatten(), second.flatten())[0, 1]) < 0.05
+
+
+def test_a_fixed_number_of_clips_is_masked_each_as_likely():
+    drawn = draw(options=Sets(set_size=8, masked_clips=3))
+    assert torch.equal(drawn.clips_SV, draw().clips_SV)
+    assert (drawn.masked_SV.sum(1) == 3).all()
+    counts = drawn.masked_SV.sum(0).float()
+    assert ((counts - 1500) ** 2 / 1500).sum() < 24.3  # 99.9 % of a chi square of 7 degrees of freedom
+    assert not draw(options=Sets(set_size=8, masked_clips=0)).masked_SV.any()
+    with pytest.raises(UserError, match="expected fewer than the 8 clips of a set, found 8"):
+        Sets(set_size=8, masked_clips=8)
 
 
 def test_a_draw_depends_on_seed_epoch_and_video_alone():
@@ -51,7 +64,7 @@ def test_seed_and_epoch_are_not_interchangeable():
 
 
 def test_the_draws_are_pinned():
-    drawn = draw_sets(video_keys(["pinned"]), 16, 4, 0.5, seed=3, epoch=5)
+    drawn = draw_sets(video_keys(["pinned"]), 16, Sets(set_size=4, mask_ratio=0.5), seed=3, epoch=5)
     assert drawn.clips_SV.tolist() == PINNED_CLIPS
     assert drawn.masked_SV.tolist() == PINNED_MASKS
 

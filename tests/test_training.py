@@ -1,73 +1,235 @@
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from scale_ray.config import AggregatorOptions, ObjectiveOptions, PretrainConfig, Sets, Training
-from scale_ray.errors import UserError
-from scale_ray.store import ClipFeatures
-from scale_ray.training import Trainer, TrainingData, fit, warmup_then_cosine
+from scale_ray.errors import RunFailed, UserError
+from scale_ray.ingest import Held
+from scale_ray.optimisation import warmup_then_cosine
+from scale_ray.stored_clips import ClipFeatures
+from scale_ray.training import Trainer, final_weights, fit
 
 CPU = torch.device("cpu")
 
 
-def config(**training) -> PretrainConfig:
+def config(dropout: float = 0.1, **training) -> PretrainConfig:
     return PretrainConfig(
         Sets(set_size=3, mask_ratio=0.3),
-        AggregatorOptions(width=32, layers=1),
+        AggregatorOptions(width=32, layers=1, dropout=dropout),
         ObjectiveOptions(prediction_hidden=32, target_hidden=32, contrast_width=16),
         Training(**{"epochs": 6, "batch": 8, "learning_rate": 1e-3} | training),
     )
 
 
-def data(videos: int = 20, clips: int = 8) -> TrainingData:
+def clips(videos: int = 20, clips: int = 8, first: int = 0) -> ClipFeatures:
     """Clips of a video are alike: what the losses ask for can be learnt."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(first)
     features = rng.normal(size=(videos, 1, 10)) + 0.3 * rng.normal(size=(videos, clips, 10))
-    return TrainingData.of(
-        ClipFeatures(
-            [str(n) for n in range(videos)],
-            features.astype(np.float16),
-            rng.random((videos, clips, 7), dtype=np.float32),
-        ),
-        CPU,
+    return ClipFeatures(
+        [str(first + n) for n in range(videos)],
+        features.astype(np.float16),
+        rng.random((videos, clips, 7), dtype=np.float32),
     )
 
 
-def losses_of(trainer: Trainer) -> list[float]:
-    losses: list[float] = []
-    fit(trainer, lambda metrics: losses.append(metrics["loss"]))
-    return losses
+def held(videos: int = 20, first: int = 0, clips_of_video: int = 8) -> Held:
+    return Held.of(clips(videos, clips_of_video, first), CPU)
+
+
+def trainer_of(setting: PretrainConfig, videos: int = 20, **options) -> Trainer:
+    return Trainer(held(videos), setting, device=CPU, **options)
+
+
+class History:
+    """Gathers what a training tells; stops it, as a crash would, after so many steps."""
+
+    def __init__(self, crash_at: int = -1) -> None:
+        self.losses: list[float] = []
+        self.epochs: list[dict[str, float]] = []
+        self.crash_at = crash_at
+
+    def after_step(self, trainer, values) -> None:
+        self.losses.append(float(values["loss"]))
+        if trainer.steps == self.crash_at:
+            raise InterruptedError
+
+    def after_epoch(self, trainer, metrics) -> None:
+        self.epochs.append({name: v for name, v in metrics.items() if "_per_s" not in name and name != "memory_mib"})
+
+
+def history_of(trainer: Trainer) -> History:
+    history = History()
+    fit(trainer, history)
+    return history
 
 
 def test_the_loss_falls_and_the_contrast_is_learnt():
-    metrics = []
-    fit(Trainer(data(), config(epochs=60), device=CPU), metrics.append)
-    assert metrics[-1]["loss"] < 0.75 * metrics[0]["loss"]
-    assert metrics[-1]["set_top1"] > 0.8
-    assert [row["epoch"] for row in metrics] == list(range(1, 61))
+    epochs = history_of(trainer_of(config(epochs=60))).epochs
+    assert epochs[-1]["loss"] < 0.75 * epochs[0]["loss"]
+    assert epochs[-1]["set_top1"] > 0.8
+    assert [row["epoch"] for row in epochs] == list(range(1, 61))
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another():
-    first = losses_of(Trainer(data(), config(), device=CPU))
-    assert first == losses_of(Trainer(data(), config(), device=CPU))
-    assert first != losses_of(Trainer(data(), config(seed=1), device=CPU))
+    first = history_of(trainer_of(config())).losses
+    assert first == history_of(trainer_of(config())).losses
+    assert first != history_of(trainer_of(config(seed=1))).losses
 
 
-def test_a_resumed_run_equals_an_undisturbed_one(tmp_path):
-    undisturbed = losses_of(Trainer(data(), config(), device=CPU))
-    trainer = Trainer(data(), config(), device=CPU)
-    before = [trainer.run_epoch()["loss"] for _ in range(3)]
-    torch.save(trainer.state(), tmp_path / "state.pt")
+@pytest.mark.parametrize("crash_at", [3, 4, 7], ids=lambda step: f"after step {step}")
+def test_a_resumed_run_equals_an_undisturbed_one(crash_at, tmp_path):
+    """In mid-epoch and between two, with a moving average and early stopping under way."""
+    setting = config(batch=5, ema_decay=0.9, held_out_share=0.5, patience=5, monitor_epochs=1)
+    undisturbed = history_of(trainer_of(setting, held_out=held(6, first=100)))
+    crashed, before = trainer_of(setting, held_out=held(6, first=100)), History(crash_at)
+    with pytest.raises(InterruptedError):
+        fit(crashed, before)
+    torch.save(crashed.state(), tmp_path / "state.pt")
     torch.manual_seed(99)
-    resumed = Trainer(data(), config(), device=CPU)
+    resumed = trainer_of(setting, held_out=held(6, first=100))
     resumed.restore(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert before + losses_of(resumed) == undisturbed
+    after = history_of(resumed)
+    assert before.losses + after.losses == undisturbed.losses
+    assert before.epochs + after.epochs == undisturbed.epochs
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 100])
+def test_a_batch_in_parts_gives_the_same_loss_and_gradients(accumulate):
+    def gradients(**training) -> tuple[float, torch.Tensor]:
+        trainer = trainer_of(config(dropout=0.0, batch=7, **training))
+        [batch, *_] = trainer.source.batches(trainer.share, trainer.config.sets, seed=0, epoch=0, first_step=0)
+        loss = trainer.step(batch)["loss"]
+        return float(loss), torch.cat([p.grad.flatten() for p in trainer.parameters])
+
+    (loss, whole), (loss_of_parts, parts) = gradients(), gradients(accumulate=accumulate)
+    assert loss_of_parts == pytest.approx(loss, rel=1e-6)
+    assert (parts - whole).norm() < 1e-5 * whole.norm()
+
+
+def test_a_part_is_dropped_out_alike_when_it_comes_again():
+    """Otherwise its gradients would be those of another function than its loss."""
+    first, second = (history_of(trainer_of(config(dropout=0.5, accumulate=3))).losses for _ in range(2))
+    assert first == second
+    trainer = trainer_of(config(dropout=0.5))
+    [batch, *_] = trainer.source.batches(trainer.share, trainer.config.sets, seed=0, epoch=0, first_step=0)
+    one, again, other = (trainer._seeded(batch, part).first_BC for part in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def _worker(rank: int, workers: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
+    try:
+        setting = config(dropout=0.0, batch=7, held_out_share=0.5, monitor_epochs=2)
+        history = history_of(trainer_of(setting, held_out=held(5, first=100)))
+        if rank == 0:
+            torch.save([history.losses, history.epochs], folder / "told.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_several_workers_train_as_one_does(workers, tmp_path):
+    """A batch of seven: the workers' shares are unequal."""
+    setting = config(dropout=0.0, batch=7, held_out_share=0.5, monitor_epochs=2)
+    alone = history_of(trainer_of(setting, held_out=held(5, first=100)))
+    mp.spawn(_worker, (workers, tmp_path), nprocs=workers)
+    losses, epochs = torch.load(tmp_path / "told.pt", weights_only=True)
+    assert losses == pytest.approx(alone.losses, rel=1e-5)
+    for ours, theirs in zip(epochs, alone.epochs, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_the_moving_average_follows_the_weights_and_is_what_is_kept():
+    trainer = trainer_of(config(ema_decay=0.5, epochs=1, batch=20))
+    before = trainer.aggregator.embed.weight.detach().clone()
+    fit(trainer, History())
+    after = trainer.aggregator.embed.weight
+    kept = final_weights(trainer.state(), trainer.config)["embed.weight"]
+    # The first update copies, as torch's averaging does; a second one averages.
+    torch.testing.assert_close(kept, after)
+    trainer = trainer_of(config(ema_decay=0.5, epochs=2, batch=20))
+    assert torch.equal(trainer.aggregator.embed.weight, before)
+    steps = []
+    trainer.run_epoch(lambda _: steps.append(trainer.aggregator.embed.weight.detach().clone()))
+    trainer.run_epoch(lambda _: steps.append(trainer.aggregator.embed.weight.detach().clone()))
+    kept = final_weights(trainer.state(), trainer.config)["embed.weight"]
+    torch.testing.assert_close(kept, 0.5 * steps[0] + 0.5 * steps[1])
+
+
+def test_training_stops_when_validation_does_not_gain_and_the_best_weights_are_kept():
+    setting = config(epochs=400, held_out_share=0.5, patience=3, monitor_epochs=1, learning_rate=0.02)
+    trainer = trainer_of(setting, held_out=held(6, first=100))
+    epochs = history_of(trainer).epochs
+    told = [row["validation_loss"] for row in epochs]
+    best = int(np.argmin(told))
+    assert len(told) == best + 1 + 3 < 400
+    assert trainer.best["epoch"] == best + 1
+    again = trainer_of(setting)
+    for _ in range(best + 1):
+        again.run_epoch()
+    torch.testing.assert_close(final_weights(trainer.state(), setting), dict(again.aggregator.state_dict()))
+
+
+def test_validation_is_the_same_each_time_and_changes_nothing():
+    trainer = trainer_of(config(held_out_share=0.5), held_out=held(9, first=100))
+    first, second = trainer.validation(), trainer.validation()
+    assert first == second
+    assert set(first) == {f"validation_{name}" for name in ("loss", "set_loss", "clip_loss", "set_top1", "clip_top1")}
+    undisturbed = history_of(trainer_of(config()))
+    assert history_of(trainer).losses == undisturbed.losses
+
+
+def test_patience_needs_something_to_judge_by():
+    with pytest.raises(UserError, match="patience: expected a --held-out-share"):
+        Training(patience=3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_videos():
+    broken = clips(6)
+    broken.features[4, :] = np.nan
+    trainer = Trainer(Held.of(broken, CPU), config(batch=2), device=CPU)
+    with pytest.raises(RunFailed, match=r"the loss is nan at step \d, in epoch 1; the batch's videos: (4, \d|\d, 4)$"):
+        fit(trainer, History())
+
+
+def test_gradients_are_clipped_to_the_norm_that_is_asked_for():
+    trainer = trainer_of(config(gradient_clip=0.01))
+    [batch, *_] = trainer.source.batches(trainer.share, trainer.config.sets, seed=0, epoch=0, first_step=0)
+    told = trainer.step(batch)["gradient_norm"]
+    norm = torch.cat([p.grad.flatten() for p in trainer.parameters]).norm()
+    assert told > 0.1
+    assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_bfloat16_learns_the_same_and_leaves_float32_weights():
+    full, half = (history_of(trainer_of(config(epochs=20, arithmetic=kind))) for kind in ("float32", "bfloat16"))
+    assert half.losses != full.losses
+    assert half.losses[0] == pytest.approx(full.losses[0], rel=0.02)
+    assert half.epochs[-1]["loss"] < 0.97 * half.epochs[0]["loss"]
+    trainer = trainer_of(config(arithmetic="bfloat16"))
+    trainer.run_epoch()
+    assert {p.dtype for p in trainer.parameters} == {torch.float32}
+
+
+def test_only_what_an_objective_has_is_told():
+    regression = replace(config(), objective=ObjectiveOptions(clip_objective="cosine", prediction_hidden=16))
+    told = history_of(Trainer(held(), regression, device=CPU)).epochs
+    assert "clip_top1" not in told[0]
+    assert told[-1]["clip_loss"] < told[0]["clip_loss"]
+    alone = replace(config(), objective=replace(config().objective, clip_weight=0.0))
+    assert "clip_loss" not in history_of(Trainer(held(), alone, device=CPU)).epochs[0]
 
 
 def test_only_matrices_decay():
-    trainer = Trainer(data(), config(), device=CPU)
+    trainer = trainer_of(config())
     decayed, kept = trainer.optimizer.param_groups
     assert decayed["weight_decay"] == 1e-4
     assert kept["weight_decay"] == 0
@@ -78,16 +240,16 @@ def test_only_matrices_decay():
 
 
 def test_the_batch_is_at_most_the_number_of_videos():
-    trainer = Trainer(data(20), config(batch=512), device=CPU)
-    assert (trainer.batch, trainer.steps_per_epoch) == (20, 1)
-    assert Trainer(data(20), config(batch=8), device=CPU).steps_per_epoch == 2
+    trainer = trainer_of(config(batch=512))
+    assert (trainer.share.batch, trainer.steps_per_epoch) == (20, 1)
+    assert trainer_of(config(batch=8)).steps_per_epoch == 2
 
 
 def test_too_few_clips_or_videos_are_refused_with_both_numbers():
     with pytest.raises(UserError, match=r"expected at most 2, half of the 5 clips .* found 3"):
-        Trainer(data(clips=5), config(), device=CPU)
+        Trainer(held(clips_of_video=5), config(), device=CPU)
     with pytest.raises(UserError, match="expected at least 2 training videos in the store, found 1"):
-        Trainer(data(1), config(), device=CPU)
+        trainer_of(config(), videos=1)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():

@@ -112,7 +112,7 @@ class NumberList(click.ParamType):
         if not isinstance(value, str):
             return tuple(value)
         try:
-            return tuple(self.plain(part) for part in value.split(","))
+            return tuple(self.plain(part) for part in value.split(",") if value)
         except ValueError:
             self.fail(f"expected {self.plain.__name__}s separated by commas, found {value!r}", param, context)
 

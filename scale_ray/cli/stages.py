@@ -14,6 +14,7 @@ from scale_ray.config import (
     Cluster,
     CorpusOptions,
     Extraction,
+    Ingest,
     ObjectiveOptions,
     PretrainConfig,
     Probing,
@@ -74,7 +75,7 @@ def extract(
 @store_option
 @run_option()
 @runs_option
-@command(Sets, AggregatorOptions, ObjectiveOptions, Training, Tracking, Cluster)
+@command(Sets, AggregatorOptions, ObjectiveOptions, Training, Ingest, Tracking, Cluster)
 def pretrain(
     caller: Caller,
     store: str,
@@ -84,6 +85,7 @@ def pretrain(
     aggregator: AggregatorOptions,
     objective: ObjectiveOptions,
     training: Training,
+    ingest: Ingest,
     tracking: Tracking,
     cluster: Cluster,
 ) -> int:
@@ -97,7 +99,7 @@ def pretrain(
         caller.place("--store", store),
         run,
         caller.place("--runs", runs),
-        config=PretrainConfig(sets, aggregator, objective, training),
+        config=PretrainConfig(sets, aggregator, objective, training, ingest),
         tracking=tracking,
         cluster=cluster,
         say=caller.say,
@@ -105,10 +107,11 @@ def pretrain(
         verbose=caller.verbose,
     )
     first, last = folder.history()[0], folder.history()[-1]
+    names = {"loss": "loss", "set_top1": "set contrast top-1", "clip_top1": "masked clip top-1"}
+    moved = [f"{told} {first[name]:.3f} -> {last[name]:.3f}" for name, told in names.items() if name in last]
     caller.answer(
         [
-            f"loss {first['loss']:.3f} -> {last['loss']:.3f}, set contrast top-1 {first['set_top1']:.3f} -> "
-            f"{last['set_top1']:.3f} over {int(last['epoch'])} epochs",
+            f"{', '.join(moved)} over {int(last['epoch'])} epochs",
             f"aggregator: {folder.aggregator}",
         ],
         {"aggregator": folder.aggregator, "mlflow_run": folder.mlflow_run(), "last_epoch": last},
@@ -164,7 +167,7 @@ def sweep(
         caller.place("--store", store),
         run,
         caller.place("--runs", runs),
-        {f"{Sets.section}.{name.removeprefix('grid__')}": values for name, values in grid.items()},
+        {f"{Sets.section}.{name.removeprefix('grid__')}": values for name, values in grid.items() if values},
         config=PretrainConfig(Sets(), aggregator, objective, training),
         searching=searching,
         probing=probing,

@@ -1,7 +1,7 @@
 """Store to aggregator, as Ray Train workers.
 
 Each worker reads the store itself, trains its share of every global batch, and all report together when
-there is a checkpoint. Metrics go from the first worker through a queue to the driver, which alone shows
+there is a checkpoint. Metrics go from the first worker over a channel to the driver, which alone shows
 progress and writes to MLflow.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,20 +19,24 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util.queue import Queue
 
 from scale_ray.aggregator import Aggregator
-from scale_ray.config import Cluster, PretrainConfig, Tracking
+from scale_ray.config import Cluster, PretrainConfig, Probing, Tracking
 from scale_ray.distributed.cluster import connected
-from scale_ray.errors import RunFailed
+from scale_ray.errors import RunFailed, UserError
+from scale_ray.evaluation import TrainingMonitor
+from scale_ray.ingest import Held, opened_source
 from scale_ray.progress import Progress
 from scale_ray.resources import Size
 from scale_ray.runs import RunFolder
-from scale_ray.store import ClipFeatures, FeatureStore
+from scale_ray.store import FeatureStore
+from scale_ray.stored_clips import training_clips
 from scale_ray.tracking import Experiment, RunRecord
-from scale_ray.training import Metrics, Trainer, TrainingData, check_trainable, fit
+from scale_ray.training import Metrics, Trainer, check_trainable, final_weights, fit
 
 _POLL_S = 0.5
+# How often the metrics of single steps are sent on.
+_SEND_S = 2.0
 _STATE_FILE = "state.pt"
 
 
@@ -60,28 +65,35 @@ def pretrain(
     """
     features_store = FeatureStore(store)
     folder = RunFolder(runs, run)
-    clips = training_clips(features_store)
-    check_trainable(len(clips.video_ids), clips.features.shape[1], config.sets.set_size)
+    clips, held_out = training_clips(features_store, config.training.held_out_share)
+    check_trainable(len(clips), clips.num_clips, config.sets.set_size)
+    if config.training.held_out_share and not len(held_out):
+        raise UserError(
+            f"held_out_share: expected videos to hold out of the {len(clips)}, found none; use a larger one"
+        )
     described = {**config.to_dict(), "store": {"location": features_store.location}}
     folder.require(described)
     if folder.finished:
         say(f"run {run} is finished already: {folder.aggregator}")
         return folder
     with connected(cluster, verbose=verbose) as size:
-        workers = config.training.workers or size.gpus or min(size.cpus, 2)
-        workers = min(workers, len(clips.video_ids))
+        workers = _workers(config, size, len(clips))
         experiment = Experiment(tracking, folder.runs)
         folder.claim(described)
         with _recorded(experiment, folder, described, features_store.fingerprint) as record:
-            say(f"training on {len(clips.video_ids)} videos with {workers} worker{'s' if workers > 1 else ''}")
-            state = _train(folder, features_store, config, workers, size, record, quiet)
-            _finish(folder, features_store, config, state, clips.features.shape[2], record)
+            told = "..".join(map(str, sorted(set(workers)))) + (" worker" if workers == (1, 1) else " workers")
+            aside = f" ({len(held_out)} held out)" if len(held_out) else ""
+            say(f"training on {len(clips)} videos{aside} with {told}")
+            state = _train(folder, features_store, config, workers, size, record, quiet, say)
+            _finish(folder, features_store, config, state, clips.feature_width, record, tracking.register)
     return folder
 
 
-def training_clips(store: FeatureStore) -> ClipFeatures:
-    """What the aggregator may see: `train` clips of the videos of the training split."""
-    return store.read_clips("train", "train")
+def _workers(config: PretrainConfig, size: Size, num_videos: int) -> tuple[int, int]:
+    """Least and largest number of workers."""
+    fitting = size.gpus or min(size.cpus, 2)
+    low, high = config.training.num_workers or (fitting, fitting)
+    return min(low, num_videos), min(high, num_videos)
 
 
 def _recorded(
@@ -91,8 +103,7 @@ def _recorded(
     before = folder.mlflow_run()
     if before is not None:
         return experiment.resume(before)
-    backbone = {name: fingerprint[name] for name in ("backbone", "weights") if name in fingerprint}
-    record = experiment.start(folder.name, {**described, "features": backbone})
+    record = experiment.start(folder.name, {**described, "features": fingerprint})
     folder.remember_mlflow_run(record.run_id)
     return record
 
@@ -101,71 +112,152 @@ def _train(
     folder: RunFolder,
     store: FeatureStore,
     config: PretrainConfig,
-    workers: int,
+    workers: tuple[int, int],
     size: Size,
     record: RunRecord,
     quiet: bool,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Run the workers to the end; the last checkpoint's state."""
-    queue = Queue(actor_options={"num_cpus": 0})
+    channel = ray.remote(num_cpus=0)(_Channel).remote()
     use_gpu = size.gpus > 0
+    training = config.training
+    by_validation = {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"store": store.location, "config": config.to_dict(), "queue": queue},
+        train_loop_config={"store": store.location, "config": config.to_dict(), "channel": channel},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
+            num_workers=workers[0] if workers[0] == workers[1] else workers,
             use_gpu=use_gpu,
-            resources_per_worker={"GPU": 1} if use_gpu else {"CPU": min(1.0, size.cpus / workers)},
+            resources_per_worker={"GPU": 1} if use_gpu else {"CPU": min(1.0, size.cpus / workers[1])},
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
             name="checkpoints",
             storage_path=folder.location,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            failure_config=ray.train.FailureConfig(max_failures=config.training.max_restarts),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=training.keep_checkpoints, **(by_validation if training.held_out_share else {})
+            ),
+            failure_config=ray.train.FailureConfig(max_failures=training.max_restarts),
         ),
     )
-    with Progress("pretrain", config.training.epochs, "epochs", quiet=quiet) as progress:
-        listener = _Listener(queue, progress, record)
+    with Progress("pretrain", training.epochs, "epochs", quiet=quiet) as progress:
+        listener = _Listener(channel, progress, record, say)
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise RunFailed(f"training failed: {_cause_of(error)}") from error
+            listener.stop()
+            raise listener.failure or RunFailed(f"training failed: {_cause_of(error)}") from error
         finally:
             listener.stop()
+    if listener.failure is not None:
+        raise listener.failure
     assert result.checkpoint is not None, "a finished training has a checkpoint"
     return _read_state(result.checkpoint)
 
 
 def _work(job: dict[str, Any]) -> None:
-    """One worker: read the store, continue from a checkpoint if there is one, train to the end."""
-    config = PretrainConfig.from_dict(job["config"])
-    device = get_device()
-    data = TrainingData.of(training_clips(FeatureStore(job["store"])), device)
-    trainer = Trainer(data, config, device=device)
-    history: list[Metrics] = []
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        state = _read_state(checkpoint)
-        history = state["history"]
-        trainer.restore(state)
-    first = ray.train.get_context().get_world_rank() == 0
+    """One worker: read the store, continue from a checkpoint if there is one, train to the end.
 
-    def after_epoch(metrics: Metrics) -> None:
-        history.append(metrics)
-        if first:
-            job["queue"].put(metrics)
-        last = trainer.epoch == config.training.epochs
-        if not last and trainer.epoch % config.training.checkpoint_epochs:
-            return
-        with tempfile.TemporaryDirectory() if first else nullcontext() as local:
+    What would fail again in the same way is told over the channel: a restarted worker then gives up at once.
+    """
+    channel = job["channel"]
+    if ray.get(channel.failure.remote()) is not None:
+        return
+    try:
+        _train_share(job)
+    except (UserError, RunFailed) as error:
+        ray.get(channel.fail.remote(error))
+        raise
+
+
+def _train_share(job: dict[str, Any]) -> None:
+    config = PretrainConfig.from_dict(job["config"])
+    context = ray.train.get_context()
+    device = get_device()
+    store = FeatureStore(job["store"])
+    clips, held_out = training_clips(store, config.training.held_out_share)
+    source = opened_source(clips, config.ingest, device, context.get_local_world_size())
+    first = context.get_world_rank() == 0
+    trainer = Trainer(
+        source, config, device=device, held_out=Held.of(held_out.read(), device) if len(held_out) else None
+    )
+    reports = _Reports(job["channel"] if first else None)
+    state = _newest_state(job["channel"] if first else None)
+    if state is not None:
+        reports.history = state["history"]
+        trainer.restore(state)
+    watch = TrainingMonitor(store, clips, Probing()) if first and config.training.monitor_epochs else None
+    fit(trainer, reports, lambda trainer: {} if watch is None else watch(trainer.model))
+
+
+class _Reports:
+    """What leaves a worker: metrics of steps and epochs over the channel, checkpoints through Ray Train."""
+
+    def __init__(self, channel: Any) -> None:
+        """`channel` only in the first worker: it alone speaks and saves."""
+        self.history: list[Metrics] = []
+        self._channel = channel
+        self._steps: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self._sent_s = time.monotonic()
+
+    def after_step(self, trainer: Trainer, values: dict[str, torch.Tensor]) -> None:
+        if self._channel is not None:
+            self._steps.append((trainer.steps, values))
+            if time.monotonic() - self._sent_s > _SEND_S:
+                self._send_steps()
+        every = trainer.config.training.checkpoint_steps
+        # After the last step of an epoch the epoch itself is reported.
+        if every and trainer.steps % every == 0 and trainer.step_of_epoch < trainer.steps_per_epoch:
+            self._checkpoint(trainer, {"epoch": trainer.epoch})
+
+    def after_epoch(self, trainer: Trainer, metrics: Metrics) -> None:
+        self.history.append(metrics)
+        if self._channel is not None:
+            self._send_steps()
+            self._channel.put.remote(("epoch", metrics))
+        training = trainer.config.training
+        by_epoch = training.checkpoint_epochs and trainer.epoch % training.checkpoint_epochs == 0
+        by_step = training.checkpoint_steps and trainer.steps % training.checkpoint_steps == 0
+        if trainer.finished or by_epoch or by_step:
+            self._checkpoint(trainer, metrics)
+
+    def _send_steps(self) -> None:
+        told = [(step, {name: float(value) for name, value in values.items()}) for step, values in self._steps]
+        self._channel.put.remote(("steps", told))
+        self._steps, self._sent_s = [], time.monotonic()
+
+    def _checkpoint(self, trainer: Trainer, metrics: Metrics) -> None:
+        """The first worker's state, when all have come here."""
+        trainer.check_finite()
+        with tempfile.TemporaryDirectory() if self._channel is not None else nullcontext() as local:
             saved = None
             if local is not None:
-                torch.save({**trainer.state(), "history": history}, os.path.join(local, _STATE_FILE))
+                torch.save({**trainer.state(), "history": self.history}, os.path.join(local, _STATE_FILE))
                 saved = ray.train.Checkpoint.from_directory(local)
-            ray.train.report(metrics, checkpoint=saved)
+            ray.train.report({**metrics, "step": trainer.steps}, checkpoint=saved)
 
-    fit(trainer, after_epoch)
+
+def _newest_state(channel: Any) -> dict[str, Any] | None:
+    """The state of the newest checkpoint that can be read; None where there is none at all.
+
+    Raises
+    ------
+    RunFailed
+        Where there are checkpoints, and none of them can be read.
+    """
+    if ray.train.get_checkpoint() is None:
+        return None
+    reported = ray.train.get_all_reported_checkpoints()
+    for one in sorted(reported, key=lambda one: -one.metrics["step"]):
+        try:
+            return _read_state(one.checkpoint)
+        except Exception as error:  # noqa: BLE001 - damaged files raise whatever their reader happens upon
+            if channel is not None:
+                name = os.path.basename(one.checkpoint.path)
+                line = f"checkpoint {name} cannot be read ({_first_line(error)}); going on from the one before it"
+                ray.get(channel.put.remote(("note", line)))
+    raise RunFailed(f"expected a checkpoint that can be read, found {len(reported)} damaged ones; use another --run")
 
 
 def _read_state(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
@@ -180,30 +272,59 @@ def _finish(
     state: Mapping[str, Any],
     feature_width: int,
     record: RunRecord,
+    register: str | None,
 ) -> None:
     aggregator = Aggregator(feature_width, config.aggregator, store.fingerprint)
-    aggregator.load_state_dict(state["aggregator"])
+    aggregator.load_state_dict(final_weights(state, config))
     folder.write_history(state["history"])
     with tempfile.TemporaryDirectory() as local:
         aggregator.save(local)
         record.file(local, "aggregator")
+    if register is not None:
+        record.register("aggregator", register)
     # Last, since it is what makes the run a finished one.
     aggregator.save(folder.aggregator)
 
 
-class _Listener:
-    """A thread of the driver that passes on what the first worker reports."""
+class _Channel:
+    """What workers tell the driver, in order; and, once for all of them, why they gave up."""
 
-    def __init__(self, queue: Queue, progress: Progress, record: RunRecord) -> None:
-        self._queue, self._progress, self._record = queue, progress, record
+    def __init__(self) -> None:
+        self._waiting: list[tuple[str, Any]] = []
+        self._failure: Exception | None = None
+
+    def put(self, told: tuple[str, Any]) -> None:
+        self._waiting.append(told)
+
+    def take(self) -> list[tuple[str, Any]]:
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+
+    def failure(self) -> Exception | None:
+        return self._failure
+
+
+class _Listener:
+    """A thread of the driver that passes on what the workers tell."""
+
+    def __init__(self, channel: Any, progress: Progress, record: RunRecord, say: Callable[[str], None]) -> None:
+        self.failure: Exception | None = None
+        self._channel, self._progress, self._record, self._say = channel, progress, record, say
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="metrics", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
+        """Pass on what is left; afterwards `failure` is why the workers gave up, if they did."""
+        if self._stopped.is_set():
+            return
         self._stopped.set()
         self._thread.join()
-        self._queue.shutdown()
+        self.failure = ray.get(self._channel.failure.remote())
+        ray.kill(self._channel)
 
     def _listen(self) -> None:
         while not self._stopped.wait(_POLL_S):
@@ -211,12 +332,26 @@ class _Listener:
         self._pass_on()
 
     def _pass_on(self) -> None:
-        waiting = self._queue.get_nowait_batch(self._queue.qsize())
-        for metrics in waiting:
-            values = dict(metrics)
-            epoch = int(values.pop("epoch"))
-            self._record.metrics(values, epoch)
-            self._progress.to(epoch, f"loss {values['loss']:.3f}, set top-1 {values['set_top1']:.2f}")
+        for kind, told in ray.get(self._channel.take.remote()):
+            if kind == "note":
+                self._say(told)
+            elif kind == "steps":
+                for step, values in told:
+                    self._record.metrics({f"step/{name}": value for name, value in values.items()}, step)
+            else:
+                values = dict(told)
+                epoch = int(values.pop("epoch"))
+                self._record.metrics(values, epoch)
+                self._progress.to(epoch, _described(values))
+
+
+def _described(values: Mapping[str, float]) -> str:
+    shown = {"loss": "loss {:.3f}", "set_top1": "set top-1 {:.2f}", "validation_loss": "validation loss {:.3f}"}
+    return ", ".join(form.format(values[name]) for name, form in shown.items() if name in values)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _cause_of(error: BaseException) -> str:

@@ -16,18 +16,19 @@ from typing import Any
 import ray.tune
 
 from scale_ray.config import Cluster, PretrainConfig, Probing, Searching, Tracking
-from scale_ray.corpus import hash_share
 from scale_ray.distributed.cluster import connected
-from scale_ray.distributed.pretrain import training_clips
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.progress import Progress
 from scale_ray.resources import Size
 from scale_ray.runs import RunFolder
-from scale_ray.store import ClipFeatures, FeatureStore
+from scale_ray.store import FeatureStore
+from scale_ray.stored_clips import StoredClips, training_clips
 from scale_ray.tracking import Experiment, RunRecord
 
 _REPORT_S = 1.0
 _MONITORS = ("validation_knn_top1", "validation_halves_top1")
+_LOSSES = ("loss", "set_loss", "clip_loss", "set_top1", "clip_top1", "validation_loss")
+_LOGGED = (*_LOSSES, "learning_rate", *_MONITORS)
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,7 @@ def sweep(
     train, validation = validation_split(features_store, searching.validation_share)
     for name, values in grid.items():
         for value in values:
-            check_trainable(
-                len(train.video_ids), train.features.shape[1], config.with_values({name: value}).sets.set_size
-            )
+            check_trainable(len(train), train.num_clips, config.with_values({name: value}).sets.set_size)
     folder = RunFolder(runs, run)
     described = {
         **config.to_dict(),
@@ -118,33 +117,29 @@ def sweep(
         folder.claim(described)
         with experiment.start(folder.name, {"grid": described["grid"], "store": described["store"]}) as parent:
             folder.remember_mlflow_run(parent.run_id)
-            say(f"{num_trials} trials, {min(at_once, num_trials)} at a time, {len(train.video_ids)} videos each")
+            say(f"{num_trials} trials, {min(at_once, num_trials)} at a time, {len(train)} videos each")
             settings = _search(
                 folder, features_store, grid, config, searching, probing, experiment, parent, size, quiet
             )
             best = settings[0]
             parent.options({"best": best.options})
             parent.metrics({f"best_{best.monitor}": best.value})
-    return SweepResult(settings, len(train.video_ids), len(validation.video_ids))
+    return SweepResult(settings, len(train), len(validation))
 
 
-def validation_split(store: FeatureStore, share: float) -> tuple[ClipFeatures, ClipFeatures]:
-    """The training split cut in two by a hash of the group: to train on, and to rank settings with.
+def validation_split(store: FeatureStore, share: float) -> tuple[StoredClips, StoredClips]:
+    """The training split cut in two: to train on, and to rank settings with.
 
     Raises
     ------
     UserError
         Where either part would be empty.
     """
-    clips = training_clips(store)
-    groups = store.groups()
-    held = [hash_share(f"validation\0{groups[video_id]}") < share for video_id in clips.video_ids]
-    train = clips.subset([row for row, out in enumerate(held) if not out])
-    validation = clips.subset([row for row, out in enumerate(held) if out])
-    if not train.video_ids or not validation.video_ids:
+    train, validation = training_clips(store, share)
+    if not len(train) or not len(validation):
         raise UserError(
-            f"validation_share: expected videos on both sides, found {len(train.video_ids)} to train on and "
-            f"{len(validation.video_ids)} to rank settings with; use more videos or another share"
+            f"validation_share: expected videos on both sides, found {len(train)} to train on and "
+            f"{len(validation)} to rank settings with; use more videos or another share"
         )
     return train, validation
 
@@ -210,27 +205,34 @@ def _trial(
     import torch
 
     from scale_ray.evaluation import validation_monitor
-    from scale_ray.training import Metrics, Trainer, TrainingData, fit
+    from scale_ray.ingest import Held
+    from scale_ray.training import Metrics, Trainer, fit
 
     setting = PretrainConfig.from_dict(config).with_values(values)
     features_store = FeatureStore(store)
-    train, validation = validation_split(features_store, Searching.from_dict(searching).validation_share)
+    split = validation_split(features_store, Searching.from_dict(searching).validation_share)
+    train, validation = (clips.read() for clips in split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = Trainer(TrainingData.of(train, device), setting, device=device)
-    told_s = time.monotonic()
+    trainer = Trainer(Held.of(train, device), setting, device=device, held_out=Held.of(validation, device))
 
-    def after_epoch(metrics: Metrics) -> None:
-        nonlocal told_s
-        if trainer.epoch == setting.training.epochs:
-            name, value = validation_monitor(
-                trainer.aggregator.cpu(), train, validation, features_store.labels(), Probing.from_dict(probing)
-            )
-            ray.tune.report({**metrics, name: value})
-        elif time.monotonic() - told_s > _REPORT_S:
-            told_s = time.monotonic()
-            ray.tune.report(dict(metrics))
+    class Reports:
+        """Now and then how it goes, and at the end what it was worth."""
 
-    fit(trainer, after_epoch)
+        told_s = time.monotonic()
+
+        def after_step(self, trainer: Trainer, values: dict[str, torch.Tensor]) -> None: ...
+
+        def after_epoch(self, trainer: Trainer, metrics: Metrics) -> None:
+            if trainer.finished:
+                name, value = validation_monitor(
+                    trainer.model, train, validation, features_store.labels(), Probing.from_dict(probing)
+                )
+                ray.tune.report({**metrics, name: value})
+            elif time.monotonic() - self.told_s > _REPORT_S:
+                self.told_s = time.monotonic()
+                ray.tune.report(dict(metrics))
+
+    fit(trainer, Reports())
 
 
 class _TrialRecords(ray.tune.Callback):
@@ -247,8 +249,7 @@ class _TrialRecords(ray.tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         self._epochs[trial.trial_id] = int(result["epoch"])
-        names = ("loss", "set_loss", "clip_loss", "set_top1", "clip_top1", "learning_rate", *_MONITORS)
-        values = {name: result[name] for name in names if name in result}
+        values = {name: result[name] for name in _LOGGED if name in result}
         self._records[trial.trial_id].metrics(values, int(result["epoch"]))
         self._progress.to(sum(self._epochs.values()), f"loss {result['loss']:.3f}")
 

@@ -1,0 +1,54 @@
+"""How the weights move: what decays, how the learning rate goes, and their moving average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from scale_ray.config import Training
+
+
+def optimizer_of(parameters: Iterable[nn.Parameter], training: Training) -> torch.optim.AdamW:
+    """AdamW with the weight decay on matrices alone: biases, norms and the two tokens are vectors."""
+    parameters = list(parameters)
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=training.learning_rate,
+    )
+
+
+def schedule_of(
+    optimizer: torch.optim.Optimizer, num_steps: int, warmup_share: float = 0.0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up over a share of the steps, then a cosine to 0; stepped after every batch."""
+    num_warmup = math.ceil(warmup_share * num_steps)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_then_cosine(step, num_warmup, num_steps))
+
+
+def warmup_then_cosine(step: int, num_warmup: int, num_steps: int) -> float:
+    """Share of the peak learning rate at a step: linear to 1, then a cosine to 0."""
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    passed = (step - num_warmup) / max(num_steps - num_warmup, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(passed, 1.0)))
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the model that follows its weights: `decay` of itself and the rest of them, at each update."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def clipped(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+    """Scale the gradients down to a norm of `most` (0: leave them); the norm that they had."""
+    parameters = [p for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if most:
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
