@@ -1,0 +1,204 @@
+"""Where features are while they are trained on must not change what is trained."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scale_ray.clips import VideoGeometry
+from scale_ray.config import Ingest, Sets
+from scale_ray.errors import UserError
+from scale_ray.ingest import Batch, Held, Share, Source, Streamed, one_ahead, opened_source
+from scale_ray.sets import normalised_positions
+from scale_ray.store import FeatureStore, VideoFeatures
+from scale_ray.stored_clips import StoredClips, training_clips
+
+CPU = torch.device("cpu")
+SETS = Sets(set_size=2, mask_ratio=0.3)
+NUM_VIDEOS, NUM_CLIPS, WIDTH = 23, 6, 5
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    """Twenty-three videos in five shards, not in the order of their ids."""
+    rng = np.random.default_rng(0)
+    made = FeatureStore.create(str(tmp_path / "store"), {"backbone": "b", "weights": "w"})
+    ids = [f"v{number:02d}" for number in rng.permutation(NUM_VIDEOS)]
+    for part in range(5):
+        videos = [
+            VideoFeatures(
+                video_id,
+                rng.normal(size=(NUM_CLIPS, WIDTH)).astype(np.float16),
+                rng.random((NUM_CLIPS, 7), dtype=np.float32) * 200,
+                VideoGeometry(120, 160, 4.0, 30.0),
+            )
+            for video_id in ids[part::5]
+        ]
+        made.commit(made.part_name("train", [video.video_id for video in videos]), "train", videos)
+    return made
+
+
+def batches_of(source: Source, share: Share, **changes) -> list[Batch]:
+    return list(source.batches(share, SETS, **{"seed": 0, "epoch": 0, "first_step": 0} | changes))
+
+
+def assert_equal(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert len(ours) == len(theirs) > 0
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.videos.ids() == other.videos.ids()
+        for name in ("features_SVD", "positions_SV7", "masked_SV"):
+            torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=0)
+
+
+def seen(batches: list[Batch]) -> dict[str, tuple[bytes, bytes]]:
+    """What every video's two sets held."""
+    found = {}
+    for batch in batches:
+        num_videos = len(batch.videos.rows_B)
+        for row, video_id in enumerate(batch.videos.ids()):
+            assert video_id not in found, "a video comes once an epoch"
+            both = batch.features_SVD[[row, row + num_videos]], batch.masked_SV[[row, row + num_videos]]
+            found[video_id] = (both[0].numpy().tobytes(), both[1].numpy().tobytes())
+    return found
+
+
+def test_memory_and_disk_give_the_same_batches(store, tmp_path):
+    stored = StoredClips(store, "train")
+    share = Share(4, 0, 1)
+    held = Held.of(stored.read(), CPU)
+    expected = batches_of(held, share)
+    assert len(expected) == 5
+    mapped = opened_source(stored, Ingest(ingest="disk", cache=str(tmp_path / "cache")), CPU)
+    assert mapped.way == "disk"
+    assert_equal(batches_of(mapped, share), expected)
+    files = list((tmp_path / "cache").rglob("*.npy"))
+    assert len(files) == 2
+    times = [file.stat().st_mtime_ns for file in files]
+    again = opened_source(stored, Ingest(ingest="disk", cache=str(tmp_path / "cache")), CPU)
+    assert_equal(batches_of(again, share), expected)
+    assert [file.stat().st_mtime_ns for file in files] == times
+
+
+def test_positions_are_normalised_and_features_are_those_of_the_store(store):
+    stored = StoredClips(store, "train")
+    raw = stored.read()
+    held = Held.of(raw, CPU)
+    batch = held.draw(torch.tensor([3, 7]), SETS, seed=0, epoch=0)
+    assert batch.features_SVD.shape == (4, 2, WIDTH)
+    assert batch.features_SVD.dtype == torch.float32
+    for row, place in enumerate((3, 7)):
+        for some in (batch.features_SVD[row], batch.features_SVD[row + 2]):
+            for feature in some.numpy():
+                assert (raw.features[place].astype(np.float32) == feature).all(1).any()
+    normalised = normalised_positions(torch.from_numpy(raw.positions))
+    for row, place in enumerate((3, 7)):
+        for position in batch.positions_SV7[[row, row + 2]].flatten(0, 1):
+            assert (normalised[place] == position).all(1).any()
+
+
+@pytest.mark.parametrize("way", ["memory", "stream"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_epoch_sees_every_video_once_but_for_the_tail(store, way, workers):
+    stored = StoredClips(store, "train")
+    source = opened_source(stored, Ingest(ingest=way), CPU)
+    of_workers = [batches_of(source, Share(4, rank, workers)) for rank in range(workers)]
+    assert {len(batches) for batches in of_workers} == {5}, "every worker makes the same number of steps"
+    for step in range(5):
+        assert sum(len(batches[step].videos.rows_B) for batches in of_workers) == 4
+    together = seen([batch for batches in of_workers for batch in batches])
+    assert len(together) == 20
+    # Sets and masks are a matter of the video, not of the way, the worker or the step.
+    held = Held.of(stored.read(), CPU)
+    whole = seen([held.draw(torch.arange(NUM_VIDEOS), SETS, seed=0, epoch=0)])
+    assert together == {video_id: whole[video_id] for video_id in together}
+    other = batches_of(source, Share(4, 0, workers), epoch=1)
+    assert [batch.videos.ids() for batch in other] != [batch.videos.ids() for batch in of_workers[0]]
+
+
+@pytest.mark.parametrize("window_videos", [1, 5, 9, 100])
+def test_a_stream_goes_on_in_mid_epoch_whatever_the_window(store, window_videos):
+    stored = StoredClips(store, "train")
+    video_bytes = stored.num_bytes // NUM_VIDEOS
+    source = Streamed(stored, CPU, window_videos * video_bytes)
+    for rank in (0, 1):
+        whole = batches_of(source, Share(4, rank, 2))
+        for first_step in (1, 2, 4):
+            rest = batches_of(source, Share(4, rank, 2), first_step=first_step)
+            assert_equal(rest, whole[first_step:])
+
+
+def test_a_stream_shuffles_across_shards_within_its_window(store):
+    stored = StoredClips(store, "train")
+    shard_of = {i: n for n, p in enumerate(stored.parts) for i in (stored.video_ids[at] for at in p.places)}
+    [first, *_] = batches_of(Streamed(stored, CPU, 2**20), Share(10, 0, 1))
+    assert len({shard_of[video_id] for video_id in first.videos.ids()}) > 2
+
+
+def test_the_way_is_the_first_for_which_there_is_room(store, tmp_path, monkeypatch):
+    stored = StoredClips(store, "train")
+    options = Ingest(cache=str(tmp_path / "cache"))
+    assert opened_source(stored, options, CPU).way == "memory"
+
+    class Memory:
+        available = stored.num_bytes
+
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
+    assert opened_source(stored, options, CPU).way == "disk"
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": stored.num_bytes})())
+    assert opened_source(stored, options, CPU).way == "stream"
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(store, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(UserError, match=r"cache: expected room for .* found: No space left on device; give another"):
+        opened_source(StoredClips(store, "train"), Ingest(ingest="disk", cache=str(tmp_path / "cache")), CPU)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".npy", ".unfinished")]
+
+
+def test_a_damaged_shard_is_one_clear_line(store, tmp_path):
+    """In its data: the end of the file, which says what is where, is whole."""
+    part = Path(store.parts("features/part-train-")[1])
+    whole = part.read_bytes()
+    stored = StoredClips(store, "train")
+    for way in ("memory", "disk", "stream"):
+        part.write_bytes(whole[:200] + bytes(byte ^ 255 for byte in whole[200:400]) + whole[400:])
+        with pytest.raises(UserError, match=f"{part.name}: expected a whole shard, found one that cannot be read"):
+            batches_of(opened_source(stored, Ingest(ingest=way, cache=str(tmp_path / "cache")), CPU), Share(23, 0, 1))
+    part.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=f"{part.name}: expected a whole shard"):
+        StoredClips(store, "train")
+
+
+def test_groups_are_held_out_whole(store):
+    import pyarrow as pa
+
+    from scale_ray.corpus import COLUMNS
+
+    ids = StoredClips(store, "train").video_ids
+    rows = [
+        {"video_id": i, "path": i, "group": f"g{n // 2}", "splits": [("default", "train" if n < 20 else "test")]}
+        for n, i in enumerate(ids)
+    ]
+    store.replace_videos(pa.Table.from_pylist(rows, schema=pa.schema(list(COLUMNS))))
+    train, held_out = training_clips(store, 0.4)
+    assert sorted(train.video_ids + held_out.video_ids) == ids[:20]
+    groups = store.groups()
+    assert not {groups[i] for i in train.video_ids} & {groups[i] for i in held_out.video_ids}
+    assert 0 < len(held_out) < 20
+    assert len(training_clips(store)[1]) == 0
+
+
+def test_what_fails_ahead_of_time_fails_in_its_turn():
+    def items():
+        yield 1
+        raise UserError("broken")
+
+    got = one_ahead(items())
+    assert next(got) == 1
+    with pytest.raises(UserError, match="broken"):
+        next(got)
