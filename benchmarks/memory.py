@@ -39,7 +39,8 @@ def peak(videos: Path, store: Path, backbone: list[str]) -> dict[str, float]:
     shutil.rmtree(store, ignore_errors=True)
     command = [sys.executable, "-m", "scale_ray", "extract", str(videos), "--store", str(store), "-q", *backbone]
     began_s = time.monotonic()
-    process = subprocess.Popen(command)
+    beside = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": beside})
     highest: dict[str, float] = {}
     while process.poll() is None:
         try:
@@ -57,9 +58,9 @@ def peak(videos: Path, store: Path, backbone: list[str]) -> dict[str, float]:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--counts", type=int, nargs="+", default=[50, 500], help="videos of each run")
-    arguments.add_argument("--input-px", type=int, default=224, help="side of the backbone's input")
+    arguments.add_argument("--backbone", default="paced:paced", help="slower than the decoders, or nothing would wait")
     given = arguments.parse_args()
-    backbone = ["--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--input-px", str(given.input_px)]
+    backbone = ["--backbone", given.backbone, "--weights", "none", "--mode", "train"]
     figures: dict[str, object] = {}
     with folder_of(given) as folder:
         source = make_video(folder / "10s-250.mp4", duration_s=10, key_every=250)

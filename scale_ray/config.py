@@ -197,6 +197,9 @@ class Extraction(Options):
     )
     shard_videos: int = option(64, "Most videos of one shard of the store.", check=at_least(1))
     block_mib: int = option(128, "Pixels that go to a backbone actor together.", unit="MiB", check=at_least(1))
+    blocks_ahead: int = option(
+        8, "Such blocks that may wait for each actor, beside two of each decoder; bounds the memory.", check=at_least(1)
+    )
     decoders: int = option(0, "Decoding tasks at once; 0: from the cluster's size.", check=at_least(0), main=True)
     decode_timeout_s: float = option(300.0, "Longest time that one video may take to decode.", unit="s", check=above(0))
     decode_memory_gib: float = option(8.0, "Most memory that one decoder may map.", unit="GiB", check=at_least(1))

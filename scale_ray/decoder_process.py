@@ -33,6 +33,7 @@ from scale_ray.errors import VideoError
 from scale_ray.frames import Source
 
 _START_TIMEOUT_S = 60.0
+_NICENESS = 5
 _CHILD = "from scale_ray.decoder_process import serve; serve()"
 
 _Result = TypeVar("_Result")
@@ -209,6 +210,8 @@ def _death(code: int) -> str:
 def serve() -> None:
     """The child's life: answer requests until the other side is gone."""
     connection, memory_gib = Connection(int(sys.argv[1])), float(sys.argv[2])
+    # A backbone that waits for a core loses more than a decoder does: its threads wait for each other.
+    os.nice(_NICENESS)
     limit = int(memory_gib * 2**30)
     # Not everywhere supported; the deadline holds anyway.
     with contextlib.suppress(OSError, ValueError):

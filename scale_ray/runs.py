@@ -77,8 +77,10 @@ class RunFolder:
             file.write(json.dumps({"run_id": run_id}).encode())
 
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
+        # Some epochs have more to tell than others, such as a validation.
+        names = list(dict.fromkeys(name for row in history for name in row))
         with written_whole(join(self.location, "history.parquet")) as file:
-            pq.write_table(pa.Table.from_pylist([dict(row) for row in history]), file)
+            pq.write_table(pa.table({name: [row.get(name) for row in history] for name in names}), file)
 
     def history(self) -> list[dict[str, float]]:
         filesystem, path = filesystem_of(join(self.location, "history.parquet"))

@@ -87,8 +87,13 @@ def _stream(run: Run, sampling: Sampling, extraction: Extraction, size: Size, pr
     fair = -(-run.num_pending // (4 * sizes.decoders))
     per_block = max(min(extraction.block_mib * 2**20 // video, fair), 1)
     context = ray.data.DataContext.get_current()
+    limits = context.execution_options.resource_limits
+    kept = context.target_max_block_size, limits
     # Ray joins blocks below this size and cuts those of half as much again, which copies them: ours fit.
-    kept, context.target_max_block_size = context.target_max_block_size, int(0.8 * per_block * video)
+    context.target_max_block_size = int(0.8 * per_block * video)
+    # By itself it lets decoders run ahead until half of the object store is full.
+    waiting = 2 * sizes.decoders + extraction.blocks_ahead * sizes.actors
+    context.execution_options.resource_limits = limits.copy(object_store_memory=waiting * per_block * video)
     try:
         stream = (
             ray.data.from_arrow(list(_tasks(run, per_block, fair)))
@@ -123,7 +128,7 @@ def _stream(run: Run, sampling: Sampling, extraction: Extraction, size: Size, pr
                 run.take(row, sampling)
                 progress.advance(1)
     finally:
-        context.target_max_block_size = kept
+        context.target_max_block_size, context.execution_options.resource_limits = kept
 
 
 def _tasks(run: Run, per_block: int, fair: int) -> Iterator[pa.Table]:
