@@ -64,6 +64,23 @@ class Batch:
     masked_SV: Tensor
     videos: Videos
 
+    def parts(self, count: int) -> list[Batch]:
+        """So many parts with about as many videos each, both sets of a video in the same one."""
+        if count == 1:
+            return [self]
+        halves = torch.arange(len(self.masked_SV), device=self.masked_SV.device).view(2, -1)
+        rows = [torch.cat(both) for both in zip(*(half.tensor_split(count) for half in halves), strict=True)]
+        videos = self.videos.rows_B.tensor_split(count)
+        return [
+            Batch(
+                self.features_SVD[some],
+                self.positions_SV7[some],
+                self.masked_SV[some],
+                Videos(of, self.videos.names),
+            )
+            for some, of in zip(rows, videos, strict=True)
+        ]
+
 
 class Share(NamedTuple):
     """This worker's part of every global batch of `batch` videos; parts differ by a video at most."""

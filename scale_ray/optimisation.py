@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scale_ray.config import Training
@@ -43,12 +43,3 @@ def warmup_then_cosine(step: int, num_warmup: int, num_steps: int) -> float:
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of the model that follows its weights: `decay` of itself and the rest of them, at each update."""
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-
-
-def clipped(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
-    """Scale the gradients down to a norm of `most` (0: leave them); the norm that they had."""
-    parameters = [p for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if most:
-        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return norm

@@ -5,7 +5,6 @@ MLflow is imported when it is first used, since that takes seconds. One process 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shlex
@@ -165,11 +164,20 @@ def _provenance() -> dict[str, str]:
     """The version of this code and the command that runs it, as tags; passwords in URIs taken out."""
     command = " ".join(shlex.quote(without_password(word)) for word in [Path(sys.argv[0]).name, *sys.argv[1:]])
     tags = {"scale_ray.version": __version__, "scale_ray.command": command}
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        commit = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    # Of a checkout of this package alone: installed, it may lie in a stranger's repository, which does not track it.
+    if commit := _git("log", "-1", "--format=%H", "--", "."):
         tags["mlflow.source.git.commit"] = commit
+        tags["scale_ray.changed_since_commit"] = str(bool(_git("status", "--porcelain", "--", ".")))
     return tags
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the folder of this package; nothing where there is no git or no repository."""
+    try:
+        asked = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def server_command(tracking: Tracking, runs: str, host: str, port: int) -> list[str]:

@@ -9,6 +9,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -18,9 +19,10 @@ from torch import Tensor
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import PretrainConfig
 from scale_ray.errors import RunFailed, UserError
+from scale_ray.gradients import average_over_workers, backward, clipped
 from scale_ray.ingest import Batch, Held, Share, Source, Videos
 from scale_ray.objective import Losses, Objective, Projections
-from scale_ray.optimisation import clipped, moving_average, optimizer_of, schedule_of
+from scale_ray.optimisation import moving_average, optimizer_of, schedule_of
 from scale_ray.sets import dropout_seed
 
 Metrics = dict[str, float]
@@ -149,8 +151,10 @@ class Trainer:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One step on this worker's part of a batch; the metrics of the global batch, detached."""
         self.optimizer.zero_grad()
-        losses = self._backward(batch)
-        self._average_gradients()
+        parts = batch.parts(min(self.config.training.accumulate, len(batch.videos.rows_B)))
+        projections = [partial(self._seeded, part, number) for number, part in enumerate(parts)]
+        losses = backward(projections, self.objective.losses)
+        average_over_workers(self.parameters)
         norm = clipped(self.parameters, self.config.training.gradient_clip)
         learning_rate = torch.tensor(self.schedule.get_last_lr()[0])
         self.optimizer.step()
@@ -236,63 +240,16 @@ class Trainer:
         self.epoch, self.step_of_epoch = state["epoch"], state["step_of_epoch"]
         self._sums, self.best = dict(state["sums"]), dict(state["best"])
 
-    def _backward(self, batch: Batch) -> Losses:
-        """Gradients of the loss of the whole batch, computed at once or in parts."""
-        parts = min(self.config.training.accumulate, len(batch.videos.rows_B))
-        if parts == 1:
-            self._seed_dropout(0)
-            losses = self.objective.losses(self._projected(batch, self.aggregator))
-            losses.loss.backward()
-            return losses
-        # What the losses compare is small. It is computed for all parts without keeping what leads there;
-        # then each part again, to pass on the gradients that the loss of the whole batch has for it.
-        batches = _parted(batch, parts)
-        with torch.no_grad():
-            projected = [self._seeded(part, number) for number, part in enumerate(batches)]
-        whole = Projections.joined(projected)
-        for tensor in whole.differentiable:
-            tensor.requires_grad_()
-        losses = self.objective.losses(whole)
-        losses.loss.backward()
-        lengths = [[len(tensor) for tensor in part.differentiable] for part in projected]
-        gradients = [
-            tensor.grad.split(list(of)) if tensor.grad is not None else [None] * parts
-            for tensor, of in zip(whole.differentiable, zip(*lengths, strict=True), strict=True)
-        ]
-        for number, part in enumerate(batches):
-            outputs = self._seeded(part, number).differentiable
-            pairs = [
-                (output, of[number])
-                for output, of in zip(outputs, gradients, strict=True)
-                if output.requires_grad and of[number] is not None
-            ]
-            torch.autograd.backward(*zip(*pairs, strict=True))
-        return losses
-
     def _seeded(self, batch: Batch, part: int) -> Projections:
-        self._seed_dropout(part)
-        return self._projected(batch, self.aggregator)
-
-    def _seed_dropout(self, part: int) -> None:
+        """The projections of a part of a batch, with the dropout that belongs to this step, worker and part."""
         seed = self.config.training.seed
         torch.manual_seed(dropout_seed(seed=seed, step=self.steps, worker=self.rank, part=part))
+        return self._projected(batch, self.aggregator)
 
     def _projected(self, batch: Batch, aggregator: Aggregator) -> Projections:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._halved):
             set_tokens, clip_tokens = aggregator(batch.features_SVD, batch.positions_SV7, batch.masked_SV)
             return self.objective.project(set_tokens, clip_tokens, batch.features_SVD, batch.masked_SV)
-
-    def _average_gradients(self) -> None:
-        """Mean gradient over the workers: the objective's scaling makes it that of the global batch."""
-        if self.share.workers == 1:
-            return
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= self.share.workers
-        sizes = [p.numel() for p in self.parameters]
-        for parameter, part in zip(self.parameters, flat.split(sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
 
     def _told(self, losses: Losses) -> dict[str, Tensor]:
         """The metrics that this objective has."""
@@ -347,19 +304,3 @@ def final_weights(state: Mapping[str, Any], config: PretrainConfig) -> dict[str,
         prefix = "module."
         return {name.removeprefix(prefix): w for name, w in state["average"].items() if name.startswith(prefix)}
     return state["aggregator"]
-
-
-def _parted(batch: Batch, parts: int) -> list[Batch]:
-    """Parts with about as many videos each, both sets of a video in the same one."""
-    halves = torch.arange(len(batch.masked_SV), device=batch.masked_SV.device).view(2, -1)
-    rows = [torch.cat(both) for both in zip(*(half.tensor_split(parts) for half in halves), strict=True)]
-    videos = batch.videos.rows_B.tensor_split(parts)
-    return [
-        Batch(
-            batch.features_SVD[some],
-            batch.positions_SV7[some],
-            batch.masked_SV[some],
-            Videos(of, batch.videos.names),
-        )
-        for some, of in zip(rows, videos, strict=True)
-    ]

@@ -65,6 +65,15 @@ def test_a_saved_aggregator_is_loaded_whole(aggregator, tmp_path):
     assert not loaded.training
 
 
+def test_the_hubs_conventions_read_and_write_the_same_two_files(aggregator, tmp_path):
+    aggregator.save_pretrained(tmp_path / "hub")
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "hub").iterdir()}
+    for loaded in (Aggregator.from_pretrained(str(tmp_path / "hub")), Aggregator.load(str(tmp_path / "hub"))):
+        inputs = batch()
+        torch.testing.assert_close(loaded(*inputs), aggregator(*inputs))
+        assert loaded.origin == {"backbone": "tiny"}
+
+
 def test_a_missing_or_damaged_aggregator_is_refused(aggregator, tmp_path):
     with pytest.raises(UserError, match="found none at"):
         Aggregator.load(str(tmp_path))

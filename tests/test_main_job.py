@@ -130,7 +130,8 @@ def trained(scale_ray: Command, extracted: Extracted, tmp_path_factory: pytest.T
     """The folder of runs, with one finished run."""
     runs = tmp_path_factory.mktemp("main") / "runs"
     ended = scale_ray(
-        "pretrain", "--store", extracted.store, "--runs", runs, "--run", "first", "--epochs", 8, *SMALL, "--json"
+        *("pretrain", "--store", extracted.store, "--runs", runs, "--run", "first", "--epochs", 8, *SMALL, "--json"),
+        *("--held-out-share", 0.2, "--monitor-epochs", 4, "--register", "aggregator of the tests"),
     )
     assert ended.code == 0, ended.err
     assert "with 2 workers" in ended.err or os.cpu_count() == 1
@@ -147,7 +148,20 @@ def test_pretraining_leaves_a_whole_run(trained: Path):
     run = client.get_run(json.loads((folder / "mlflow.json").read_text())["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["sets.mask_ratio"] == "0.25"
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, 9))
+    assert run.data.params["features.backbone"] == "shufflenet_v2_x0_5"
+    assert run.data.tags["scale_ray.command"].startswith("__main__.py pretrain --store ")
+    assert "scale_ray.version" in run.data.tags
+
+    def steps(name: str) -> list[int]:
+        return [point.step for point in client.get_metric_history(run.info.run_id, name)]
+
+    assert steps("loss") == steps("gradient_norm") == steps("clips_per_s") == steps("memory_mib") == list(range(1, 9))
+    assert steps("validation_loss") == steps("monitor_knn_top1") == [4, 8]
+    assert steps("step/loss") == steps("step/learning_rate") == list(range(1, len(steps("step/loss")) + 1))
+    assert len(steps("step/loss")) % 8 == 0
+    [version] = client.search_model_versions("name='aggregator of the tests'")
+    assert version.run_id == run.info.run_id
+    assert version.source.endswith("/artifacts/aggregator")
     assert {file.path for file in client.list_artifacts(run.info.run_id, "aggregator")} == {
         "aggregator/config.json",
         "aggregator/model.safetensors",
@@ -158,6 +172,7 @@ def test_the_same_run_again_is_finished_and_another_configuration_is_refused(
     scale_ray: Command, extracted: Extracted, trained: Path
 ):
     command = ("pretrain", "--store", extracted.store, "--runs", trained, "--run", "first", *SMALL)
+    command = (*command, "--held-out-share", 0.2, "--monitor-epochs", 4)
     again = scale_ray(*command, "--epochs", 8)
     assert (again.code, "finished already" in again.err) == (0, True)
     other = scale_ray(*command, "--epochs", 9)

@@ -14,6 +14,7 @@ from pyarrow import fs
 from test_store import FINGERPRINT, corpus_of, features_of
 
 from scale_ray import lease, locations
+from scale_ray.aggregator import Aggregator
 from scale_ray.backbones import load_backbone
 from scale_ray.config import BackboneOptions, Sampling
 from scale_ray.decoder_process import Decoder, Request, SharedPixels
@@ -232,6 +233,35 @@ def test_the_command_reads_and_writes_the_bucket(folder, scale_ray: Command):
     told = [ended.out, ended.err, again.out, again.err]
     stored = [read_bytes(f"s3://{path}") for path in names("s3://bucket/store")]
     assert len(stored) > 3
+    for secret in (KEY, SECRET):
+        assert not any(secret in text for text in told)
+        assert not any(secret.encode() in content for content in stored)
+
+
+@pytest.mark.ray
+def test_a_run_trains_from_the_bucket_and_keeps_its_checkpoints_there(scale_ray: Command, tmp_path, monkeypatch):
+    location = "s3://bucket/stores/trained"
+    store = FeatureStore.create(location, FINGERPRINT)
+    rng = np.random.default_rng(0)
+    store.commit(store.part_name("train", list("abcdef")), "train", features_of(rng, *"abcdef"))
+    store.replace_videos(corpus_of(**dict.fromkeys("abcdef", "x")))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    small = ("--prediction-hidden", 16, "--target-hidden", 16, "--width", 32, "--layers", 1, "--workers", 1)
+    arguments = ("pretrain", "--store", location, "--runs", "s3://bucket/runs", "--run", "first", "--epochs", 3, *small)
+    ended = scale_ray(*arguments)
+    assert ended.code == 0, ended.err
+    kept = names("s3://bucket/runs/first")
+    assert any(name.endswith("/state.pt") for name in kept)
+    assert Aggregator.load("s3://bucket/runs/first/aggregator").origin == FINGERPRINT
+    # Without its aggregator the run is not finished: its last checkpoint is read back and it is written again.
+    filesystem, path = locations.filesystem_of("s3://bucket/runs/first/aggregator")
+    before = read_bytes("s3://bucket/runs/first/aggregator/model.safetensors")
+    filesystem.delete_dir(path)
+    again = scale_ray(*arguments)
+    assert again.code == 0, again.err
+    assert read_bytes("s3://bucket/runs/first/aggregator/model.safetensors") == before
+    told = [ended.out, ended.err, again.out, again.err]
+    stored = [read_bytes(f"s3://{name}") for name in kept]
     for secret in (KEY, SECRET):
         assert not any(secret in text for text in told)
         assert not any(secret.encode() in content for content in stored)

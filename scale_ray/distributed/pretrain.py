@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import Cluster, PretrainConfig, Probing, Tracking
+from scale_ray.distributed.channel import Channel, Listener
 from scale_ray.distributed.cluster import connected
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.evaluation import TrainingMonitor
@@ -34,7 +34,6 @@ from scale_ray.stored_clips import training_clips
 from scale_ray.tracking import Experiment, RunRecord
 from scale_ray.training import Metrics, Trainer, check_trainable, final_weights, fit
 
-_POLL_S = 0.5
 # How often the metrics of single steps are sent on.
 _SEND_S = 2.0
 _STATE_FILE = "state.pt"
@@ -77,7 +76,7 @@ def pretrain(
         say(f"run {run} is finished already: {folder.aggregator}")
         return folder
     with connected(cluster, verbose=verbose) as size:
-        workers = _workers(config, size, len(clips))
+        workers = _workers(config, size, min(len(clips), len(held_out) or len(clips)))
         experiment = Experiment(tracking, folder.runs)
         folder.claim(described)
         with _recorded(experiment, folder, described, features_store.fingerprint) as record:
@@ -119,7 +118,7 @@ def _train(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Run the workers to the end; the last checkpoint's state."""
-    channel = ray.remote(num_cpus=0)(_Channel).remote()
+    channel = ray.remote(num_cpus=0)(Channel).remote()
     use_gpu = size.gpus > 0
     training = config.training
     by_validation = {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
@@ -142,7 +141,7 @@ def _train(
         ),
     )
     with Progress("pretrain", training.epochs, "epochs", quiet=quiet) as progress:
-        listener = _Listener(channel, progress, record, say)
+        listener = Listener(channel, progress, record, say)
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -284,70 +283,6 @@ def _finish(
         record.register("aggregator", register)
     # Last, since it is what makes the run a finished one.
     aggregator.save(folder.aggregator)
-
-
-class _Channel:
-    """What workers tell the driver, in order; and, once for all of them, why they gave up."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[str, Any]] = []
-        self._failure: Exception | None = None
-
-    def put(self, told: tuple[str, Any]) -> None:
-        self._waiting.append(told)
-
-    def take(self) -> list[tuple[str, Any]]:
-        waiting, self._waiting = self._waiting, []
-        return waiting
-
-    def fail(self, error: Exception) -> None:
-        self._failure = self._failure or error
-
-    def failure(self) -> Exception | None:
-        return self._failure
-
-
-class _Listener:
-    """A thread of the driver that passes on what the workers tell."""
-
-    def __init__(self, channel: Any, progress: Progress, record: RunRecord, say: Callable[[str], None]) -> None:
-        self.failure: Exception | None = None
-        self._channel, self._progress, self._record, self._say = channel, progress, record, say
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._listen, name="metrics", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Pass on what is left; afterwards `failure` is why the workers gave up, if they did."""
-        if self._stopped.is_set():
-            return
-        self._stopped.set()
-        self._thread.join()
-        self.failure = ray.get(self._channel.failure.remote())
-        ray.kill(self._channel)
-
-    def _listen(self) -> None:
-        while not self._stopped.wait(_POLL_S):
-            self._pass_on()
-        self._pass_on()
-
-    def _pass_on(self) -> None:
-        for kind, told in ray.get(self._channel.take.remote()):
-            if kind == "note":
-                self._say(told)
-            elif kind == "steps":
-                for step, values in told:
-                    self._record.metrics({f"step/{name}": value for name, value in values.items()}, step)
-            else:
-                values = dict(told)
-                epoch = int(values.pop("epoch"))
-                self._record.metrics(values, epoch)
-                self._progress.to(epoch, _described(values))
-
-
-def _described(values: Mapping[str, float]) -> str:
-    shown = {"loss": "loss {:.3f}", "set_top1": "set top-1 {:.2f}", "validation_loss": "validation loss {:.3f}"}
-    return ", ".join(form.format(values[name]) for name, form in shown.items() if name in values)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,97 @@
+"""What pretraining is worth on a store, over several seeds: the trained aggregator against the features alone.
+
+Each seed is a training of its own, and seeds the probes, too. Beside the reference the masked clips as the only
+candidates (`--candidates masked`). Told are the mean and the standard deviation over the seeds, and of every
+training the loss and the accuracies of its first and its last epoch. Without Ray: the same trainer, in this process.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from dataclasses import replace
+
+import torch
+from common import parser, report
+
+from scale_ray.aggregator import Aggregator
+from scale_ray.config import ObjectiveOptions, PretrainConfig, Probing, Training
+from scale_ray.evaluation import probe_table
+from scale_ray.ingest import Held
+from scale_ray.store import FeatureStore
+from scale_ray.stored_clips import training_clips
+from scale_ray.training import Metrics, Trainer, fit
+
+CPU = torch.device("cpu")
+NAMES = ("loss", "set_loss", "clip_loss", "set_top1", "clip_top1")
+
+
+class Ends:
+    """The first and the last epoch of a training."""
+
+    def __init__(self) -> None:
+        self.first: Metrics = {}
+        self.last: Metrics = {}
+
+    def after_step(self, trainer: Trainer, values: dict[str, torch.Tensor]) -> None: ...
+
+    def after_epoch(self, trainer: Trainer, metrics: Metrics) -> None:
+        self.first, self.last = self.first or metrics, metrics
+
+
+def trained(store: FeatureStore, config: PretrainConfig) -> tuple[Aggregator, dict]:
+    clips, _ = training_clips(store)
+    ends = Ends()
+    trainer = Trainer(Held.of(clips.read(), CPU), config, device=CPU, origin=store.fingerprint)
+    fit(trainer, ends)
+    told = {name: [round(end[name], 3) for end in (ends.first, ends.last)] for name in NAMES}
+    return trainer.model.eval(), told
+
+
+def summary(values: list[float]) -> dict[str, object]:
+    return {
+        "mean": round(statistics.mean(values), 3),
+        "std": round(statistics.stdev(values), 3) if len(values) > 1 else None,
+        "each": [round(value, 3) for value in values],
+    }
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("store", help="a feature store with labels, a training and a test split")
+    arguments.add_argument("--seeds", type=int, default=5, help="seeds, from 0 on")
+    arguments.add_argument("--epochs", type=int, default=200, help="epochs of each training")
+    arguments.add_argument("--batch", type=int, default=32, help="videos of a batch")
+    given = arguments.parse_args()
+    torch.set_num_threads(2)
+    store = FeatureStore(given.store)
+    given.store = "STORE"  # a path of this machine is nobody else's matter
+    figures: dict[str, object] = {
+        "backbone": {name: store.fingerprint[name] for name in ("backbone", "weights") if name in store.fingerprint}
+    }
+    for candidates in ("all", "masked"):
+        top1: dict[str, dict[str, list[float]]] = {}
+        trainings = []
+        for seed in range(given.seeds):
+            config = PretrainConfig(
+                objective=ObjectiveOptions(candidates=candidates),
+                training=Training(epochs=given.epochs, batch=given.batch, seed=seed, monitor_epochs=0),
+            )
+            aggregator, told = trained(store, config)
+            trainings.append(told)
+            table = probe_table(store, aggregator, replace(Probing(), probe_seed=seed))
+            for row in table.rows:
+                of = top1.setdefault(row.representation, {"k-NN": [], "linear": []})
+                of["k-NN"].append(row.knn_top1)
+                of["linear"].append(row.linear_top1)
+            print(candidates, seed, told, file=sys.stderr, flush=True)
+        figures[f"candidates {candidates}"] = {
+            "first and last epoch, each seed": trainings,
+            "top-1": {name: {probe: summary(values) for probe, values in of.items()} for name, of in top1.items()},
+        }
+        figures["videos"] = {"training": table.num_train_videos, "test": table.num_test_videos}
+    report("seeds", given, figures)
+
+
+if __name__ == "__main__":
+    main()
