@@ -173,7 +173,7 @@ class Trainer:
         count = self.held_out.num_videos
         sums: Metrics = {}
         model = self.model.eval()
-        for rows in torch.arange(count, device=self.device).tensor_split(-(-count // self.share.batch)):
+        for rows in torch.arange(count, device=self.device).tensor_split(max(count // self.share.batch, 1)):
             share = self.share._replace(batch=len(rows))
             mine = rows[share.begin : share.begin + share.size]
             batch = self.held_out.draw(mine, self.config.sets, seed=self.config.training.seed, epoch=0)
@@ -198,7 +198,12 @@ class Trainer:
         if not unseen or bool(torch.stack([loss for _, loss, _ in unseen]).isfinite().all()):
             return
         step, loss, videos = next(entry for entry in unseen if not entry[1].isfinite())
+        # The loss is everybody's, so all workers are here, and the culprit may be another's.
         ids = videos.ids()
+        if self.share.workers > 1:
+            of_workers: list[list[str]] = [[] for _ in range(self.share.workers)]
+            dist.all_gather_object(of_workers, ids)
+            ids = [video_id for of_worker in of_workers for video_id in of_worker]
         more = f" and {len(ids) - _VIDEOS_NAMED} more" if len(ids) > _VIDEOS_NAMED else ""
         raise RunFailed(
             f"the loss is {float(loss)} at step {step + 1}, in epoch {self.epoch + 1}; the batch's videos: "

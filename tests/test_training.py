@@ -129,8 +129,12 @@ def _worker(rank: int, workers: int, folder: Path) -> None:
     try:
         setting = config(dropout=0.0, batch=7, held_out_share=0.5, monitor_epochs=2)
         history = history_of(trainer_of(setting, held_out=held(5, first=100)))
+        broken = clips(8)
+        broken.features[5, :] = np.nan
+        with pytest.raises(RunFailed) as failed:
+            fit(Trainer(Held.of(broken, CPU), config(batch=8), device=CPU), History())
         if rank == 0:
-            torch.save([history.losses, history.epochs], folder / "told.pt")
+            torch.save([history.losses, history.epochs, str(failed.value)], folder / "told.pt")
     finally:
         dist.destroy_process_group()
 
@@ -141,7 +145,9 @@ def test_several_workers_train_as_one_does(workers, tmp_path):
     setting = config(dropout=0.0, batch=7, held_out_share=0.5, monitor_epochs=2)
     alone = history_of(trainer_of(setting, held_out=held(5, first=100)))
     mp.spawn(_worker, (workers, tmp_path), nprocs=workers)
-    losses, epochs = torch.load(tmp_path / "told.pt", weights_only=True)
+    losses, epochs, failure = torch.load(tmp_path / "told.pt", weights_only=True)
+    told = failure.partition("the batch's videos: ")[2].split(", ")
+    assert sorted(told) == list("01234567"), "all workers' videos are named, the broken one among them"
     assert losses == pytest.approx(alone.losses, rel=1e-5)
     for ours, theirs in zip(epochs, alone.epochs, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
