@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 from common import folder_of, make_video, parser, report
 
@@ -35,24 +37,30 @@ def memory_mib(parent: psutil.Process) -> dict[str, float]:
     return roles
 
 
-def peak(videos: Path, store: Path, backbone: list[str]) -> dict[str, float]:
+def peak(videos: Path, store: Path, backbone: list[str]) -> dict[str, Any]:
     shutil.rmtree(store, ignore_errors=True)
     command = [sys.executable, "-m", "scale_ray", "extract", str(videos), "--store", str(store), "-q", *backbone]
     began_s = time.monotonic()
     beside = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": beside})
     highest: dict[str, float] = {}
+    totals: list[float] = []
     while process.poll() is None:
         try:
             now = memory_mib(psutil.Process(process.pid))
         except psutil.NoSuchProcess:
             break
         total = sum(now.values())
+        totals.append(total)
         if total > highest.get("total", 0):
             highest = {"total": total, **now}
         time.sleep(2)  # a look costs the kernel a walk through all pages
     assert process.wait() == 0
-    return {name: round(value) for name, value in highest.items()} | {"seconds": round(time.monotonic() - began_s, 1)}
+    tenths = [max(part) for part in np.array_split(totals, min(10, len(totals)))]
+    return {name: round(value) for name, value in highest.items()} | {
+        "highest total in each tenth of the run": [round(value) for value in tenths],
+        "seconds": round(time.monotonic() - began_s, 1),
+    }
 
 
 def main() -> None:
