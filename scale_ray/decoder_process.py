@@ -76,6 +76,15 @@ class SharedPixels:
         os.ftruncate(self.file, num_bytes)
         self.memory = mmap(self.file, num_bytes)
 
+    @property
+    def in_use(self) -> bool:
+        """Whether anybody still looks at the memory: what was written must stay as it is until then."""
+        try:
+            self.memory.resize(self.num_bytes)  # refused while a view of it exists, and changes nothing
+        except BufferError:
+            return True
+        return False
+
     def __del__(self) -> None:
         # The mapping lives as long as somebody looks at it.
         os.close(self.file)

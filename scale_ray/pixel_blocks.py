@@ -53,7 +53,7 @@ def decode_videos(
         return
     sizes = [video_bytes(videos[0]["mode"], sampling, [side]) for side in sides_px]
     rows: list[dict[str, Any]] = []
-    pixels, num_decoded = SharedPixels(videos_per_block * sum(sizes)), 0
+    pixels, num_decoded = _room(videos_per_block * sum(sizes)), 0
     for video in videos:
         starts = _starts(sizes, videos_per_block)
         offsets = tuple(start + num_decoded * size for start, size in zip(starts, sizes, strict=True))
@@ -68,9 +68,24 @@ def decode_videos(
         num_decoded += 1
         if num_decoded == videos_per_block:
             yield _block(rows, pixels, sizes, sides_px, videos_per_block)
-            rows, pixels, num_decoded = [], SharedPixels(videos_per_block * sum(sizes)), 0
+            rows, num_decoded = [], 0
+            pixels = _room(videos_per_block * sum(sizes))
     if rows:
         yield _block(rows, pixels, sizes, sides_px, videos_per_block)
+
+
+# Kept from block to block and from task to task: fresh memory costs a page fault for every 4 KiB.
+_rooms: list[SharedPixels] = []
+
+
+def _room(num_bytes: int) -> SharedPixels:
+    """Memory of this size: some that is not looked at any more, or else fresh."""
+    _rooms[:] = [room for room in _rooms if room.num_bytes == num_bytes]
+    for room in _rooms:
+        if not room.in_use:
+            return room
+    _rooms.append(SharedPixels(num_bytes))
+    return _rooms[-1]
 
 
 def pixels_of(block: pa.Table, sampling: Sampling, side_px: int) -> np.ndarray:

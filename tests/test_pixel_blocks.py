@@ -33,6 +33,7 @@ def shared(monkeypatch) -> list[SharedPixels]:
             made.append(self)
 
     monkeypatch.setattr(pixel_blocks, "SharedPixels", Noted)
+    monkeypatch.setattr(pixel_blocks, "_rooms", [])
     return made
 
 
@@ -123,6 +124,19 @@ def test_a_finished_block_is_not_written_again(videos, decoder):
     before = pixels_of(first, SAMPLING, 32).copy()
     assert len(list(stream)) == 3
     np.testing.assert_array_equal(pixels_of(first, SAMPLING, 32), before)
+
+
+def test_memory_that_nobody_looks_at_is_used_again(videos, decoder, shared):
+    stream = decode_videos(rows(videos, GOOD), decoder, SAMPLING, SIDES, 1)
+    first = next(stream)
+    before = pixels_of(first, SAMPLING, 32).copy()
+    kept = pixels_of(first, SAMPLING, 32)  # a view outlives its block
+    del first
+    assert sum(1 for _ in stream) == 3
+    assert len(shared) <= 3, "one that is looked at, one that is decoded into, one under way"
+    np.testing.assert_array_equal(kept, before)
+    del kept
+    assert not any(room.in_use for room in shared)
 
 
 def test_parts_of_a_block_and_joined_blocks_are_read_right(videos, decoder):
