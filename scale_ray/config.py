@@ -330,7 +330,7 @@ class Training(Options):
     seed: int = option(0, "Seed of weights, order, sets and masks.", check=at_least(0), main=True)
     held_out_share: float = option(
         0.0,
-        "Share of the training videos, by group, that is not trained on but tells the validation loss.",
+        "Share of the training videos held out, by group, for a validation loss.",
         check=share(with_one=False),
         main=True,
     )
@@ -344,7 +344,7 @@ class Training(Options):
     )
     workers: str = option(
         "auto",
-        "Ray Train workers: N, or MIN..MAX as the cluster allows; auto: a GPU each, or at most 2 on CPUs.",
+        "Ray Train workers: N or MIN..MAX; auto: a GPU each, or up to 2 on CPUs.",
         check=Check("auto, N or MIN..MAX", lambda text: text == "auto" or bool(_WORKERS.fullmatch(text))),
         main=True,
     )
