@@ -40,8 +40,8 @@ class ProbeTable:
 
     def lines(self) -> list[str]:
         """The table as text."""
-        head = f"{'representation':<34}{'k-NN top-1':>12}{'linear top-1':>14}"
-        body = [f"{row.representation:<34}{row.knn_top1:>12.3f}{row.linear_top1:>14.3f}" for row in self.rows]
+        head = f"{'representation':<37}{'k-NN top-1':>12}{'linear top-1':>14}"
+        body = [f"{row.representation:<37}{row.knn_top1:>12.3f}{row.linear_top1:>14.3f}" for row in self.rows]
         return [
             head,
             "-" * len(head),
