@@ -34,7 +34,8 @@ def results_picture(table: ProbeTable, history: Sequence[Mapping[str, float]]) -
 
     epochs = [row["epoch"] for row in history]
     for name, label in (("loss", "loss"), ("set_loss", "set loss"), ("clip_loss", "masked clip loss")):
-        losses.plot(epochs, [row[name] for row in history], label=label)
+        if name in history[0]:  # a loss of weight zero is not there
+            losses.plot(epochs, [row[name] for row in history], label=label)
     losses.set_xlabel("epoch")
     losses.set_title("Pretraining")
     losses.set_ylim(bottom=0)

@@ -1,0 +1,18 @@
+import io
+
+import pytest
+from PIL import Image
+
+from scale_ray.evaluation import ProbeRow, ProbeTable
+from scale_ray.plots import results_picture
+
+TABLE = ProbeTable([ProbeRow("backbone feature alone", 0.5, 0.6)], 20, 10, 2, 0.5)
+
+
+@pytest.mark.parametrize("left_out", ["", "set_loss", "clip_loss"])
+def test_a_run_with_one_loss_alone_has_a_picture(left_out):
+    row = {"epoch": 1, "loss": 2.0, "set_loss": 1.0, "clip_loss": 3.0}
+    history = [{name: value for name, value in row.items() if name != left_out} | {"epoch": n} for n in (1, 2)]
+    picture = Image.open(io.BytesIO(results_picture(TABLE, history)))
+    assert picture.format == "PNG"
+    assert picture.width > 800
