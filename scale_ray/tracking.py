@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -162,7 +163,9 @@ class RunRecord:
 
 def _provenance() -> dict[str, str]:
     """The version of this code and the command that runs it, as tags; passwords in URIs taken out."""
-    command = " ".join(shlex.quote(without_password(word)) for word in [Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    # Anywhere in a word: also in --tracking-uri=postgresql://user:password@host.
+    command = re.sub(r"://[^/\s]*@", "://", command)
     tags = {"scale_ray.version": __version__, "scale_ray.command": command}
     # Of a checkout of this package alone: installed, it may lie in a stranger's repository, which does not track it.
     if commit := _git("log", "-1", "--format=%H", "--", "."):

@@ -1,6 +1,7 @@
 import mlflow
 import pytest
 
+from scale_ray import tracking
 from scale_ray.config import Tracking
 from scale_ray.errors import UserError
 from scale_ray.tracking import Experiment, server_command, tracking_uri, without_password
@@ -41,3 +42,10 @@ def test_the_page_is_served_on_loopback_and_only_where_there_are_runs(tmp_path):
     Experiment(Tracking(), str(tmp_path))
     command = server_command(Tracking(), str(tmp_path), "127.0.0.1", 5000)
     assert command[command.index("--host") + 1] == "127.0.0.1"
+
+
+def test_the_command_is_told_without_passwords(monkeypatch):
+    uris = ["--tracking-uri=postgresql://user:s3cret@host/db", "s3://key:s3cr+et@bucket/videos"]
+    monkeypatch.setattr("sys.argv", ["/bin/scale-ray", "pretrain", *uris, "--run", "a b"])
+    told = tracking._provenance()["scale_ray.command"]
+    assert told == "scale-ray pretrain --tracking-uri=postgresql://host/db s3://bucket/videos --run 'a b'"
