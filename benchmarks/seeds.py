@@ -1,15 +1,13 @@
 """What pretraining is worth on a store, over several seeds: the trained aggregator against the features alone.
 
 Each seed is a training of its own, and seeds the probes, too. Beside the reference the masked clips as the only
-candidates (`--candidates masked`). Told are the mean and the standard deviation over the seeds, and of every
-training the loss and the accuracies of its first and its last epoch. Without Ray: the same trainer, in this process.
+candidates (`--candidates masked`). Told are the table with its intervals, and of every training the loss and the
+accuracies of its first and its last epoch. Without Ray: the same trainer, in this process.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
-from dataclasses import replace
 
 import torch
 from common import parser, report
@@ -48,14 +46,6 @@ def trained(store: FeatureStore, config: PretrainConfig) -> tuple[Aggregator, di
     return trainer.model.eval(), told
 
 
-def summary(values: list[float]) -> dict[str, object]:
-    return {
-        "mean": round(statistics.mean(values), 3),
-        "std": round(statistics.stdev(values), 3) if len(values) > 1 else None,
-        "each": [round(value, 3) for value in values],
-    }
-
-
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("store", help="a feature store with labels, a training and a test split")
@@ -70,26 +60,18 @@ def main() -> None:
         "backbone": {name: store.fingerprint[name] for name in ("backbone", "weights") if name in store.fingerprint}
     }
     for candidates in ("all", "masked"):
-        top1: dict[str, dict[str, list[float]]] = {}
-        trainings = []
+        aggregators, trainings = [], []
         for seed in range(given.seeds):
             config = PretrainConfig(
                 objective=ObjectiveOptions(candidates=candidates),
                 training=Training(epochs=given.epochs, batch=given.batch, seed=seed, monitor_epochs=0),
             )
             aggregator, told = trained(store, config)
+            aggregators.append(aggregator)
             trainings.append(told)
-            table = probe_table(store, aggregator, replace(Probing(), probe_seed=seed))
-            for row in table.rows:
-                of = top1.setdefault(row.representation, {"k-NN": [], "linear": []})
-                of["k-NN"].append(row.knn_top1)
-                of["linear"].append(row.linear_top1)
             print(candidates, seed, told, file=sys.stderr, flush=True)
-        figures[f"candidates {candidates}"] = {
-            "first and last epoch, each seed": trainings,
-            "top-1": {name: {probe: summary(values) for probe, values in of.items()} for name, of in top1.items()},
-        }
-        figures["videos"] = {"training": table.num_train_videos, "test": table.num_test_videos}
+        table, _ = probe_table(store, aggregators, Probing(probes=("knn", "linear")))
+        figures[f"candidates {candidates}"] = {"first and last epoch, each seed": trainings, "table": table.values()}
     report("seeds", given, figures)
 
 

@@ -59,14 +59,22 @@ class Aggregator(nn.Module, ModelHubMixin):
 
     `load` and `save` read and write a folder or URI; `from_pretrained`, `save_pretrained` and `push_to_hub`
     do the same by the conventions of the Hugging Face Hub. `origin` is carried along in the saved folder:
-    the fingerprint of the store it was trained on, hence its backbone and sampling.
+    the fingerprint of the store it was trained on, hence its backbone and sampling. `trained_on` says
+    which of its videos it saw (`seen.trained_on`).
     """
 
-    def __init__(self, feature_width: int, options: AggregatorOptions, origin: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        feature_width: int,
+        options: AggregatorOptions,
+        origin: Mapping[str, Any] | None = None,
+        trained_on: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.feature_width = feature_width
         self.options = options
         self.origin = dict(origin or {})
+        self.trained_on = dict(trained_on or {})
         width = options.width
         self.embed = nn.Linear(feature_width, width)
         self.position = nn.Sequential(nn.Linear(7, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
@@ -95,7 +103,12 @@ class Aggregator(nn.Module, ModelHubMixin):
 
     def save(self, folder: str) -> None:
         """Write `config.json` and `model.safetensors` into a folder or URI."""
-        described = {"feature_width": self.feature_width, **self.options.to_dict(), "origin": self.origin}
+        described = {
+            "feature_width": self.feature_width,
+            **self.options.to_dict(),
+            "origin": self.origin,
+            "trained_on": self.trained_on,
+        }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         with written_whole(join(folder, "model.safetensors")) as file:
             file.write(safetensors.torch.save(tensors))
@@ -116,7 +129,8 @@ class Aggregator(nn.Module, ModelHubMixin):
         try:
             described = json.loads(read_bytes(join(folder, "config.json")))
             feature_width, origin = described.pop("feature_width"), described.pop("origin")
-            aggregator = cls(feature_width, AggregatorOptions.from_dict(described), origin)
+            seen = described.pop("trained_on", {})
+            aggregator = cls(feature_width, AggregatorOptions.from_dict(described), origin, seen)
             aggregator.load_state_dict(safetensors.torch.load(read_bytes(join(folder, "model.safetensors"))))
         except (OSError, KeyError, RuntimeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
             raise UserError(

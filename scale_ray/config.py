@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scale_ray.errors import UserError
-from scale_ray.options import Check, Options, above, at_least, one_of, option, share
+from scale_ray.options import Check, Options, above, at_least, each, one_of, option, share
 
 _WORKERS = re.compile(r"(\d+)(?:\.\.(\d+))?")
 _IN_0_1 = Check("in (0, 1]", lambda value: 0 < value <= 1)
@@ -233,6 +233,17 @@ class Inspection(Options):
 
 
 @dataclass(frozen=True)
+class Splits(Options):
+    """Which of a data set's official splits counts."""
+
+    section = "splits"
+
+    split: str | None = option(
+        None, "Name of one of several official splits; the first if not given. To probe, all: each, and their mean."
+    )
+
+
+@dataclass(frozen=True)
 class Sets(Options):
     """The clip sets that the aggregator trains on: what the sweep searches."""
 
@@ -309,6 +320,11 @@ class Training(Options):
 
     section = "training"
 
+    pretrain_on: str = option(
+        "train",
+        "Videos of the training split, or all that have train clips; tables call the second transductive.",
+        check=one_of("train", "all"),
+    )
     epochs: int = option(200, "Passes over the videos.", check=at_least(1), main=True)
     batch: int = option(512, "Videos of one global batch, at most.", check=at_least(2), main=True)
     accumulate: int = option(
@@ -390,24 +406,96 @@ class Ingest(Options):
     window_mib: int = option(1024, "Streamed features that are shuffled together.", unit="MiB", check=at_least(1))
 
 
+# The probes by name, in the order of the table.
+PROBES = ("knn", "linear", "mlp", "attentive", "finetuned", "lowshot", "retrieval", "clustering")
+
+
 @dataclass(frozen=True)
 class Probing(Options):
-    """k-NN and linear probe (section 4 of the paper)."""
+    """What the representations are measured by, and how (section 4 of the paper)."""
 
     section = "probing"
 
-    knn_k: int = option(20, "Neighbours that vote.", check=at_least(1), main=True)
-    knn_temperature: float = option(0.07, "Temperature of the votes.", check=above(0))
-    linear_epochs: int = option(60, "Epochs of the linear probe.", check=at_least(1), main=True)
-    linear_min_steps: int = option(
-        1000, "Least steps of the linear probe: a small corpus gets more epochs.", check=at_least(1)
+    probes: tuple[str, ...] = option(
+        ("knn", "linear", "retrieval", "clustering"),
+        "Of knn, linear, mlp, attentive, finetuned, lowshot, retrieval, clustering; or all.",
+        check=each(one_of(*PROBES, "all")),
+        main=True,
     )
-    linear_draws: int = option(32, "Draws of clip sets before they come round again.", check=at_least(1))
-    linear_batch: int = option(512, "Videos of one batch of the linear probe.", check=at_least(1))
-    linear_learning_rate: float = option(3e-4, "Learning rate of the linear probe.", check=above(0))
-    linear_weight_decay: float = option(1e-4, "Weight decay of the linear probe.", check=at_least(0))
-    probe_set_size: int = option(8, "Clips of the random sets that the linear probe trains on.", check=at_least(1))
-    probe_seed: int = option(0, "Seed of the probes.", check=at_least(0), main=True)
+    target: str = option("auto", "What is to be told: label, labels, target or a column of the manifest.", main=True)
+    probe_seeds: int = option(
+        1, "Seeds, from --probe-seed on; of several checkpoints one each.", check=at_least(1), main=True
+    )
+    probe_seed: int = option(0, "First seed of the probes.", check=at_least(0))
+    knn_k: tuple[int, ...] = option(
+        (20, 5, 10, 50),
+        "Neighbours that vote; the first is shown, the others are in the files.",
+        check=each(at_least(1)),
+    )
+    knn_temperature: tuple[float, ...] = option((0.07,), "Temperatures of the votes, likewise.", check=each(above(0)))
+    learning_rates: tuple[float, ...] = option(
+        (3e-4, 1e-3, 3e-3),
+        "Learning rates of trained probes, chosen from on a part of the training split.",
+        check=each(above(0)),
+    )
+    weight_decays: tuple[float, ...] = option(
+        (1e-4, 1.0), "Weight decays of trained probes, likewise.", check=each(at_least(0))
+    )
+    choice_share: float = option(
+        0.2,
+        "Share of the training split, by group, that chooses where no validation videos are given.",
+        check=Check("in (0, 1)", lambda value: 0 < value < 1),
+    )
+    probe_epochs: int = option(60, "Epochs of trained probes.", check=at_least(1), main=True)
+    probe_min_steps: int = option(1000, "Least steps of them: a small corpus gets more epochs.", check=at_least(1))
+    probe_draws: int = option(32, "Draws of clip sets before they come round again.", check=at_least(1))
+    probe_batch: int = option(512, "Videos of one batch.", check=at_least(1))
+    probe_set_size: int = option(8, "Clips of the random sets that they train on.", check=at_least(1))
+    deep_epochs: int = option(20, "Epochs of the probes attentive and finetuned.", check=at_least(1))
+    deep_batch: int = option(64, "Videos of one batch of them.", check=at_least(1))
+    deep_min_steps: int = option(300, "Least steps of mlp, attentive and finetuned.", check=at_least(1))
+    low_shot: tuple[float, ...] = option(
+        (0.01, 0.05, 0.1, 1, 5),
+        "Labels of the low-shot probe: shares of each class below 1, videos of each class from 1 on.",
+        check=each(above(0)),
+    )
+    resamples: int = option(1000, "Resamples of the test videos behind the intervals.", check=at_least(1))
+
+    @property
+    def chosen_probes(self) -> tuple[str, ...]:
+        """The probes asked for, in the order of the table."""
+        return tuple(name for name in PROBES if name in self.probes or "all" in self.probes)
+
+
+@dataclass(frozen=True)
+class Representing(Options):
+    """From a video's clips to its representation (section 5 of the method)."""
+
+    section = "representing"
+
+    ensemble: int = option(
+        0, "Clips of the sets that a video's clips are dealt into; 0: all in one set.", check=at_least(0)
+    )
+
+
+@dataclass(frozen=True)
+class Embedding(Options):
+    """What is written of the vectors."""
+
+    section = "embedding"
+
+    per_clip: bool = option(False, "Write the vectors of clips, too, in `clips/`.", main=True)
+
+
+@dataclass(frozen=True)
+class BackboneSource(Options):
+    """Where an aggregator's backbone comes from: all else of it is known from the aggregator's folder."""
+
+    section = "source"
+
+    weights_at: str | None = option(
+        None, "Where the backbone's weights are, if not where they were in `extract`: default or a FILE."
+    )
 
 
 @dataclass(frozen=True)
@@ -454,12 +542,16 @@ SECTIONS: dict[str, type[Options]] = {
         BackboneOptions,
         Extraction,
         Inspection,
+        Splits,
         Sets,
         AggregatorOptions,
         ObjectiveOptions,
         Training,
         Ingest,
         Probing,
+        Representing,
+        Embedding,
+        BackboneSource,
         Searching,
         Tracking,
         Cluster,
@@ -471,6 +563,7 @@ SECTIONS: dict[str, type[Options]] = {
 class PretrainConfig:
     """All that decides what a pretraining run computes."""
 
+    splits: Splits = Splits()
     sets: Sets = Sets()
     aggregator: AggregatorOptions = AggregatorOptions()
     objective: ObjectiveOptions = ObjectiveOptions()

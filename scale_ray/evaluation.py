@@ -1,118 +1,116 @@
-"""A store and an aggregator to a table: every representation, every probe, beside the baselines."""
+"""A store and its aggregators to a table: every representation, every probe, beside the baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from scale_ray import probes
 from scale_ray.aggregator import Aggregator
-from scale_ray.config import Probing
+from scale_ray.config import Ingest, Probing
 from scale_ray.errors import UserError
-from scale_ray.probes import halves_top1, knn_top1, knn_top1_within, linear_top1
-from scale_ray.representation import clip_representations, set_tokens
-from scale_ray.sets import normalised_positions, video_keys
-from scale_ray.splits import hash_share
+from scale_ray.measures import (
+    Measured,
+    difference,
+    estimates_of,
+    mean_of,
+    measured_clusters,
+    measured_scores,
+    resamples_of,
+)
+from scale_ray.neighbours import centred, retrieval
+from scale_ray.probe_inputs import SetInputs, Tokens, View
+from scale_ray.probes import Lessons
+from scale_ray.sides import Side, Sides, read_sides
 from scale_ray.store import FeatureStore
-from scale_ray.stored_clips import ClipFeatures, StoredClips, read_clips
+from scale_ray.tables import ProbeRow, ProbeTable
+from scale_ray.targets import CLASSES, MULTILABEL, NUMBERS, Targets, read_targets
 
-
-@dataclass(frozen=True)
-class ProbeRow:
-    """One line of the table; both top-1 are fractions in [0, 1] of the test videos."""
-
-    representation: str
-    knn_top1: float
-    linear_top1: float
-
-
-@dataclass(frozen=True)
-class ProbeTable:
-    rows: list[ProbeRow]
-    num_train_videos: int
-    num_test_videos: int
-    num_classes: int
-    chance: float
-    """Share of the most frequent class of the training videos in the test videos."""
-
-    def lines(self) -> list[str]:
-        """The table as text."""
-        head = f"{'representation':<37}{'k-NN top-1':>12}{'linear top-1':>14}"
-        body = [f"{row.representation:<37}{row.knn_top1:>12.3f}{row.linear_top1:>14.3f}" for row in self.rows]
-        return [
-            head,
-            "-" * len(head),
-            *body,
-            f"{self.num_train_videos} training and {self.num_test_videos} test videos, {self.num_classes} classes; "
-            f"always the most frequent class: {self.chance:.3f}",
-        ]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The videos of one side: raw features, normalised positions, geometry alone, labels, keys."""
-
-    features: Tensor
-    positions: Tensor
-    geometry: Tensor
-    labels: Tensor
-    keys: Tensor
-
-
+GEOMETRY_ALONE = "position and geometry alone"
 BACKBONE_ALONE = "backbone feature alone"
 RANDOM_AGGREGATOR = "with random aggregator"
 TRAINED_AGGREGATOR = "with trained aggregator"
 SET_TOKEN_ALONE = "trained aggregator's set token alone"
-GEOMETRY_ALONE = "position and geometry alone"
-NUM_REPRESENTATIONS = 5
+
+_RECALL_AT = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class _Representation:
+    """One row of the table: both sides as it sees them, and the aggregator where it has one."""
+
+    name: str
+    train: View
+    test: View
+    aggregator: Aggregator | None
+
+
+@dataclass
+class Pictured:
+    """What the pictures show, of the first seed: the sides, predictions of the linear probe, vectors of videos."""
+
+    sides: Sides
+    predictions: dict[str, Tensor] = field(default_factory=dict)
+    train_vectors: dict[str, Tensor] = field(default_factory=dict)
+    test_vectors: dict[str, Tensor] = field(default_factory=dict)
 
 
 def probe_table(
     store: FeatureStore,
-    aggregator: Aggregator,
+    aggregators: Sequence[Aggregator],
     probing: Probing,
+    *,
+    split: str | None = None,
+    ensemble: int = 0,
+    ingest: Ingest | None = None,
     progress: Callable[[int, str], None] = lambda _count, _name: None,
-) -> ProbeTable:
-    """k-NN and linear top-1 of every representation, from the clips that the store holds.
+) -> tuple[ProbeTable, Pictured]:
+    """Every chosen probe of every representation, from the clips that the store holds.
 
-    Fitted on the `train` clips of the training videos; the test videos are seen through their `eval`
-    clips and only scored. `progress` is told how many representations are done, and the last one's name.
+    Fitted on the `train` clips of the training videos; the test videos are seen through their `eval` clips
+    and only scored, once for each seed, when all is chosen. Seed n takes aggregator n; of fewer aggregators
+    than seeds they come round again. With `ensemble` a video's clips are dealt into sets of so many.
+    `progress` is told how many representations are done, and the last one's name.
 
     Raises
     ------
     UserError
-        Where labels, training or test videos are missing.
+        Where targets, training or test videos are missing, a group straddles the split, or features do
+        not fit on this machine.
     """
-    labels = store.labels()
-    classes = sorted(set(labels.values()))
-    if len(classes) < 2:
-        raise UserError(f"expected labelled videos of at least 2 classes, found {len(classes)} in {store.location}")
-    train = _part(read_clips(store, "train", "train"), store, labels, classes)
-    test = _part(read_clips(store, "eval", "test"), store, labels, classes)
-    for side, part in (("training", train), ("test", test)):
-        if not len(part.labels):
-            raise UserError(f"expected labelled {side} videos, found none in {store.location}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(probing.probe_seed)
-        untrained = Aggregator(aggregator.feature_width, aggregator.options).eval()
-    kinds: list[tuple[str, Aggregator | None, bool]] = [
-        (GEOMETRY_ALONE, None, False),
-        (BACKBONE_ALONE, None, True),
-        (RANDOM_AGGREGATOR, untrained, True),
-        (TRAINED_AGGREGATOR, aggregator, True),
-        (SET_TOKEN_ALONE, aggregator, False),
-    ]
-    rows = []
-    for name, using, with_features in kinds:
-        rows.append(_probe(name, train, test, using, with_features, probing))
-        progress(len(rows), name)
-    assert len(rows) == NUM_REPRESENTATIONS
-    frequent = int(train.labels.mode().values)
-    chance = float((test.labels == frequent).float().mean())
-    return ProbeTable(rows, len(train.labels), len(test.labels), len(classes), chance)
+    split = split or next(iter(store.split_names()), None)
+    targets = read_targets(store, probing.target)
+    if split is None:
+        raise UserError(f"expected labelled training videos, found none in {store.location}")
+    sides = read_sides(store, targets, split, ingest or Ingest())
+    num_seeds = max(probing.probe_seeds, len(aggregators))
+    pictured = Pictured(sides)
+    measured: dict[str, dict[str, list[Measured]]] = {}
+    fixed: dict[tuple[str, int], list[Measured]] = {}
+    done = 0
+    for number in range(num_seeds):
+        which = number % len(aggregators)
+        for row in _representations(sides, aggregators[which], probing, ensemble, probing.probe_seed + number):
+            # What depends on the aggregator alone is measured once for each.
+            aggregator = -1 if row.aggregator is None else which
+            key = (row.name, number if row.name == RANDOM_AGGREGATOR else aggregator)
+            if key not in fixed:
+                fixed[key] = _without_training(row, sides, probing)
+            found = [*fixed[key], *_probed(row, sides, probing, probing.probe_seed + number, pictured, number == 0)]
+            of_row = measured.setdefault(row.name, {})
+            for one in found:
+                of_row.setdefault(one.name, []).append(one)
+            done += 1
+            progress(done, row.name)
+    return _table(sides, measured, probing, num_seeds), pictured
+
+
+def num_representations(probing: Probing, num_aggregators: int) -> int:
+    """How many representations `probe_table` goes through."""
+    return 5 * max(probing.probe_seeds, num_aggregators)
 
 
 def require_width(store: FeatureStore, aggregator: Aggregator) -> None:
@@ -130,96 +128,130 @@ def require_width(store: FeatureStore, aggregator: Aggregator) -> None:
             raise UserError(f"checkpoint: expected an aggregator for {key} {ours!r}, found one for {theirs!r}")
 
 
-def validation_monitor(
-    aggregator: Aggregator, train: ClipFeatures, validation: ClipFeatures, labels: dict[str, str], probing: Probing
-) -> tuple[str, float]:
-    """What ranks settings without touching the test split: its name, and its value in [0, 1].
+def _representations(
+    sides: Sides, aggregator: Aggregator, probing: Probing, ensemble: int, seed: int
+) -> list[_Representation]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        untrained = Aggregator(aggregator.feature_width, aggregator.options).eval()
 
-    k-NN top-1 of the validation videos where they are labelled; otherwise how often a video's set token
-    finds that of the other half of its clips.
-    """
-    classes = sorted({labels[i] for i in (*train.video_ids, *validation.video_ids) if i in labels})
-    if len(classes) > 1 and any(i in labels for i in validation.video_ids):
-        (bank, bank_labels), (queries, query_labels) = (
-            _labelled_representations(clips, labels, classes, aggregator) for clips in (train, validation)
+    def tokens(of: Aggregator) -> tuple[Tokens, Tokens]:
+        return (
+            Tokens(sides.train, of, ensemble, probing.probe_draws),
+            Tokens(sides.test, of, ensemble, probing.probe_draws),
         )
-        return "validation_knn_top1", knn_top1(bank, bank_labels, queries, query_labels, probing)
-    features = torch.from_numpy(validation.features)
-    positions = normalised_positions(torch.from_numpy(validation.positions))
-    halves = [set_tokens(aggregator, features[:, half::2], positions[:, half::2]) for half in (0, 1)]
-    return "validation_halves_top1", halves_top1(*halves)
+
+    def row(
+        name: str, base: str, of: tuple[Tokens, Tokens] | None = None, using: Aggregator | None = None
+    ) -> _Representation:
+        train, test = of or (None, None)
+        return _Representation(name, View(sides.train, base, train), View(sides.test, base, test), using)
+
+    trained = tokens(aggregator)
+    return [
+        row(GEOMETRY_ALONE, "geometry"),
+        row(BACKBONE_ALONE, "feature"),
+        row(RANDOM_AGGREGATOR, "feature", tokens(untrained), untrained),
+        row(TRAINED_AGGREGATOR, "feature", trained, aggregator),
+        row(SET_TOKEN_ALONE, "nothing", trained, aggregator),
+    ]
 
 
-class TrainingMonitor:
-    """k-NN top-1 among labelled training videos, as a training goes on; groups are kept apart.
-
-    At most `most` of the videos, drawn by their ids.
-    """
-
-    def __init__(self, store: FeatureStore, train: StoredClips, probing: Probing, most: int = 2000) -> None:
-        labels, groups = store.labels(), store.groups()
-        labelled = sorted((i for i in train.video_ids if i in labels), key=lambda i: hash_share(f"monitor\0{i}"))[:most]
-        self._classes = sorted({labels[video_id] for video_id in labelled})
-        self._labels, self._probing = labels, probing
-        self._clips = StoredClips(store, train.mode, set(labelled)).read() if len(self._classes) > 1 else None
-        if self._clips is not None:
-            of_clips = [groups[video_id] for video_id in self._clips.video_ids]
-            self._groups = torch.tensor([sorted(set(of_clips)).index(group) for group in of_clips])
-
-    def __call__(self, aggregator: Aggregator) -> dict[str, float]:
-        """`monitor_knn_top1`; nothing where there are no labels of two classes."""
-        if self._clips is None:
-            return {}
-        videos, labels = _labelled_representations(self._clips, self._labels, self._classes, aggregator)
-        return {"monitor_knn_top1": knn_top1_within(videos, labels, self._groups, self._probing)}
+def _lessons(row: _Representation, sides: Sides, probing: Probing, seed: int) -> Lessons:
+    fit_rows, choice_rows = sides.parts(probing.choice_share, seed)
+    return Lessons(row.train, sides.targets, fit_rows, choice_rows, sides.refit, probing, seed)
 
 
-def _labelled_representations(
-    clips: ClipFeatures, labels: dict[str, str], classes: Sequence[str], aggregator: Aggregator
-) -> tuple[Tensor, Tensor]:
-    known = clips.subset([row for row, video_id in enumerate(clips.video_ids) if video_id in labels])
-    features = torch.from_numpy(known.features)
-    positions = normalised_positions(torch.from_numpy(known.positions))
-    whole = clip_representations(features, set_tokens(aggregator, features, positions)).mean(1)
-    return whole, torch.tensor([classes.index(labels[video_id]) for video_id in known.video_ids])
+def _without_training(row: _Representation, sides: Sides, probing: Probing) -> list[Measured]:
+    """k-NN and retrieval: nothing in them is drawn."""
+    targets, measured = sides.targets, []
+    if "knn" in probing.chosen_probes:
+        scores = probes.knn(_lessons(row, sides, probing, probing.probe_seed))(row.test)
+        first = (probing.knn_k[0], probing.knn_temperature[0])
+        for (k, temperature), of in scores.items():
+            name = "knn" if (k, temperature) == first else f"knn_k{k}_t{temperature:g}"
+            measured += measured_scores(name, of, sides.test.targets, targets)
+    if "retrieval" in probing.chosen_probes and targets.kind != NUMBERS:
+        bank = centred(row.train.videos[sides.refit])
+        dense = targets.dense(sides.train.targets)[sides.refit]
+        queries, wanted = centred(row.test.videos), targets.dense(sides.test.targets)
+        hits, precision = retrieval(bank, dense, queries, wanted, _RECALL_AT)
+        measured += [mean_of(f"retrieval_recall_at_{k}", found) for k, found in hits.items()]
+        measured.append(mean_of("retrieval_map", precision))
+    return measured
 
 
-def _part(clips: ClipFeatures, store: FeatureStore, labels: dict[str, str], classes: Sequence[str]) -> _Part:
-    known = clips.subset([row for row, video_id in enumerate(clips.video_ids) if video_id in labels])
-    positions = torch.from_numpy(known.positions)
-    sizes = {row["video_id"]: row for row in store.videos().to_pylist()}
-    geometry = torch.tensor(
-        [[float(sizes[i][name]) for name in ("height_px", "width_px", "duration_s", "fps")] for i in known.video_ids]
-    ).view(-1, 1, 4)
-    normalised = normalised_positions(positions)
-    return _Part(
-        torch.from_numpy(known.features).float(),
-        normalised,
-        torch.cat([positions, normalised, geometry.expand(-1, positions.shape[1], -1)], 2),
-        torch.tensor([classes.index(labels[i]) for i in known.video_ids], dtype=torch.int64),
-        video_keys(known.video_ids),
+def _probed(
+    row: _Representation, sides: Sides, probing: Probing, seed: int, pictured: Pictured, is_first: bool
+) -> list[Measured]:
+    """What is trained or drawn: fitted on the training side, and then scored on the test side."""
+    lessons, targets, test = _lessons(row, sides, probing, seed), sides.targets, sides.test
+    chosen, measured = probing.chosen_probes, []
+
+    def score(name: str, probe: probes.TrainedProbe, inputs: View | SetInputs) -> Tensor:
+        scores = probe.scores(inputs, len(test))
+        measured.extend(measured_scores(name, scores, test.targets, targets))
+        return scores
+
+    if "linear" in chosen:
+        scores = score("linear", probes.linear(lessons), row.test)
+        if is_first and targets.kind == CLASSES:
+            pictured.predictions[row.name] = scores.argmax(1)
+    if "mlp" in chosen and row.aggregator is None:
+        score("mlp", probes.mlp(lessons), row.test)
+    if "attentive" in chosen:
+        score("attentive", probes.attentive(lessons), row.test)
+    if "finetuned" in chosen and row.aggregator is not None and row.name != SET_TOKEN_ALONE:
+        score("finetuned", probes.finetuned(lessons, row.aggregator), SetInputs(test))
+    if "lowshot" in chosen:
+        for name, probe in probes.low_shot(lessons).items():
+            score(name, probe, row.test)
+    if "clustering" in chosen and targets.kind == CLASSES:
+        found = probes.clusters(row.test, len(set(test.targets.tolist())), seed)
+        measured += measured_clusters(found, test.targets)
+    if is_first:
+        pictured.train_vectors[row.name], pictured.test_vectors[row.name] = row.train.videos, row.test.videos
+    return measured
+
+
+def _table(
+    sides: Sides, measured: dict[str, dict[str, list[Measured]]], probing: Probing, num_seeds: int
+) -> ProbeTable:
+    keys = [(row, name) for row, of_row in measured.items() for name in of_row]
+    quantities = [measured[row][name] for row, name in keys]
+    # How much the trained aggregator is ahead of the feature by itself, video by video.
+    pairs = [
+        (name, [difference(name, *both) for both in zip(of, measured[BACKBONE_ALONE][name], strict=True)])
+        for name, of in measured[TRAINED_AGGREGATOR].items()
+        if name in measured[BACKBONE_ALONE]
+    ]
+    rows = list(resamples_of(sides.test.groups, probing.resamples, probing.probe_seed))
+    estimates = estimates_of([*quantities, *(of for _, of in pairs)], rows, probing.probe_seed)
+    table_rows = [ProbeRow(row, {}) for row in measured]
+    by_name = {row.representation: row for row in table_rows}
+    for (row, name), estimate in zip(keys, estimates[: len(keys)], strict=True):
+        by_name[row].measures[name] = estimate
+    return ProbeTable(
+        rows=table_rows,
+        gains={name: estimate for (name, _), estimate in zip(pairs, estimates[len(keys) :], strict=True)},
+        chance=_chance(sides.targets, sides.train, sides.test, sides.refit),
+        kind=sides.targets.kind,
+        split=sides.split,
+        num_train_videos=len(sides.refit),
+        num_test_videos=len(sides.test),
+        num_test_groups=len(set(sides.test.groups)),
+        num_classes=0 if sides.targets.kind == NUMBERS else len(sides.targets.names),
+        num_seeds=num_seeds,
     )
 
 
-def _probe(
-    name: str, train: _Part, test: _Part, using: Aggregator | None, with_features: bool, probing: Probing
-) -> ProbeRow:
-    def represent(part: _Part, chosen: Tensor) -> Tensor:
-        at = (torch.arange(len(chosen))[:, None], chosen)
-        if using is None:
-            return part.features[at] if with_features else part.geometry[at]
-        tokens = set_tokens(using, part.features[at], part.positions[at])
-        features = part.features[at] if with_features else part.features[at][..., :0]
-        return clip_representations(features, tokens)
-
-    def whole(part: _Part) -> Tensor:
-        videos, clips = part.features.shape[:2]
-        return represent(part, torch.arange(clips).expand(videos, -1))
-
-    test_VNd = whole(test)
-    num_clips = train.features.shape[1]
-    return ProbeRow(
-        name,
-        knn_top1(whole(train).mean(1), train.labels, test_VNd.mean(1), test.labels, probing),
-        linear_top1(partial(represent, train), train.keys, num_clips, train.labels, test_VNd, test.labels, probing),
-    )
+def _chance(targets: Targets, train: Side, test: Side, rows: Tensor) -> float:
+    """What is reached without looking at a video: the most frequent class, equal scores, the training mean."""
+    if targets.kind == CLASSES:
+        return float((test.targets == train.targets[rows].mode().values).float().mean())
+    if targets.kind == MULTILABEL:
+        equal = torch.zeros_like(test.targets)
+    else:
+        equal = train.targets[rows].mean(0).expand_as(test.targets)
+    [measured] = measured_scores("chance", equal, test.targets, targets)
+    return measured.value()

@@ -19,7 +19,7 @@ from scale_ray.config import BackboneOptions, Extraction, Sampling, store_folder
 from scale_ray.corpus import Corpus, modes_of
 from scale_ray.errors import UserError
 from scale_ray.lease import Lease, held
-from scale_ray.locations import join
+from scale_ray.locations import absolute, join
 from scale_ray.store import Failure, FeatureStore, VideoFeatures, fingerprint_of
 from scale_ray.upkeep import tidy
 
@@ -91,7 +91,7 @@ class ExtractionSummary:
             lines += [f"  failed: {e.video_id} ({e.stage}: {e.reason})" for e in self.failures[:_FAILURES_SHOWN]]
         if len(self.failures) > _FAILURES_SHOWN:
             more = len(self.failures) - _FAILURES_SHOWN
-            lines.append(f"  and {more} more: `scale-ray store {self.store}` lists them all")
+            lines.append(f"  and {more} more: the ledger in {self.store}/failures lists them all")
         return lines
 
 
@@ -115,12 +115,19 @@ def opened_targets(store: str, options: BackboneOptions, sampling: Sampling) -> 
     places = [store] if len(several) == 1 else [join(store, store_folder_name(one.backbone)) for one in several]
     with ExitStack() as leases:
         targets = []
-        for encoder, place in zip(encoders, places, strict=True):
-            features_store = FeatureStore.create(place, fingerprint_of(encoder.identity(), sampling))
+        for encoder, place, one in zip(encoders, places, several, strict=True):
+            fingerprint = fingerprint_of(encoder.identity(), sampling)
+            features_store = FeatureStore.create(place, fingerprint, made_with(one))
             targets.append(Target(encoder, features_store, leases.enter_context(held(features_store.location))))
         for target in targets:
             tidy(target.store)
         yield targets
+
+
+def made_with(options: BackboneOptions) -> dict[str, Any]:
+    """How to have the same backbone again: its options, a file of weights by its absolute path."""
+    weights = options.weights if options.weights in ("default", "none") else absolute(options.weights)
+    return {**options.to_dict(), "weights": weights}
 
 
 class Run:

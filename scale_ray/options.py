@@ -38,6 +38,11 @@ def one_of(*choices: str) -> Check:
     return Check("one of " + ", ".join(choices), lambda value: value in choices)
 
 
+def each(check: Check) -> Check:
+    """Of a list: not empty, and the check holds for every value."""
+    return Check(f"with every part {check.expected}", lambda values: bool(values) and all(map(check.holds, values)))
+
+
 def option(
     default: Any,
     help: str,
@@ -96,24 +101,34 @@ class Options:
         }
 
 
-def option_types(section: type[Options]) -> dict[str, tuple[type, bool]]:
-    """For every option of a section: its plain type, and whether it may be None."""
-    found: dict[str, tuple[type, bool]] = {}
+class OptionType(typing.NamedTuple):
+    """`plain`: the type, `tuple` for a list of `item`s; whether it may be None."""
+
+    plain: type
+    optional: bool
+    item: type
+
+
+def option_types(section: type[Options]) -> dict[str, OptionType]:
+    """For every option of a section: its type."""
+    found: dict[str, OptionType] = {}
     for name, hint in typing.get_type_hints(section).items():
         if typing.get_origin(hint) is typing.ClassVar:
             continue
         optional = isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
         plain = next(arg for arg in typing.get_args(hint) if arg is not type(None)) if optional else hint
-        found[name] = (typing.get_origin(plain) or plain, optional)
+        item = typing.get_args(plain)[0] if typing.get_args(plain) else plain
+        found[name] = OptionType(typing.get_origin(plain) or plain, optional, item)
     return found
 
 
-def _coerced(name: str, value: Any, type_: tuple[type, bool]) -> Any:
-    plain, optional = type_
+def _coerced(name: str, value: Any, type_: OptionType) -> Any:
+    plain, optional, item = type_
     if value is None and optional:
         return None
-    if plain is tuple and isinstance(value, list | tuple):
-        return tuple(float(number) for number in value)
+    if plain is tuple:
+        several = value if isinstance(value, list | tuple) else (value,)  # `knn_k: 20` in a YAML file
+        return tuple(_coerced(name, inner, OptionType(item, False, item)) for inner in several)
     if plain is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if plain is str and isinstance(value, int) and not isinstance(value, bool):

@@ -1,103 +1,150 @@
-"""What representations are worth: k-NN and linear probe (section 5 of the method)."""
+"""The probes: what can be told from a representation (section 5 of the method).
+
+Each takes `Lessons`, which hold the training side alone, and returns what scores any other view: nothing of
+the test split can reach a fit or a choice, since nothing of it is there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import product
 
+import numpy as np
 import torch
+from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scale_ray.aggregator import Aggregator
 from scale_ray.config import Probing
-from scale_ray.optimisation import schedule_of
-from scale_ray.sets import draw_clips, shuffled
+from scale_ray.fitting import Course, Fitted, Inputs, Problem, Setting, fit
+from scale_ray.heads import AttentiveHead, FineTunedHead, LinearHead, MlpHead
+from scale_ray.measures import measured_scores
+from scale_ray.neighbours import centred, knn_scores
+from scale_ray.probe_inputs import SetInputs, View
+from scale_ray.splits import hash_share
+from scale_ray.targets import CLASSES, MULTILABEL, Targets
 
 
-def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, probing: Probing) -> float:
-    """Top-1 of weighted k-nearest neighbours, a fraction in [0, 1].
+@dataclass(frozen=True)
+class Lessons:
+    """What a probe may learn from: one representation of the training side, and which rows are for what.
 
-    `bank` (n, d) and `queries` (m, d) are video representations; each split is centred on its own mean
-    and brought to unit norm. The `knn_k` nearest vote with weight exp(cosine / temperature).
+    Settings are fitted on `fit_rows` and compared on `choice_rows`; the best is fitted on `refit_rows`.
     """
-    bank = F.normalize(bank - bank.mean(0), dim=1)
-    queries = F.normalize(queries - queries.mean(0), dim=1)
-    return _top1(_votes(queries @ bank.T, bank_labels, probing), query_labels)
+
+    view: View
+    described: Targets
+    fit_rows: Tensor
+    choice_rows: Tensor
+    refit_rows: Tensor
+    probing: Probing
+    seed: int
+
+    @property
+    def settings(self) -> list[Setting]:
+        """The grid; its first point is the paper's setting."""
+        return [Setting(*pair) for pair in product(self.probing.learning_rates, self.probing.weight_decays)]
+
+    def course(self, *, batch: int | None = None, set_size: int | None = None, deep: bool = False) -> Course:
+        probing, num_clips = self.probing, self.view.side.num_clips
+        return Course(
+            batch=batch or probing.probe_batch,
+            set_size=min(set_size or probing.probe_set_size, num_clips),
+            epochs=probing.deep_epochs if deep else probing.probe_epochs,
+            min_steps=probing.deep_min_steps if deep or set_size == 1 else probing.probe_min_steps,
+            num_draws=probing.probe_draws,
+        )
 
 
-def knn_top1_within(videos: Tensor, labels: Tensor, groups: Tensor, probing: Probing) -> float:
-    """Top-1 of k-nearest neighbours among the videos themselves, those of a video's own group left out.
+@dataclass(frozen=True)
+class TrainedProbe:
+    """A fitted head and the setting that was chosen for it."""
 
-    For watching a training: `videos` (n, d) are representations of one split, `groups` int64 (n,). In [0, 1].
+    fitted: Fitted
+    setting: Setting
+
+    def scores(self, inputs: Inputs, num_videos: int) -> Tensor:
+        """Scores (videos, K) of all videos of a side."""
+        return self.fitted.scores(inputs, torch.arange(num_videos))[0]
+
+
+def knn(lessons: Lessons) -> Callable[[View], Mapping[tuple[int, float], Tensor]]:
+    """Weighted k-NN with the training split as bank, for every k and temperature."""
+    rows, probing = lessons.refit_rows, lessons.probing
+    bank = centred(lessons.view.videos[rows])
+    targets = lessons.described.dense(lessons.view.side.targets)[rows]
+    return lambda view: knn_scores(bank, targets, centred(view.videos), probing.knn_k, probing.knn_temperature)
+
+
+def linear(lessons: Lessons) -> TrainedProbe:
+    """A linear classifier on every clip, trained on random sets; the aggregator is frozen.
+
+    Differs from the paper: the representation is standardised with the statistics of the clips that are
+    learned from, so that one range of learning rates suits every backbone; a small corpus gets more
+    epochs; and the setting is chosen on validation videos instead of the test split.
     """
-    videos = F.normalize(videos - videos.mean(0), dim=1)
-    cosine = (videos @ videos.T).masked_fill(groups[:, None] == groups, -torch.inf)
-    return _top1(_votes(cosine, labels, probing), labels)
+    width = lessons.view.whole(torch.arange(1)).shape[2]
+    return _chosen(lessons, lambda: LinearHead(width, lessons.described.width), lessons.course())
 
 
-def _votes(cosine: Tensor, bank_labels: Tensor, probing: Probing) -> Tensor:
-    """Votes (queries, classes) of each query's nearest of the bank, by their cosine (queries, bank)."""
-    cosine, nearest = cosine.topk(min(probing.knn_k, cosine.shape[1]), dim=1)
-    # The largest weight is 1: the same votes, without overflow at small temperatures.
-    weights = ((cosine - cosine[:, :1]) / probing.knn_temperature).exp()
-    votes = weights.new_zeros(len(cosine), int(bank_labels.max()) + 1)
-    return votes.scatter_add_(1, bank_labels[nearest], weights.nan_to_num())
+def mlp(lessons: Lessons) -> TrainedProbe:
+    """The paper's non-linear baseline, on single clips: what could be had from the feature without any set."""
+    width = lessons.view.whole(torch.arange(1)).shape[2]
+    return _chosen(lessons, lambda: MlpHead(width, lessons.described.width), lessons.course(set_size=1))
 
 
-# From the chosen clips of every training video, int64 (videos, V), to representations (videos, V, d).
-Represent = Callable[[Tensor], Tensor]
+def attentive(lessons: Lessons) -> TrainedProbe:
+    """One learned query over the clips of a set."""
+    width = lessons.view.whole(torch.arange(1)).shape[2]
+    course = lessons.course(batch=lessons.probing.deep_batch, deep=True)
+    return _chosen(lessons, lambda: AttentiveHead(width, lessons.described.width), course)
 
 
-def linear_top1(
-    represent: Represent,
-    keys: Tensor,
-    num_clips: int,
-    labels: Tensor,
-    test_VNd: Tensor,
-    test_labels: Tensor,
-    probing: Probing,
-) -> float:
-    """Top-1 of a linear classifier on clip representations, the aggregator frozen; in [0, 1].
+def finetuned(lessons: Lessons, aggregator: Aggregator) -> TrainedProbe:
+    """Aggregator and linear classifier trained together; `lessons.view` is `[x, c]` of the aggregator as it is."""
+    import copy
 
-    Trained on random sets of `probe_set_size` of the `num_clips` clips of each training video, drawn
-    anew for every epoch (from the `linear_draws`-th on, the draws come round again); a test video's score
-    is the mean of its clips' probabilities, all clips one set. AdamW with a cosine over the epochs.
-    Differs from the paper: the representation is standardised with the statistics of the training clips,
-    so that one learning rate suits every backbone, and a small corpus gets more epochs, up to
-    `linear_min_steps` steps.
+    course = lessons.course(batch=lessons.probing.deep_batch, deep=True)
+    mean, scale = lessons.view.standardisation(lessons.fit_rows)
+
+    def head() -> nn.Module:
+        return FineTunedHead(copy.deepcopy(aggregator), mean, scale, lessons.described.width)
+
+    return _chosen(lessons, head, course, SetInputs(lessons.view.side))
+
+
+def low_shot(lessons: Lessons) -> dict[str, TrainedProbe]:
+    """The linear probe on few labels: shares of each class, or so many videos of each class.
+
+    The setting is the first of the grid: to choose one would take labels of its own. The draws are nested, the
+    fewer labels a part of the more. Without classes only shares, of all videos.
     """
-    num_videos = len(labels)
-    set_size = min(probing.probe_set_size, num_clips)
-    batch = min(probing.linear_batch, num_videos)
-    steps_per_epoch = num_videos // batch
-    epochs = max(probing.linear_epochs, -(-probing.linear_min_steps // steps_per_epoch))
-    drawn = [
-        represent(draw_clips(keys, num_clips, set_size, seed=probing.probe_seed, epoch=epoch))
-        for epoch in range(min(epochs, probing.linear_draws))
-    ]
-    everything = represent(torch.arange(num_clips).expand(num_videos, -1))
-    mean, std = everything.mean((0, 1)), everything.std((0, 1))
-    # A column that never changes over the training clips says nothing; dividing by its rounding noise would.
-    varies = std > 1e-6 * everything.abs().amax((0, 1)).clamp(min=1e-12)
-    scale = torch.where(varies, 1 / std, 0.0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(probing.probe_seed)
-        classifier = nn.Linear(everything.shape[2], int(max(labels.max(), test_labels.max())) + 1)
-    optimizer = torch.optim.AdamW(
-        classifier.parameters(), lr=probing.linear_learning_rate, weight_decay=probing.linear_weight_decay
-    )
-    schedule = schedule_of(optimizer, epochs * steps_per_epoch)
-    for epoch in range(epochs):
-        order = shuffled(num_videos, seed=probing.probe_seed, epoch=epoch)
-        for rows in order[: steps_per_epoch * batch].split(batch):
-            logits = classifier((drawn[epoch % len(drawn)][rows] - mean) * scale)
-            loss = F.cross_entropy(logits.flatten(0, 1), labels[rows].repeat_interleave(set_size))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    with torch.inference_mode():
-        scores = classifier((test_VNd - mean) * scale).softmax(-1).mean(1)
-    return _top1(scores, test_labels)
+    width = lessons.view.whole(torch.arange(1)).shape[2]
+    probes = {}
+    for amount in lessons.probing.low_shot:
+        if amount >= 1 and lessons.described.kind != CLASSES:
+            continue
+        rows = _few(lessons, amount)
+        problem = _problem(lessons, lessons.view, rows)
+        fitted = fit(
+            problem,
+            rows,
+            lambda: LinearHead(width, lessons.described.width),
+            lessons.settings[:1],
+            lessons.course(),
+            lessons.seed,
+        )
+        name = f"lowshot_{amount:g}_per_class" if amount >= 1 else f"lowshot_{amount:g}"
+        probes[name] = TrainedProbe(fitted, lessons.settings[0])
+    return probes
+
+
+def clusters(view: View, num_clusters: int, seed: int) -> np.ndarray:
+    """k-means of a side's video representations, centred and at unit norm: the cluster of each, int (videos,)."""
+    videos = centred(view.videos).numpy()
+    return KMeans(min(num_clusters, len(videos)), n_init=10, random_state=seed).fit_predict(videos)
 
 
 def halves_top1(first: Tensor, second: Tensor) -> float:
@@ -109,5 +156,52 @@ def halves_top1(first: Tensor, second: Tensor) -> float:
     return float((nearest == torch.arange(len(first))).float().mean())
 
 
-def _top1(scores: Tensor, labels: Tensor) -> float:
-    return float((scores.argmax(1) == labels).float().mean())
+def _few(lessons: Lessons, amount: float) -> Tensor:
+    side, rows = lessons.view.side, lessons.refit_rows.tolist()
+    order = sorted(rows, key=lambda row: hash_share(f"low-shot {lessons.seed}\0{side.video_ids[row]}"))
+    if lessons.described.kind != CLASSES:
+        return torch.tensor(sorted(order[: max(round(amount * len(order)), 2)]))
+    of_classes: dict[int, list[int]] = {}
+    for row in order:
+        of_classes.setdefault(int(side.targets[row]), []).append(row)
+    kept = [m[: int(amount) if amount >= 1 else max(round(amount * len(m)), 1)] for m in of_classes.values()]
+    return torch.tensor(sorted(row for members in kept for row in members))
+
+
+def _problem(lessons: Lessons, inputs: Inputs, rows: Tensor) -> Problem:
+    if isinstance(inputs, View):
+        mean, scale = inputs.standardisation(rows)
+    else:  # a head that standardises for itself
+        mean, scale = torch.zeros(1), torch.ones(1)
+    return Problem(inputs, lessons.view.side.targets, lessons.described, mean, scale)
+
+
+def _chosen(
+    lessons: Lessons, make_head: Callable[[], nn.Module], course: Course, inputs: Inputs | None = None
+) -> TrainedProbe:
+    """Fit the whole grid on one part of the training split, compare on the other, fit the best on all of it."""
+    inputs, settings = inputs or lessons.view, lessons.settings
+    best = settings[0]
+    if len(settings) > 1 and len(lessons.choice_rows):
+        rows = lessons.fit_rows
+        grid = fit(_problem(lessons, inputs, rows), rows, make_head, settings, course, lessons.seed)
+        scores = grid.scores(inputs, lessons.choice_rows)
+        wanted = lessons.view.side.targets[lessons.choice_rows]
+        worth = [_worth(of, wanted, lessons.described) for of in scores]
+        best = settings[max(range(len(settings)), key=worth.__getitem__)]
+    rows = lessons.refit_rows
+    fitted = fit(_problem(lessons, inputs, rows), rows, make_head, [best], course, lessons.seed)
+    return TrainedProbe(fitted, best)
+
+
+def _worth(scores: Tensor, targets: Tensor, described: Targets) -> tuple[float, float]:
+    """The probe's own measure, then the likelihood: few videos cannot tell all settings apart by the first."""
+    [measured] = measured_scores("choice", scores, targets, described)
+    if described.kind == CLASSES:
+        likelihood = -F.nll_loss(scores.clamp(min=1e-12).log(), targets)
+    elif described.kind == MULTILABEL:
+        likelihood = -F.binary_cross_entropy(scores, targets)
+    else:
+        likelihood = -F.mse_loss(scores, targets)
+    value = measured.value()
+    return (value if measured.more_is_better else -value), float(likelihood)

@@ -21,12 +21,27 @@ def set_tokens(aggregator: Aggregator, features: Tensor, positions: Tensor) -> T
     return torch.cat([aggregator(some.to(device).float(), at.to(device))[0].to(features.device) for some, at in parts])
 
 
+def tokens_of_clips(aggregator: Aggregator, features: Tensor, positions: Tensor, ensemble: int = 0) -> Tensor:
+    """For every clip the set token of its set, float32 (videos, V, E).
+
+    All clips of a video are one set, or, with an `ensemble`, dealt into sets of at most so many clips: of a
+    long video the aggregator then sees sets of the size that it was trained on.
+    """
+    num_clips = features.shape[1]
+    num_sets = -(-num_clips // ensemble) if ensemble else 1
+    tokens = [set_tokens(aggregator, features[:, n::num_sets], positions[:, n::num_sets]) for n in range(num_sets)]
+    return torch.stack(tokens, 1)[:, torch.arange(num_clips) % num_sets]
+
+
 def clip_representations(features: Tensor, tokens: Tensor | None) -> Tensor:
     """`[x, c]` of every clip, float32 (videos, V, D + E): its feature beside the set token of its set.
 
-    Without tokens the feature alone. The mean over V is the video's representation.
+    `tokens` (videos, E), or (videos, V, E) where the clips are of several sets. Without tokens the feature
+    alone. The mean over V is the video's representation.
     """
     features = features.float()
     if tokens is None:
         return features
-    return torch.cat([features, tokens[:, None].expand(-1, features.shape[1], -1)], 2)
+    if tokens.ndim == 2:
+        tokens = tokens[:, None].expand(-1, features.shape[1], -1)
+    return torch.cat([features, tokens], 2)

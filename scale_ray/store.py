@@ -1,6 +1,6 @@
 """The feature store: one backbone's features of many videos, as plain Parquet.
 
-    store.json                    format and fingerprint, written first
+    store.json                    format, fingerprint and how the backbone was had, written first
     videos.parquet                a row a video, replaced as a whole by each run
     features/part-MODE-*.parquet  immutable shards, each whole or absent
     failures/part-*.parquet       the ledger of videos that could not be used
@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -102,7 +102,9 @@ def fingerprint_of(backbone: Mapping[str, Any], sampling: Sampling) -> dict[str,
 class FeatureStore:
     """A store at a folder or URI.
 
-    Opening does not write anything; `create` makes a new store or checks that an old one fits.
+    Opening does not write anything; `create` makes a new store or checks that an old one fits. `made_with`
+    are the options that the backbone was loaded with: its weights are told apart by the fingerprint, these
+    say where to find them.
 
     Raises
     ------
@@ -110,18 +112,22 @@ class FeatureStore:
         On opening, where there is no store or one of another format.
     """
 
+    HEAD, FOLDER, KIND, MADE_BY = "store.json", "features", "a feature store", "extract"
+    ALIKE, FLAG = "the features of one backbone and sampling", "--store"
+
     def __init__(self, location: str) -> None:
         self.location = absolute(location)
-        head = join(self.location, "store.json")
+        head = join(self.location, self.HEAD)
         if not exists(head):
-            raise UserError(f"expected a feature store (made by `scale-ray extract`), found none at {location}")
+            raise UserError(f"expected {self.KIND} (made by `scale-ray {self.MADE_BY}`), found none at {location}")
         described = json.loads(read_bytes(head))
         if described.get("format") != FORMAT:
             raise UserError(f"{location}: expected store format {FORMAT}, found {described.get('format')!r}")
         self.fingerprint: dict[str, Any] = described["fingerprint"]
+        self.made_with: dict[str, Any] = described.get("made_with", {})
 
     @classmethod
-    def create(cls, location: str, fingerprint: Mapping[str, Any]) -> FeatureStore:
+    def create(cls, location: str, fingerprint: Mapping[str, Any], made_with: Mapping[str, Any] | None = None) -> Self:
         """Open the store of this fingerprint at `location`, making it where there is none.
 
         Raises
@@ -134,15 +140,21 @@ class FeatureStore:
             store.require(fingerprint)
             return store
         if list_files(location):
-            raise UserError(f"expected a feature store or an empty folder, found other files at {location}")
-        text = json.dumps({"format": FORMAT, "fingerprint": fingerprint}, indent=2)
-        with written_whole(join(absolute(location), "store.json")) as file:
+            raise UserError(f"expected {cls.KIND} or an empty folder, found other files at {location}")
+        described = {"format": FORMAT, "fingerprint": fingerprint, "made_with": dict(made_with or {})}
+        text = json.dumps(described, indent=2)
+        with written_whole(join(absolute(location), cls.HEAD)) as file:
             file.write(text.encode())
         return cls(location)
 
-    @staticmethod
-    def present(location: str) -> bool:
-        return exists(join(absolute(location), "store.json"))
+    @classmethod
+    def present(cls, location: str) -> bool:
+        return exists(join(absolute(location), cls.HEAD))
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What an aggregator that is trained on this store has to know of it."""
+        return {**self.fingerprint, **({"made_with": self.made_with} if self.made_with else {})}
 
     def require(self, fingerprint: Mapping[str, Any]) -> None:
         ours, theirs = _flat(self.fingerprint), _flat(json.loads(json.dumps(fingerprint)))
@@ -153,8 +165,8 @@ class FeatureStore:
         ]
         if differing:
             raise UserError(
-                f"{self.location}: expected the features of one backbone and sampling, found another: "
-                f"{'; '.join(differing)}. Use another --store"
+                f"{self.location}: expected {self.ALIKE}, found another: {'; '.join(differing)}. "
+                f"Use another {self.FLAG}"
             )
 
     def part_name(self, mode: str, video_ids: Iterable[str], made_by: str = "plan") -> str:
@@ -183,7 +195,7 @@ class FeatureStore:
                 },
             }
         )
-        self.write(table, "features", part_name)
+        self.write(table, self.FOLDER, part_name)
 
     def enter_failures(self, failures: Sequence[Failure]) -> None:
         """Append entries to the ledger; the newest attempt at a video counts."""
@@ -195,7 +207,7 @@ class FeatureStore:
 
     def done(self, mode: str) -> set[str]:
         """Ids of the videos whose clips of this mode are stored."""
-        found = self._read_parts(f"features/part-{mode}-", ["video_id"])
+        found = self._read_parts(f"{self.FOLDER}/part-{mode}-", ["video_id"])
         return set() if found is None else set(found["video_id"].to_pylist())
 
     def failures(self) -> list[Failure]:
@@ -277,12 +289,24 @@ class FeatureStore:
         """Side (train, validation or test) of every video in one split, by id; no entry for the others.
 
         Without a name: the split called `default`, else the first of several official ones.
+
+        Raises
+        ------
+        UserError
+            Where there is no split of this name.
         """
         videos = self.videos()
         by_id = dict(zip(videos["video_id"].to_pylist(), map(dict, videos["splits"].to_pylist()), strict=True))
         names = sorted({known for sides in by_id.values() for known in sides})
+        if name is not None and name not in names:
+            raise UserError(f"split: expected one of {', '.join(names) or 'none at all'}, found {name!r}")
         chosen = name or (DEFAULT if DEFAULT in names or not names else names[0])
         return {video_id: sides[chosen] for video_id, sides in by_id.items() if chosen in sides}
+
+    def split_names(self) -> list[str]:
+        """Names of the splits, in order; the one that counts where none is named comes first."""
+        names = {name for sides in self.videos()["splits"].to_pylist() for name, _ in sides}
+        return sorted(names, key=lambda name: (name != DEFAULT, name))
 
     def labels(self) -> dict[str, str]:
         """Label of every labelled video, by id."""
@@ -300,7 +324,7 @@ class FeatureStore:
         return sum(file.size for file in list_files(self.location))
 
     def _measured(self) -> dict[str, dict[str, Any]]:
-        table = self._read_parts("features/part-", ["video_id", *GEOMETRY.names])
+        table = self._read_parts(f"{self.FOLDER}/part-", ["video_id", *GEOMETRY.names])
         return {} if table is None else {row["video_id"]: row for row in table.to_pylist()}
 
     def parts(self, prefix: str) -> list[str]:

@@ -97,6 +97,14 @@ class StoredClips:
         self.read_into(features, positions)
         return ClipFeatures(self.video_ids, features, positions)
 
+    def read_positions(self) -> np.ndarray:
+        """The positions alone, float32 (videos, clips, 7), in pixels and seconds."""
+        positions = np.empty(self.shapes[1], np.float32)
+        for part in self.parts:
+            table = self.store.read_part(part.path, ["positions"])
+            positions[part.places] = _values(table["positions"])[part.rows]
+        return positions
+
     def read_rows(self, part: int, begin: int, end: int) -> ClipFeatures:
         """Wanted rows `begin` to `end` of one shard, in the shard's own order."""
         chosen = self.parts[part]
@@ -111,22 +119,23 @@ class StoredClips:
         return (_values(table[name])[rows] for name in ("features", "positions"))
 
 
-def training_clips(store: FeatureStore, held_out_share: float = 0.0) -> tuple[StoredClips, StoredClips]:
+def training_clips(
+    store: FeatureStore, held_out_share: float = 0.0, *, split: str | None = None, everything: bool = False
+) -> tuple[StoredClips, StoredClips]:
     """What the aggregator may see, `train` clips of the training split: to train on, and held out of it.
 
     Held out are about so many of 1, by a hash of the group (of the id where there is none), so that no
-    group is on both sides.
+    group is on both sides. With `everything` all videos are taken, whatever their side.
     """
-    groups = store.groups()
-    train = [video_id for video_id, side in store.splits().items() if side == "train"]
+    groups, sides = store.groups(), store.splits(split)
+    train = [video_id for video_id in groups if everything or sides.get(video_id) == "train"]
     held_out = {i for i in train if hash_share(f"validation\0{groups[i]}") < held_out_share}
     return StoredClips(store, "train", set(train) - held_out), StoredClips(store, "train", held_out)
 
 
-def read_clips(store: FeatureStore, mode: str, split: str | None = None) -> ClipFeatures:
-    """Stored clips of one mode, in the order of the ids; of one side of the split only, if given."""
-    wanted = None if split is None else {i for i, of in store.splits().items() if of == split}
-    return StoredClips(store, mode, wanted).read()
+def read_clips(store: FeatureStore, mode: str) -> ClipFeatures:
+    """All stored clips of one mode, in the order of the ids."""
+    return StoredClips(store, mode).read()
 
 
 def _part(path: str, rows_and_places: list[tuple[int, int]]) -> _Part:

@@ -11,7 +11,9 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,11 @@ class RunRecord:
         source = f"{self._client.get_run(self.run_id).info.artifact_uri}/{folder}"
         self._client.create_model_version(name, source, self.run_id)
 
+    def model(self, folder: str, name: str) -> None:
+        """Log a folder that `save_video_model` wrote as an artifact folder, and make it a version of a model."""
+        self.file(folder, "model")
+        self.register("model", name)
+
     def flush(self) -> None:
         for start in range(0, len(self._waiting), 1000):
             self._client.log_batch(self.run_id, metrics=self._waiting[start : start + 1000])
@@ -147,8 +154,12 @@ class RunRecord:
         else:
             self._client.log_artifact(self.run_id, path, folder)
 
-    def text(self, text: str, name: str) -> None:
-        self._client.log_text(self.run_id, text, name)
+    def content(self, content: bytes, name: str) -> None:
+        """Log bytes as an artifact of this name."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.write_bytes(content)
+            self._client.log_artifact(self.run_id, str(path))
 
     def __enter__(self) -> RunRecord:
         return self
@@ -159,6 +170,38 @@ class RunRecord:
     def end(self, *, failed: bool = False) -> None:
         self.flush()
         self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+
+
+def save_video_model(folder: str, data: str) -> None:
+    """Wrap what `VideoModel.save` wrote into `data` as an MLflow model in `folder`, with a signature.
+
+    Loading it calls a function of this package; no pickle is read.
+    """
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.string)]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "path"),
+                ColSpec(Array(DataType.float), "vector", required=False),
+                ColSpec(DataType.string, "error", required=False),
+            ]
+        ),
+    )
+    with warnings.catch_warnings():
+        # An example would be a video that lies at the same place on every machine.
+        warnings.filterwarnings("ignore", message=".*input example was not provided")
+        mlflow.pyfunc.save_model(
+            folder,
+            loader_module="scale_ray.video_model",
+            data_path=data,
+            signature=signature,
+            pip_requirements=[f"scale-ray=={__version__}"],
+        )
 
 
 def _provenance() -> dict[str, str]:

@@ -31,7 +31,7 @@ def tidy(store: FeatureStore) -> None:
         if info.base_name.endswith(".unfinished"):
             filesystem.delete_file(info.path)
     for mode in MODES:
-        paths = store.parts(f"features/part-{mode}-")
+        paths = store.parts(f"{store.FOLDER}/part-{mode}-")
         held = {path: store.read_part(path, ["video_id"])["video_id"].to_pylist() for path in paths}
         if sum(map(len, held.values())) == len(set().union(*held.values())):
             continue
@@ -46,7 +46,7 @@ def tidy(store: FeatureStore) -> None:
             if own:
                 rest = store.read_part(path).filter(pa.array([video_id in set(own) for video_id in ids], pa.bool_()))
                 written.add(store.part_name(mode, own, "rest"))
-                store.write(rest, "features", store.part_name(mode, own, "rest"))
+                store.write(rest, store.FOLDER, store.part_name(mode, own, "rest"))
             superseded.append(path)
         _delete(store, superseded, written)
 

@@ -122,7 +122,7 @@ def test_a_probe_of_made_up_features_says_chance(capsys, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     Aggregator(6, AggregatorOptions(width=32), TINY).save(str(tmp_path / "a"))
     with pytest.raises(SystemExit) as ended:
-        main(["probe", "--store", str(store), "--checkpoint", "a", "--json", "--linear-min-steps", "20"])
+        main(["probe", "--store", str(store), "--checkpoint", "a", "--json", "--probe-min-steps", "20"])
     assert ended.value.code == 0
     table = json.loads(capsys.readouterr().out)
     assert [row["representation"] for row in table["rows"]] == [
@@ -132,7 +132,8 @@ def test_a_probe_of_made_up_features_says_chance(capsys, tmp_path, monkeypatch, 
         "with trained aggregator",
         "trained aggregator's set token alone",
     ]
-    assert all(0 <= row[probe] <= 1 for row in table["rows"] for probe in ("knn_top1", "linear_top1"))
+    measures = [row["measures"][probe] for row in table["rows"] for probe in ("knn_top1", "linear_top1")]
+    assert all(0 <= of["low"] <= of["high"] <= 1 and 0 <= of["value"] <= 1 for of in measures)
 
 
 def test_a_configuration_file_sets_defaults_and_flags_go_on_top(tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ def test_many_failures_are_counted_and_some_shown():
     failures = [Failure(f"v{n}", "train", "/v", "open", "broken", "", 1) for n in range(30)]
     lines = ExtractionSummary("s", 100, 70, 30, 0, 70, False, failures).lines()
     assert len(lines) == 2 + 20 + 1
-    assert lines[-1] == "  and 10 more: `scale-ray store s` lists them all"
+    assert lines[-1] == "  and 10 more: the ledger in s/failures lists them all"
 
 
 def test_the_plan_covers_every_video_once_in_order(videos, tmp_path, monkeypatch):

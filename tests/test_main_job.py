@@ -184,7 +184,7 @@ def test_a_probe_prints_the_table_and_draws_the_picture(scale_ray: Command, extr
     ended = scale_ray("probe", "--store", extracted.store, "--runs", trained, "--checkpoint", "first")
     assert ended.code == 0, ended.err
     assert "with trained aggregator" in ended.out
-    assert (trained / "first" / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert (trained / "first" / "probe" / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_sweep_is_a_parent_with_finished_children(
@@ -274,4 +274,4 @@ def test_the_pipeline_runs_as_a_submitted_job(head: str, extracted: Extracted, v
         time.sleep(2)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "with trained aggregator" in ended.stdout
-    assert (tmp_path / "runs" / "job" / "results.png").exists()
+    assert (tmp_path / "runs" / "job" / "probe" / "results.png").exists()

@@ -3,10 +3,12 @@ import io
 import pytest
 from PIL import Image
 
-from scale_ray.evaluation import ProbeRow, ProbeTable
+from scale_ray.measures import Estimate
 from scale_ray.plots import results_picture
+from scale_ray.tables import ProbeRow, ProbeTable
 
-TABLE = ProbeTable([ProbeRow("backbone feature alone", 0.5, 0.6)], 20, 10, 2, 0.5)
+ROW = ProbeRow("backbone feature alone", {"knn_top1": Estimate(0.5, 0.4, 0.6, [0.5])})
+TABLE = ProbeTable([ROW], {}, 0.5, "classes", "default", 20, 10, 10, 2, 1)
 
 
 @pytest.mark.parametrize("left_out", ["", "set_loss", "clip_loss"])

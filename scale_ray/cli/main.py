@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from scale_ray import __version__
-from scale_ray.cli import pipeline, stages, views
+from scale_ray.cli import pipeline, stages, vectors, views
 from scale_ray.errors import RunFailed, UserError
 
 
@@ -39,6 +39,9 @@ for subcommand in (
     stages.pretrain,
     stages.probe,
     stages.sweep,
+    vectors.embed,
+    vectors.neighbours,
+    vectors.export,
     pipeline.pipeline,
     views.ui,
 ):

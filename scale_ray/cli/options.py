@@ -83,6 +83,12 @@ def store_option(function: Command) -> Command:
     )(function)
 
 
+def checkpoint_option(function: Command) -> Command:
+    return click.option(
+        "--checkpoint", required=True, metavar="RUN", help="A run's name or folder, or an aggregator's folder."
+    )(function)
+
+
 def runs_option(function: Command) -> Command:
     return click.option(
         "--runs",
@@ -100,8 +106,8 @@ def run_option(default: str | None = None) -> Callable[[Command], Command]:
     )
 
 
-class NumberList(click.ParamType):
-    """Numbers separated by commas."""
+class ValueList(click.ParamType):
+    """Numbers or names separated by commas."""
 
     name = "LIST"
 
@@ -112,7 +118,7 @@ class NumberList(click.ParamType):
         if not isinstance(value, str):
             return tuple(value)
         try:
-            return tuple(self.plain(part) for part in value.split(",") if value)
+            return tuple(self.plain(part.strip()) for part in value.split(",") if value)
         except ValueError:
             self.fail(f"expected {self.plain.__name__}s separated by commas, found {value!r}", param, context)
 
@@ -126,7 +132,7 @@ def sweep_options(section: type[Options]) -> Callable[[Command], Command]:
             function = click.option(
                 flag_of(field.name),
                 f"grid__{field.name}",
-                type=NumberList(option_types(section)[field.name][0]),
+                type=ValueList(option_types(section)[field.name].plain),
                 default=",".join(map(str, tried)),
                 show_default=True,
                 help=f"{field.metadata['help']} The values to try.",
@@ -137,14 +143,15 @@ def sweep_options(section: type[Options]) -> Callable[[Command], Command]:
 
 
 def _click_option(section: type[Options], field: dataclasses.Field) -> Callable[[Command], Command]:
-    plain, _ = option_types(section)[field.name]
+    plain, _, item = option_types(section)[field.name]
     unit, default = field.metadata["unit"], field.default
     if plain is bool:
         keywords: dict[str, Any] = {"is_flag": True}
         shown = ""
     else:
-        keywords = {"type": NumberList(float) if plain is tuple else plain}
-        shown = "" if default is None else "  [" + " ".join(filter(None, [str(default), unit])) + "]"
+        keywords = {"type": ValueList(item) if plain is tuple else plain}
+        told = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        shown = "" if default is None else "  [" + " ".join(filter(None, [told, unit])) + "]"
     return click.option(
         flag_of(field.name),
         f"{section.section}__{field.name}",

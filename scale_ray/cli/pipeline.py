@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from scale_ray.config import (
     ObjectiveOptions,
     PretrainConfig,
     Probing,
+    Representing,
     Sampling,
     Sets,
+    Splits,
     Tracking,
     Training,
 )
@@ -49,6 +51,7 @@ DEMO_VIDEOS_PER_CLASS = 40
     Sampling,
     BackboneOptions,
     Extraction,
+    Splits,
     Sets,
     AggregatorOptions,
     ObjectiveOptions,
@@ -68,6 +71,7 @@ def pipeline(
     sampling: Sampling,
     backbone: BackboneOptions,
     extraction: Extraction,
+    splits: Splits,
     sets: Sets,
     aggregator: AggregatorOptions,
     objective: ObjectiveOptions,
@@ -88,7 +92,7 @@ def pipeline(
         sampling=sampling,
         backbone=backbone,
         extraction=extraction,
-        config=PretrainConfig(sets, aggregator, objective, training, ingest),
+        config=PretrainConfig(splits, sets, aggregator, objective, training, ingest),
         probing=probing,
         tracking=tracking,
         cluster=cluster,
@@ -161,7 +165,17 @@ def run_pipeline(
             verbose=caller.verbose,
         )
         stage("probe")
-        table = probe(store, run, runs, probing=probing, tracking=tracking, quiet=caller.quiet)
+        [table], _ = probe(
+            store,
+            run,
+            runs,
+            probing=probing,
+            representing=Representing(),
+            splits=config.splits,
+            ingest=config.ingest,
+            tracking=tracking,
+            quiet=caller.quiet,
+        )
     ends = [*list(took_s.values())[1:], time.monotonic()]
     times_s = {name: round(end - began, 1) for (name, began), end in zip(took_s.items(), ends, strict=True)}
     picture = picture_of(folder)
@@ -172,7 +186,7 @@ def run_pipeline(
         "took " + ", ".join(f"{name} {value} s" for name, value in times_s.items()),
         f"picture: {picture}",
     ]
-    return lines, {"table": asdict(table), "seconds": times_s, "picture": picture, "aggregator": folder.aggregator}
+    return lines, {"table": table.values(), "seconds": times_s, "picture": picture, "aggregator": folder.aggregator}
 
 
 def _own_command() -> str:

@@ -18,9 +18,11 @@ from scale_ray.config import (
     ObjectiveOptions,
     PretrainConfig,
     Probing,
+    Representing,
     Sampling,
     Searching,
     Sets,
+    Splits,
     Tracking,
     Training,
 )
@@ -75,12 +77,13 @@ def extract(
 @store_option
 @run_option()
 @runs_option
-@command(Sets, AggregatorOptions, ObjectiveOptions, Training, Ingest, Tracking, Cluster)
+@command(Splits, Sets, AggregatorOptions, ObjectiveOptions, Training, Ingest, Tracking, Cluster)
 def pretrain(
     caller: Caller,
     store: str,
     run: str,
     runs: str,
+    splits: Splits,
     sets: Sets,
     aggregator: AggregatorOptions,
     objective: ObjectiveOptions,
@@ -99,7 +102,7 @@ def pretrain(
         caller.place("--store", store),
         run,
         caller.place("--runs", runs),
-        config=PretrainConfig(sets, aggregator, objective, training, ingest),
+        config=PretrainConfig(splits, sets, aggregator, objective, training, ingest),
         tracking=tracking,
         cluster=cluster,
         say=caller.say,
@@ -121,22 +124,49 @@ def pretrain(
 
 @click.command()
 @store_option
-@click.option("--checkpoint", required=True, metavar="RUN", help="A run's name or folder, or an aggregator's folder.")
+@click.option(
+    "--checkpoint",
+    required=True,
+    metavar="RUN",
+    help="A run's name or folder, or an aggregator's folder; several by commas, one a seed.",
+)
 @runs_option
-@command(Probing, Tracking)
-def probe(caller: Caller, store: str, checkpoint: str, runs: str, probing: Probing, tracking: Tracking) -> int:
-    """k-NN and linear top-1 of the representations, beside their baselines."""
+@click.option("--out", metavar="DIR", help="Where tables and pictures go; RUN/probe by default.")
+@command(Probing, Representing, Splits, Ingest, Tracking)
+def probe(
+    caller: Caller,
+    store: str,
+    checkpoint: str,
+    runs: str,
+    out: str | None,
+    probing: Probing,
+    representing: Representing,
+    splits: Splits,
+    ingest: Ingest,
+    tracking: Tracking,
+) -> int:
+    """What the representations are worth, beside their baselines.
+
+    Classes, several labels or numbers are told from them by k-NN, by trained probes and by retrieval. Settings
+    are chosen on a part of the training split; the test split is only scored.
+    """
     from scale_ray.reporting import probe as run_probe
 
-    table = run_probe(
+    tables, folder = run_probe(
         caller.place("--store", store),
         checkpoint,
         caller.place("--runs", runs),
         probing=probing,
+        representing=representing,
+        splits=splits,
+        ingest=ingest,
         tracking=tracking,
+        out=caller.place("--out", out) if out else None,
         quiet=caller.quiet,
     )
-    caller.answer(table.lines(), asdict(table))
+    lines = [line for table in tables for line in ([f"split {table.split}"] * (len(tables) > 1) + table.lines())]
+    values = tables[0].values() if len(tables) == 1 else {"splits": [table.values() for table in tables]}
+    caller.answer([*lines, *([f"tables and pictures: {folder}"] if folder else [])], {**values, "folder": folder})
     return 0
 
 
@@ -145,12 +175,13 @@ def probe(caller: Caller, store: str, checkpoint: str, runs: str, probing: Probi
 @run_option("sweep")
 @runs_option
 @sweep_options(Sets)
-@command(AggregatorOptions, ObjectiveOptions, Training, Searching, Probing, Tracking, Cluster)
+@command(Splits, AggregatorOptions, ObjectiveOptions, Training, Searching, Probing, Tracking, Cluster)
 def sweep(
     caller: Caller,
     store: str,
     run: str,
     runs: str,
+    splits: Splits,
     aggregator: AggregatorOptions,
     objective: ObjectiveOptions,
     training: Training,
@@ -168,7 +199,7 @@ def sweep(
         run,
         caller.place("--runs", runs),
         {f"{Sets.section}.{name.removeprefix('grid__')}": values for name, values in grid.items() if values},
-        config=PretrainConfig(Sets(), aggregator, objective, training),
+        config=PretrainConfig(splits, Sets(), aggregator, objective, training),
         searching=searching,
         probing=probing,
         tracking=tracking,

@@ -16,6 +16,7 @@ import atexit
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +25,30 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from scale_ray.config import BackboneOptions, Cluster, CorpusOptions, Extraction, Sampling
+from scale_ray.config import (
+    BackboneOptions,
+    BackboneSource,
+    Cluster,
+    CorpusOptions,
+    Embedding,
+    Extraction,
+    Representing,
+    Sampling,
+    Splits,
+)
 from scale_ray.corpus import read_corpus
 from scale_ray.decoder_process import Decoder
 from scale_ray.distributed.cluster import connected
 from scale_ray.errors import RunFailed
-from scale_ray.extraction import ExtractionSummary, Run, opened_targets
+from scale_ray.extraction import ExtractionSummary, Run, Target, opened_targets
+from scale_ray.lease import held
 from scale_ray.pixel_blocks import decode_videos, pixels_of, video_bytes
 from scale_ray.progress import Progress
 from scale_ray.resources import Size, sizes_of
+from scale_ray.upkeep import tidy
 
 if TYPE_CHECKING:  # the decoding tasks import this module, and do without torch: 4 s and 500 MB each
+    from scale_ray.aggregator import Aggregator
     from scale_ray.backbones import Backbone
 
 # How often a shard is tried whose videos did not all come back, as when a worker died in the middle.
@@ -64,18 +78,67 @@ def extract(
     listed = read_corpus(videos, corpus, leave_out=store)
     say(f"{len(listed.videos)} files in {videos} ({listed.split_note})")
     with opened_targets(store, backbone, sampling) as targets:
-        run = Run(listed, targets, extraction)
-        if run.shards:
-            with (
-                connected(cluster, verbose=verbose) as size,
-                Progress("extract", run.num_pending, "videos", quiet=quiet) as progress,
-            ):
-                for _ in range(_ROUNDS):
-                    if run.incomplete():
-                        _stream(run, sampling, extraction, size, progress)
-            if run.incomplete():
-                raise RunFailed(f"{len(run.incomplete())} shards did not come back from the cluster; run it again")
-        return run.finish()
+        return _through(Run(listed, targets, extraction), "extract", sampling, extraction, cluster, quiet, verbose)
+
+
+def embed_videos(
+    videos: str,
+    out: str,
+    aggregator: Aggregator,
+    *,
+    corpus: CorpusOptions,
+    splits: Splits,
+    extraction: Extraction,
+    representing: Representing,
+    embedding: Embedding,
+    source: BackboneSource,
+    cluster: Cluster,
+    say: Callable[[str], None],
+    quiet: bool = False,
+    verbose: bool = False,
+) -> ExtractionSummary:
+    """Vectors of every video that the folder `out` does not hold yet, from the files, with no features stored.
+
+    Backbone and sampling are those of the aggregator; mode `auto` is `eval` here. The same stream as an
+    extraction's: its ledger, its lease and its commits.
+
+    Raises
+    ------
+    UserError
+        Before anything is written, where the videos, the backbone or the folder cannot be used.
+    """
+    from scale_ray.vectors import VectorStore, fingerprint_of_vectors
+    from scale_ray.video_model import backbone_of, sampling_of
+
+    listed = read_corpus(videos, corpus, leave_out=out)
+    say(f"{len(listed.videos)} files in {videos}")
+    sampling, encoder = sampling_of(aggregator.origin), backbone_of(aggregator.origin, source.weights_at)
+    if extraction.mode == "auto":
+        extraction = replace(extraction, mode="eval")
+    vectors = VectorStore.create(out, fingerprint_of_vectors(aggregator, representing, per_clip=embedding.per_clip))
+    vectors.prepare(aggregator, representing, per_clip=embedding.per_clip, split=splits.split)
+    with held(vectors.location) as lease:
+        tidy(vectors)
+        run = Run(listed, [Target(encoder, vectors, lease)], extraction)
+        [summary] = _through(run, "embed", sampling, extraction, cluster, quiet, verbose)
+    return summary
+
+
+def _through(
+    run: Run, what: str, sampling: Sampling, extraction: Extraction, cluster: Cluster, quiet: bool, verbose: bool
+) -> list[ExtractionSummary]:
+    """Stream what is pending, until it is committed."""
+    if run.shards:
+        with (
+            connected(cluster, verbose=verbose) as size,
+            Progress(what, run.num_pending, "videos", quiet=quiet) as progress,
+        ):
+            for _ in range(_ROUNDS):
+                if run.incomplete():
+                    _stream(run, sampling, extraction, size, progress)
+        if run.incomplete():
+            raise RunFailed(f"{len(run.incomplete())} shards did not come back from the cluster; run it again")
+    return run.finish()
 
 
 def _stream(run: Run, sampling: Sampling, extraction: Extraction, size: Size, progress: Progress) -> None:

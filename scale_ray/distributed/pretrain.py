@@ -24,13 +24,14 @@ from scale_ray.config import Cluster, PretrainConfig, Probing, Tracking
 from scale_ray.distributed.channel import Channel, Listener
 from scale_ray.distributed.cluster import connected
 from scale_ray.errors import RunFailed, UserError
-from scale_ray.evaluation import TrainingMonitor
 from scale_ray.ingest import Held, opened_source
+from scale_ray.monitoring import TrainingMonitor
 from scale_ray.progress import Progress
 from scale_ray.resources import Size
 from scale_ray.runs import RunFolder
+from scale_ray.seen import trained_on
 from scale_ray.store import FeatureStore
-from scale_ray.stored_clips import training_clips
+from scale_ray.stored_clips import StoredClips, training_clips
 from scale_ray.tracking import Experiment, RunRecord
 from scale_ray.training import Metrics, Trainer, check_trainable, final_weights, fit
 
@@ -64,7 +65,7 @@ def pretrain(
     """
     features_store = FeatureStore(store)
     folder = RunFolder(runs, run)
-    clips, held_out = training_clips(features_store, config.training.held_out_share)
+    clips, held_out = _clips(features_store, config)
     check_trainable(len(clips), clips.num_clips, config.sets.set_size)
     if config.training.held_out_share and not len(held_out):
         raise UserError(
@@ -84,8 +85,18 @@ def pretrain(
             aside = f" ({len(held_out)} held out)" if len(held_out) else ""
             say(f"training on {len(clips)} videos{aside} with {told}")
             state = _train(folder, features_store, config, workers, size, record, quiet, say)
-            _finish(folder, features_store, config, state, clips.feature_width, record, tracking.register)
+            _finish(folder, features_store, config, state, clips, record, tracking.register)
     return folder
+
+
+def _clips(store: FeatureStore, config: PretrainConfig) -> tuple[StoredClips, StoredClips]:
+    """What is trained on, and what is held out of it."""
+    return training_clips(
+        store,
+        config.training.held_out_share,
+        split=config.splits.split,
+        everything=config.training.pretrain_on == "all",
+    )
 
 
 def _workers(config: PretrainConfig, size: Size, num_videos: int) -> tuple[int, int]:
@@ -175,7 +186,7 @@ def _train_share(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     device = get_device()
     store = FeatureStore(job["store"])
-    clips, held_out = training_clips(store, config.training.held_out_share)
+    clips, held_out = _clips(store, config)
     source = opened_source(clips, config.ingest, device, context.get_local_world_size())
     first = context.get_world_rank() == 0
     trainer = Trainer(
@@ -269,11 +280,12 @@ def _finish(
     store: FeatureStore,
     config: PretrainConfig,
     state: Mapping[str, Any],
-    feature_width: int,
+    clips: StoredClips,
     record: RunRecord,
     register: str | None,
 ) -> None:
-    aggregator = Aggregator(feature_width, config.aggregator, store.fingerprint)
+    seen = trained_on(store, clips.video_ids, config.sets.set_size)
+    aggregator = Aggregator(clips.feature_width, config.aggregator, store.origin, seen)
     aggregator.load_state_dict(final_weights(state, config))
     folder.write_history(state["history"])
     with tempfile.TemporaryDirectory() as local:

@@ -98,7 +98,7 @@ def sweep(
     from scale_ray.training import check_trainable
 
     features_store = FeatureStore(store)
-    train, validation = validation_split(features_store, searching.validation_share)
+    train, validation = validation_split(features_store, searching.validation_share, config.splits.split)
     for name, values in grid.items():
         for value in values:
             check_trainable(len(train), train.num_clips, config.with_values({name: value}).sets.set_size)
@@ -127,7 +127,7 @@ def sweep(
     return SweepResult(settings, len(train), len(validation))
 
 
-def validation_split(store: FeatureStore, share: float) -> tuple[StoredClips, StoredClips]:
+def validation_split(store: FeatureStore, share: float, name: str | None = None) -> tuple[StoredClips, StoredClips]:
     """The training split cut in two: to train on, and to rank settings with.
 
     Raises
@@ -135,7 +135,7 @@ def validation_split(store: FeatureStore, share: float) -> tuple[StoredClips, St
     UserError
         Where either part would be empty.
     """
-    train, validation = training_clips(store, share)
+    train, validation = training_clips(store, share, split=name)
     if not len(train) or not len(validation):
         raise UserError(
             f"validation_share: expected videos on both sides, found {len(train)} to train on and "
@@ -204,13 +204,14 @@ def _trial(
     """One setting, trained to the end in this process."""
     import torch
 
-    from scale_ray.evaluation import validation_monitor
     from scale_ray.ingest import Held
+    from scale_ray.monitoring import validation_monitor
     from scale_ray.training import Metrics, Trainer, fit
 
     setting = PretrainConfig.from_dict(config).with_values(values)
     features_store = FeatureStore(store)
-    split = validation_split(features_store, Searching.from_dict(searching).validation_share)
+    share = Searching.from_dict(searching).validation_share
+    split = validation_split(features_store, share, setting.splits.split)
     train, validation = (clips.read() for clips in split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(Held.of(train, device), setting, device=device, held_out=Held.of(validation, device))

@@ -1,0 +1,11 @@
+"""`scale-ray embed` as a Ray job: the same options, but paths must be absolute or URIs.
+
+ray job submit --working-dir . -- python jobs/embed.py ARGUMENTS
+"""
+
+import sys
+
+from scale_ray.cli.main import main
+
+if __name__ == "__main__":
+    main(["embed", *sys.argv[1:]], job=True)

@@ -1,0 +1,52 @@
+"""What an aggregator saw of a corpus while it was trained, and what a table has to say of that."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scale_ray.store import FeatureStore
+
+
+def trained_on(store: FeatureStore, video_ids: Sequence[str], set_size: int) -> dict[str, Any]:
+    """Which videos an aggregator was trained on, in numbers: goes with it wherever it goes.
+
+    Videos, those of them that nobody labelled, for every split those of each side, the clips of a set, and a
+    digest of the store's ids.
+    """
+    ids = set(video_ids)
+    videos = store.videos().select(["video_id", "label", "labels", "target", "splits"]).to_pylist()
+    seen = [row for row in videos if row["video_id"] in ids]
+    sides = Counter((name, side) for row in seen for name, side in row["splits"])
+    return {
+        "videos": len(seen),
+        "unlabelled": sum(all(row[name] is None for name in ("label", "labels", "target")) for row in seen),
+        "splits": {name: {side: n for (of, side), n in sides.items() if of == name} for name in store.split_names()},
+        "set_size": set_size,
+        "store": _digest(row["video_id"] for row in videos),
+    }
+
+
+def notes_on(seen: Mapping[str, Any], store: FeatureStore, split: str) -> list[str]:
+    """What a reader of a table must know of the pretraining; nothing where it saw the training split alone."""
+    if not seen:
+        return ["the aggregator's folder does not say which videos it was trained on"]
+    if seen["store"] != _digest(store.videos()["video_id"].to_pylist()):
+        return [
+            f"the aggregator was trained on {seen['videos']} videos of another corpus, or of another state of this one"
+        ]
+    told = []
+    if tested := seen["splits"].get(split, {}).get("test", 0):
+        told.append(f"{tested} test videos")
+    if seen["unlabelled"]:
+        told.append(f"{seen['unlabelled']} videos that nobody labelled")
+    return [f"transductive: the aggregator also saw {' and '.join(told)}, without labels"] if told else []
+
+
+def _digest(video_ids: Any) -> str:
+    digest = hashlib.blake2b(digest_size=10)
+    for video_id in sorted(video_ids):
+        digest.update(f"{video_id}\0".encode())
+    return digest.hexdigest()
