@@ -134,7 +134,6 @@ class BackboneOptions(Options):
         "float32",
         "What the backbone computes in; less than float32 pays on CUDA only.",
         check=one_of("float32", "float16", "bfloat16"),
-        main=True,
     )
 
     def __post_init__(self) -> None:
@@ -418,14 +417,12 @@ class Probing(Options):
 
     probes: tuple[str, ...] = option(
         ("knn", "linear", "retrieval", "clustering"),
-        "Of knn, linear, mlp, attentive, finetuned, lowshot, retrieval, clustering; or all.",
+        "Probes by name, or all.",
         check=each(one_of(*PROBES, "all")),
         main=True,
     )
-    target: str = option("auto", "What is to be told: label, labels, target or a column of the manifest.", main=True)
-    probe_seeds: int = option(
-        1, "Seeds, from --probe-seed on; of several checkpoints one each.", check=at_least(1), main=True
-    )
+    target: str = option("auto", "Column that is told, such as label.", main=True)
+    probe_seeds: int = option(1, "Seeds of the probes, from --probe-seed on.", check=at_least(1), main=True)
     probe_seed: int = option(0, "First seed of the probes.", check=at_least(0))
     knn_k: tuple[int, ...] = option(
         (20, 5, 10, 50),
@@ -446,7 +443,7 @@ class Probing(Options):
         "Share of the training split, by group, that chooses where no validation videos are given.",
         check=Check("in (0, 1)", lambda value: 0 < value < 1),
     )
-    probe_epochs: int = option(60, "Epochs of trained probes.", check=at_least(1), main=True)
+    probe_epochs: int = option(60, "Epochs of trained probes.", check=at_least(1))
     probe_min_steps: int = option(1000, "Least steps of them: a small corpus gets more epochs.", check=at_least(1))
     probe_draws: int = option(32, "Draws of clip sets before they come round again.", check=at_least(1))
     probe_batch: int = option(512, "Videos of one batch.", check=at_least(1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -130,13 +130,17 @@ def _train(
     epochs: int,
 ) -> Fitted:
     targets, target_mean, target_std = _standardised(problem, rows)
+    # The weights of all heads lie one behind the other; the optimiser has a view of each setting's.
+    parameters = [dict(head.named_parameters()) for head in heads]
+    weights = {name: torch.stack([of[name].detach() for of in parameters]) for name in parameters[0]}
+    of_settings = [{name: all_of[g] for name, all_of in weights.items()} for g in range(len(heads))]
     groups = [
-        {"params": [p for p in head.parameters() if (p.ndim > 1) == decays], "lr": setting.learning_rate}
+        {"params": [p for p in of.values() if (p.ndim > 1) == decays], "lr": setting.learning_rate}
         | {"weight_decay": setting.weight_decay if decays else 0.0}
-        for head, setting in zip(heads, settings, strict=True)
+        for of, setting in zip(of_settings, settings, strict=True)
         for decays in (True, False)
     ]
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW(groups, fused=True)
     schedule = schedule_of(optimizer, epochs * steps_per_epoch)
     for head in heads:
         head.train()
@@ -146,25 +150,25 @@ def _train(
         for step, at in enumerate(order[: steps_per_epoch * batch].split(batch)):
             inputs = problem.inputs.drawn(rows[at], course.set_size, seed, draw)
             torch.manual_seed(dropout_seed(seed=seed, step=epoch * steps_per_epoch + step, worker=0, part=0))
-            logits_GBVK = _logits(heads, (inputs - problem.mean) * problem.scale)
-            loss = sum(_loss(logits, targets[at], problem.described.kind) for logits in logits_GBVK)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[union-attr]
+            learned = {name: all_of.detach().requires_grad_() for name, all_of in weights.items()}
+            logits_GBVK = _logits(heads[0], learned, (inputs - problem.mean) * problem.scale)
+            losses = [_loss(logits, targets[at], problem.described.kind) for logits in logits_GBVK]
+            gradients = torch.autograd.grad(torch.stack(losses).sum(), list(learned.values()), materialize_grads=True)
+            for name, all_of in zip(learned, gradients, strict=True):
+                for of, gradient in zip(of_settings, all_of, strict=True):
+                    of[name].grad = gradient.contiguous()  # the fused step takes the strides of the weight
             optimizer.step()
             schedule.step()
-    for head in heads:
+    for head, of in zip(heads, of_settings, strict=True):
+        head.load_state_dict(of, strict=False)  # buffers stay as they are
         head.eval()
     return Fitted(heads, settings, problem, target_mean, target_std)
 
 
-def _logits(heads: Sequence[nn.Module], inputs: Tensor) -> Tensor:
-    """Of all heads at once, (G, B, V or 1, K)."""
-    if len(heads) == 1:
-        return heads[0](inputs)[None]
-    parameters = [dict(head.named_parameters()) for head in heads]
-    stacked = {name: torch.stack([of[name] for of in parameters]) for name in parameters[0]}
+def _logits(head: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """Of all settings at once, (G, B, V or 1, K): `weights` (G, ...) take the place of the head's own."""
     with sdpa_kernel(SDPBackend.MATH):  # the other kernels cannot be batched over models
-        return vmap(lambda weights: functional_call(heads[0], weights, (inputs,)), randomness="different")(stacked)
+        return vmap(lambda of: functional_call(head, of, (inputs,)), randomness="different")(weights)
 
 
 def _loss(logits_BVK: Tensor, targets: Tensor, kind: str) -> Tensor:

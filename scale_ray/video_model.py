@@ -11,10 +11,10 @@ beside it as safetensors, and nothing is executed to load them:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +29,6 @@ from scale_ray.locations import join, read_bytes, written_whole
 from scale_ray.pixel_blocks import video_bytes
 from scale_ray.representation import clip_representations, tokens_of_clips
 from scale_ray.sets import normalised_positions
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _CLIPS_AT_ONCE = 16
 _BACKBONE_FILE = "backbone.safetensors"
@@ -170,10 +167,8 @@ class VideoModel:
         backbone.weights_id = origin["weights"]
         return cls(backbone, aggregator, Representing.from_dict(described["representing"]))
 
-    def predict(
-        self, model_input: Sequence[str] | pd.DataFrame, params: Mapping[str, Any] | None = None
-    ) -> pd.DataFrame:
-        """MLflow's interface: paths in the first column, or as a list, to columns `path`, `vector` and `error`.
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """MLflow's interface: paths, a list or a pandas table's first column, to a table of `path`, `vector`, `error`.
 
         `vector` is a list of floats, None in a row that has an `error`.
         """
@@ -181,13 +176,13 @@ class VideoModel:
 
         paths = model_input.iloc[:, 0].tolist() if isinstance(model_input, pd.DataFrame) else list(model_input)
         rows = self.embed(str(path) for path in paths)
-        return pd.DataFrame(
-            {
-                "path": [row.path for row in rows],
-                "vector": [None if row.vector is None else row.vector.tolist() for row in rows],
-                "error": [row.error for row in rows],
-            }
-        )
+        columns = {
+            "path": [row.path for row in rows],
+            "vector": [None if row.vector is None else row.vector.tolist() for row in rows],
+            "error": [row.error for row in rows],
+        }
+        # As plain objects: a text that is missing is None then, and null in JSON, and not a number that is none.
+        return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
 
 
 def _load_pyfunc(path: str) -> VideoModel:

@@ -1,74 +1,283 @@
+"""Each probe against an independent implementation, or against what must come out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, normalized_mutual_info_score, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 
-from scale_ray.config import Probing
-from scale_ray.probes import halves_top1, knn_top1, linear_top1
-from scale_ray.sets import video_keys
+from scale_ray import probes
+from scale_ray.aggregator import Aggregator
+from scale_ray.config import AggregatorOptions, Probing
+from scale_ray.fitting import Course, Problem, Setting, fit
+from scale_ray.heads import AttentiveHead, FineTunedHead, LinearHead, MlpHead
+from scale_ray.measures import measured_clusters, measured_scores
+from scale_ray.neighbours import centred, knn_scores, retrieval
+from scale_ray.probe_inputs import SetInputs, Tokens, View
+from scale_ray.sets import normalised_positions, video_keys
+from scale_ray.sides import Side
+from scale_ray.targets import CLASSES, MULTILABEL, NUMBERS, Targets
+
+CLIPS = 4
 
 
-def blobs(count: int, classes: int, spread: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    centres = torch.randn(classes, 12, generator=torch.Generator().manual_seed(0))
+def blobs(count: int, classes: int, spread: float, seed: int, width: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
-    return centres[labels] + spread * torch.randn(count, 12, generator=generator), labels
+    return centres[labels] + spread * torch.randn(count, width, generator=generator), labels
+
+
+def side_of(videos: torch.Tensor, targets: torch.Tensor, name: str = "v", noise: float = 0.1) -> Side:
+    """Videos whose clips scatter around one vector each."""
+    generator = torch.Generator().manual_seed(3)
+    clips = videos[:, None] + noise * torch.randn(len(videos), CLIPS, videos.shape[1], generator=generator)
+    positions = normalised_positions(torch.rand(len(videos), CLIPS, 7, generator=generator))
+    ids = [f"{name}{number}" for number in range(len(videos))]
+    return Side(ids, ids, targets, clips, positions, positions, video_keys(ids))
+
+
+def classes_of(count: int) -> Targets:
+    return Targets(CLASSES, [f"class {n}" for n in range(count)], {})
+
+
+def lessons_of(side: Side, described: Targets, probing: Probing | None = None, view: View | None = None):
+    rows = torch.arange(len(side))
+    probing = probing or Probing(probe_min_steps=300, deep_min_steps=100, probe_epochs=1, deep_epochs=1)
+    return probes.Lessons(view or View(side, "feature"), described, rows[::2], rows[1::2], rows, probing, 0)
+
+
+def top1(scores: torch.Tensor, labels: torch.Tensor) -> float:
+    return float((scores.argmax(1) == labels).float().mean())
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.5, 4.0])
 def test_knn_agrees_with_scikit_learn(spread):
     (bank, bank_labels), (queries, query_labels) = blobs(200, 5, spread, 1), blobs(80, 5, spread, 2)
-    probing = Probing(knn_k=20, knn_temperature=0.07)
+    ours = knn_scores(centred(bank), torch.eye(5)[bank_labels], centred(queries), [20, 3], [0.07, 1.0])
 
     def prepared(x: torch.Tensor) -> np.ndarray:
         return torch.nn.functional.normalize(x - x.mean(0), dim=1).numpy()
 
-    # For unit vectors the squared distance is 2 - 2 cosine.
-    theirs = KNeighborsClassifier(20, weights=lambda distance: np.exp((1 - distance**2 / 2) / 0.07), algorithm="brute")
-    theirs.fit(prepared(bank), bank_labels.numpy())
-    expected = theirs.score(prepared(queries), query_labels.numpy())
-    assert knn_top1(bank, bank_labels, queries, query_labels, probing) == pytest.approx(expected, abs=1e-6)
+    for (k, temperature), scores in ours.items():
+        # For unit vectors the squared distance is 2 - 2 cosine.
+        theirs = KNeighborsClassifier(
+            k, weights=lambda d, t=temperature: np.exp((1 - d**2 / 2) / t), algorithm="brute"
+        ).fit(prepared(bank), bank_labels.numpy())
+        np.testing.assert_allclose(scores.numpy(), theirs.predict_proba(prepared(queries)), atol=1e-4)
+        assert top1(scores, query_labels) == pytest.approx(
+            theirs.score(prepared(queries), query_labels.numpy()), abs=1e-6
+        )
 
 
-def linear(train_NVd, train_labels, test_NVd, test_labels):
-    rows = torch.arange(len(train_labels))[:, None]
-    return linear_top1(
-        lambda chosen: train_NVd[rows, chosen],
-        video_keys([str(n) for n in range(len(train_labels))]),
-        train_NVd.shape[1],
-        train_labels,
-        test_NVd,
-        test_labels,
-        Probing(linear_min_steps=600, linear_learning_rate=1e-2, probe_set_size=2),
+def test_knn_in_blocks_is_knn_at_once(monkeypatch):
+    (bank, labels), (queries, _) = blobs(50, 5, 1.0, 1), blobs(23, 5, 1.0, 2)
+    arguments = (centred(bank), torch.eye(5)[labels], centred(queries), [7], [0.07])
+    at_once = knn_scores(*arguments)
+    monkeypatch.setattr("scale_ray.neighbours._NUMBERS_AT_ONCE", 400)
+    in_blocks = knn_scores(*arguments)
+    torch.testing.assert_close(in_blocks[7, 0.07], at_once[7, 0.07])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_retrieval_agrees_with_scikit_learn(several, monkeypatch):
+    monkeypatch.setattr("scale_ray.neighbours._NUMBERS_AT_ONCE", 3000)
+    (bank, bank_labels), (queries, query_labels) = blobs(120, 6, 1.5, 1), blobs(40, 6, 1.5, 2)
+    bank_targets, query_targets = torch.eye(6)[bank_labels], torch.eye(6)[query_labels]
+    if several:
+        bank_targets, query_targets = (t.roll(1, 1) + t for t in (bank_targets, query_targets))
+    hits, precision = retrieval(centred(bank), bank_targets, centred(queries), query_targets, (1, 5, 10))
+    cosine = (centred(queries) @ centred(bank).T).numpy()
+    relevant = (query_targets @ bank_targets.T).numpy() > 0
+    expected = [average_precision_score(wanted, of) for wanted, of in zip(relevant, cosine, strict=True)]
+    np.testing.assert_allclose(precision, expected, atol=1e-6)
+    for k in (1, 5, 10):
+        # The first k of scikit-learn's ranking hold the best of the relevant ones, or they do not.
+        best = np.where(relevant, cosine, -np.inf).argmax(1)
+        theirs = top_k_accuracy_score(best, cosine, k=k, labels=np.arange(120))
+        assert hits[k].mean() == pytest.approx(theirs)
+
+
+def test_a_query_with_nothing_relevant_counts_as_nothing_found():
+    bank = torch.eye(3)
+    hits, precision = retrieval(bank, torch.eye(3), bank, torch.zeros(3, 3), (1,))
+    assert not hits[1].any()
+    assert not precision.any()
+
+
+def test_map_and_nmi_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    wanted = (rng.random((60, 5)) < 0.3).astype(np.float32)
+    wanted[:, 4] = 0  # a label that does not occur among the test videos
+    scores = rng.random((60, 5), np.float32)
+    [measured] = measured_scores(
+        "p", torch.from_numpy(scores), torch.from_numpy(wanted), Targets(MULTILABEL, list("abcde"), {})
     )
+    assert measured.name == "p_map"
+    assert measured.value() == pytest.approx(average_precision_score(wanted[:, :4], scores[:, :4]))
+    clusters, classes = rng.integers(0, 4, 60), rng.integers(0, 3, 60)
+    nmi, _ = measured_clusters(clusters, torch.from_numpy(classes))
+    expected = normalized_mutual_info_score(classes, clusters, average_method="geometric")
+    assert nmi.value() == pytest.approx(expected)
 
 
-def with_clips(x: torch.Tensor) -> torch.Tensor:
-    return x[:, None] + 0.1 * torch.randn(len(x), 4, x.shape[1], generator=torch.Generator().manual_seed(3))
+def test_the_linear_probe_agrees_with_logistic_regression():
+    """Without weight decay and trained to the end, on the same features that no line separates: the same decisions."""
+    (train, labels), (test, test_labels) = blobs(400, 4, 3.0, 1), blobs(200, 4, 3.0, 2)
+    side, test_side = side_of(train, labels, noise=0.0), side_of(test, test_labels, "t", noise=0.0)
+    probing = Probing(
+        learning_rates=(1e-2,), weight_decays=(0.0,), probe_min_steps=2000, probe_epochs=1, probe_batch=400
+    )
+    ours = probes.linear(lessons_of(side, classes_of(4), probing)).scores(View(test_side, "feature"), 200)
+    scaler = StandardScaler().fit(train)
+    theirs = LogisticRegression(C=np.inf, max_iter=2000).fit(scaler.transform(train), labels.numpy())
+    expected = theirs.predict_proba(scaler.transform(test))
+    np.testing.assert_allclose(ours.numpy(), expected, atol=0.02)
+    assert abs(top1(ours, test_labels) - theirs.score(scaler.transform(test), test_labels.numpy())) <= 0.01
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
 def test_the_linear_probe_separates_what_is_separable_at_any_scale(scale):
-    (train, train_labels), (test, test_labels) = blobs(100, 4, 0.3, 1), blobs(60, 4, 0.3, 2)
-    assert linear(scale * with_clips(train), train_labels, scale * with_clips(test), test_labels) > 0.95
+    (train, labels), (test, test_labels) = blobs(100, 4, 0.3, 1), blobs(60, 4, 0.3, 2)
+    probe = probes.linear(lessons_of(side_of(scale * train, labels, noise=0.1 * scale), classes_of(4)))
+    test_side = side_of(scale * test, test_labels, noise=0.1 * scale)
+    assert top1(probe.scores(View(test_side, "feature"), 60), test_labels) > 0.95
+
+
+def test_a_column_that_never_changes_does_no_harm():
+    (train, labels), (test, test_labels) = blobs(100, 4, 0.3, 1), blobs(60, 4, 0.3, 2)
+    side, test_side = side_of(train, labels), side_of(test, test_labels)
+    side.features[..., 0], test_side.features[..., 0] = 7.0, 9.0
+    probe = probes.linear(lessons_of(side, classes_of(4)))
+    assert top1(probe.scores(View(test_side, "feature"), 60), test_labels) > 0.95
+
+
+def heads(width: int, outputs: int):
+    torch.manual_seed(0)
+    aggregator = Aggregator(width - 7, AggregatorOptions(width=32, layers=1, dropout=0.0))
+    return {
+        "linear": lambda: LinearHead(width, outputs),
+        "mlp": lambda: MlpHead(width, outputs),
+        "attentive": lambda: AttentiveHead(width, outputs),
+        "finetuned": lambda: FineTunedHead(aggregator, torch.zeros(width + 25), torch.ones(width + 25), outputs),
+    }
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "attentive", "finetuned"])
+def test_settings_trained_at_once_are_settings_trained_alone(name):
+    videos, labels = blobs(30, 3, 0.5, 1, width=19)
+    side = side_of(videos, labels)
+    problem = Problem(View(side, "feature"), side.targets, classes_of(3), torch.zeros(19), torch.ones(19))
+    settings = [Setting(1e-3, 0.0), Setting(3e-4, 1.0), Setting(1e-2, 1e-2)]
+    course = Course(batch=8, set_size=2, epochs=3, min_steps=1, num_draws=2)
+    rows = torch.arange(3, 30)
+    together = fit(problem, rows, heads(19, 3)[name], settings, course, seed=5).scores(problem.inputs, rows)
+    for number, setting in enumerate(settings):
+        [alone] = fit(problem, rows, heads(19, 3)[name], [setting], course, seed=5).scores(problem.inputs, rows)
+        torch.testing.assert_close(together[number], alone, atol=2e-4, rtol=1e-3)
+    assert not torch.allclose(together[0], together[1], atol=1e-3), "the settings make a difference"
+
+
+@pytest.mark.parametrize("name", ["mlp", "attentive", "finetuned"])
+def test_the_deep_probes_learn(name):
+    (train, labels), (test, test_labels) = blobs(100, 4, 0.4, 1), blobs(60, 4, 0.4, 2)
+    side, test_side = side_of(train, labels), side_of(test, test_labels, "t")
+    probing = Probing(probe_epochs=1, deep_epochs=1, deep_min_steps=60, learning_rates=(1e-3,))
+    torch.manual_seed(0)
+    aggregator = Aggregator(12, AggregatorOptions(width=32, layers=1)).eval()
+    if name == "finetuned":
+        view = View(side, "feature", Tokens(side, aggregator, 0, 2))
+        probe = probes.finetuned(lessons_of(side, classes_of(4), probing, view), aggregator)
+        inputs: View | SetInputs = SetInputs(test_side)
+    else:
+        probe, inputs = getattr(probes, name)(lessons_of(side, classes_of(4), probing)), View(test_side, "feature")
+    assert top1(probe.scores(inputs, 60), test_labels) > 0.9
+
+
+def test_fine_tuning_leaves_the_aggregator_as_it_was():
+    train, labels = blobs(40, 4, 0.4, 1)
+    side = side_of(train, labels)
+    aggregator = Aggregator(12, AggregatorOptions(width=32, layers=1)).eval()
+    before = {name: value.clone() for name, value in aggregator.state_dict().items()}
+    view = View(side, "feature", Tokens(side, aggregator, 0, 2))
+    probing = Probing(deep_min_steps=5, deep_epochs=1)
+    probes.finetuned(lessons_of(side, classes_of(4), probing, view), aggregator)
+    for name, value in aggregator.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_non_linear_probe_is_the_papers():
+    head = MlpHead(768, 101)
+    assert [tuple(layer.weight.shape) for layer in head.layers] == [(2048, 768), (2048, 2048), (512, 2048)]
+    assert head.classifier.weight.shape == (101, 768 + 512)
+
+
+def test_low_shot_draws_so_many_of_each_class_and_nested():
+    labels = torch.tensor([0] * 60 + [1] * 20 + [2] * 3)
+    side = side_of(torch.randn(83, 5), labels)
+    lessons = lessons_of(side, classes_of(3))
+    drawn = {amount: probes._few(lessons, amount) for amount in (0.01, 0.1, 0.5, 1, 5)}
+    counts = {amount: torch.bincount(labels[rows], minlength=3).tolist() for amount, rows in drawn.items()}
+    assert counts == {0.01: [1, 1, 1], 0.1: [6, 2, 1], 0.5: [30, 10, 2], 1: [1, 1, 1], 5: [5, 5, 3]}
+    assert set(drawn[0.1].tolist()) < set(drawn[0.5].tolist())
+    again = probes._few(replace(lessons, seed=1), 5)
+    assert again.tolist() != drawn[5].tolist()
+
+
+def test_low_shot_probes_rise_with_the_labels():
+    (train, labels), (test, test_labels) = blobs(200, 4, 1.5, 1), blobs(200, 4, 1.5, 2)
+    probing = Probing(probe_min_steps=300, probe_epochs=1, low_shot=(1, 0.5), learning_rates=(1e-2,))
+    found = probes.low_shot(lessons_of(side_of(train, labels), classes_of(4), probing))
+    view = View(side_of(test, test_labels), "feature")
+    worth = {name: top1(probe.scores(view, 200), test_labels) for name, probe in found.items()}
+    assert list(worth) == ["lowshot_1_per_class", "lowshot_0.5"]
+    assert worth["lowshot_0.5"] > worth["lowshot_1_per_class"] + 0.1
+
+
+def test_several_labels_and_numbers_are_learned():
+    videos = torch.randn(300, 8, generator=torch.Generator().manual_seed(1))
+    some = torch.arange(300) < 200
+    wanted = (videos[:, :3] > 0.5).float()
+    described = Targets(MULTILABEL, list("abc"), {})
+    probing = Probing(probe_min_steps=500, probe_epochs=1, learning_rates=(1e-2,))
+    probe = probes.linear(lessons_of(side_of(videos[some], wanted[some]), described, probing))
+    scores = probe.scores(View(side_of(videos[~some], wanted[~some]), "feature"), 100)
+    [measured] = measured_scores("linear", scores, wanted[~some], described)
+    assert (measured.name, measured.more_is_better) == ("linear_map", True)
+    assert measured.value() > 0.9
+
+    # In large units: numbers are standardised while they are learned, and told in their own.
+    numbers = 1e6 + 1e5 * videos[:, :1]
+    described = Targets(NUMBERS, ["views"], {})
+    lessons = lessons_of(side_of(videos[some], numbers[some]), described, probing)
+    test_side = side_of(videos[~some], numbers[~some])
+    scores = probes.linear(lessons).scores(View(test_side, "feature"), 100)
+    [measured] = measured_scores("linear", scores, numbers[~some], described)
+    assert (measured.name, measured.more_is_better) == ("linear_mse", False)
+    assert measured.value() < 0.05 * float(numbers[~some].var())
+    nearest = probes.knn(lessons)(View(test_side, "feature"))[20, 0.07]
+    assert float((nearest - numbers[~some]).square().mean()) < 0.5 * float(numbers[~some].var())
 
 
 def test_random_labels_give_chance():
     (train, _), (test, _) = blobs(200, 4, 0.3, 1), blobs(400, 4, 0.3, 2)
     generator = torch.Generator().manual_seed(4)
-    labels = [torch.randint(0, 4, (count,), generator=generator) for count in (200, 400)]
-    assert abs(linear(with_clips(train), labels[0], with_clips(test), labels[1]) - 0.25) < 0.1
-    assert abs(knn_top1(train, labels[0], test, labels[1], Probing()) - 0.25) < 0.1
-
-
-def test_a_column_that_never_changes_does_no_harm():
-    (train, train_labels), (test, test_labels) = blobs(100, 4, 0.3, 1), blobs(60, 4, 0.3, 2)
-    train, test = with_clips(train), with_clips(test)
-    train[..., 0], test[..., 0] = 7.0, 9.0
-    assert linear(train, train_labels, test, test_labels) > 0.95
+    labels, test_labels = (torch.randint(0, 4, (count,), generator=generator) for count in (200, 400))
+    probing = Probing(probe_min_steps=300, deep_min_steps=50, probe_epochs=1, deep_epochs=1, learning_rates=(1e-3,))
+    lessons = lessons_of(side_of(train, labels), classes_of(4), probing)
+    view = View(side_of(test, test_labels, "t"), "feature")
+    for name in ("linear", "mlp", "attentive"):
+        assert abs(top1(getattr(probes, name)(lessons).scores(view, 400), test_labels) - 0.25) < 0.1, name
+    assert abs(top1(probes.knn(lessons)(view)[20, 0.07], test_labels) - 0.25) < 0.1
 
 
 def test_halves_find_each_other():
     tokens = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
-    assert halves_top1(tokens, tokens + 0.01) == 1.0
-    assert halves_top1(tokens, tokens.roll(1, 0)) == 0.0
+    assert probes.halves_top1(tokens, tokens + 0.01) == 1.0
+    assert probes.halves_top1(tokens, tokens.roll(1, 0)) == 0.0

@@ -147,8 +147,9 @@ def probe(
 ) -> int:
     """What the representations are worth, beside their baselines.
 
-    Classes, several labels or numbers are told from them by k-NN, by trained probes and by retrieval. Settings
-    are chosen on a part of the training split; the test split is only scored.
+    Classes, several labels or numbers are told from them. Probes: knn, linear, mlp (the paper's non-linear
+    baseline), attentive, finetuned, lowshot, retrieval, clustering. Settings are chosen on a part of the
+    training split; the test split is only scored.
     """
     from scale_ray.reporting import probe as run_probe
 

@@ -1,0 +1,195 @@
+"""Nothing of a test video, or of its group, reaches a fit or a choice; and what an aggregator saw is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stores import make_store
+
+from scale_ray import evaluation, probes
+from scale_ray.aggregator import Aggregator
+from scale_ray.config import PROBES, AggregatorOptions, Ingest, Probing
+from scale_ray.errors import UserError
+from scale_ray.evaluation import probe_table
+from scale_ray.seen import notes_on, trained_on
+from scale_ray.sides import read_sides
+from scale_ray.store import FeatureStore
+from scale_ray.stored_clips import training_clips
+from scale_ray.targets import read_targets
+
+NUM_VIDEOS, NUM_GROUPS = 60, 12
+IDS = [f"v{number:02d}" for number in range(NUM_VIDEOS)]
+GROUPS = [f"scene {number % NUM_GROUPS}" for number in range(NUM_VIDEOS)]
+SIDES = ["test" if number % NUM_GROUPS >= 9 else "train" for number in range(NUM_VIDEOS)]
+TRAINED = ("linear", "mlp", "attentive", "finetuned", "low_shot")
+QUICK = Probing(
+    probes=("all",),
+    probe_min_steps=8,
+    deep_min_steps=3,
+    probe_epochs=1,
+    deep_epochs=1,
+    probe_seeds=2,
+    resamples=10,
+    low_shot=(0.5,),
+    learning_rates=(1e-2, 1e-3),
+    weight_decays=(0.0,),
+)
+
+
+def store_of(folder: Path, *, test_is_garbage: bool = False, sides: list[str] | None = None) -> FeatureStore:
+    rng = np.random.default_rng(0)
+    features = {video_id: rng.normal(size=(4, 6)) for video_id in IDS}
+    labels = [f"class {number % 3}" for number in range(NUM_VIDEOS)]
+    if test_is_garbage:
+        for number, video_id in enumerate(IDS):
+            if SIDES[number] == "test":
+                features[video_id] = 1000.0 * rng.normal(size=(4, 6))
+                labels[number] = f"class {(number + 1) % 3}"
+    return make_store(folder, features, sides=sides or SIDES, groups=GROUPS, label=labels)
+
+
+def aggregator() -> Aggregator:
+    torch.manual_seed(0)
+    return Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[tuple[str, probes.Lessons, object]]:
+    """Every probe that is fitted: its name, what it was given, and what came out."""
+    calls: list[tuple[str, probes.Lessons, object]] = []
+    for name in (*TRAINED, "knn"):
+        original = getattr(probes, name)
+
+        def recorded(lessons, *more, original=original, name=name):
+            result = original(lessons, *more)
+            calls.append((name, lessons, result))
+            return result
+
+        monkeypatch.setattr(evaluation.probes, name, recorded)
+    return calls
+
+
+def weights_of(result: object) -> list[torch.Tensor]:
+    fitted = result.values() if isinstance(result, dict) else [result]
+    return [value for one in fitted for value in one.fitted.heads[0].state_dict().values()]
+
+
+def test_every_probe_fits_and_chooses_the_same_whatever_the_test_videos_are(tmp_path, seen):
+    for name in ("whole", "garbage"):
+        probe_table(store_of(tmp_path / name, test_is_garbage=name == "garbage"), [aggregator()], QUICK)
+    first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert {name for name, *_ in seen} == {*TRAINED, "knn"}
+    for (name, _, ours), (other, _, theirs) in zip(first, second, strict=True):
+        assert name == other
+        if name == "knn":
+            continue
+        settings = [{k: p.setting for k, p in r.items()} if isinstance(r, dict) else r.setting for r in (ours, theirs)]
+        assert settings[0] == settings[1], name
+        for one, same in zip(weights_of(ours), weights_of(theirs), strict=True):
+            assert torch.equal(one, same), name
+
+
+def test_what_is_learned_from_holds_neither_a_test_video_nor_its_group(tmp_path, seen):
+    probe_table(store_of(tmp_path / "store"), [aggregator()], QUICK)
+    test_groups = {group for group, side in zip(GROUPS, SIDES, strict=True) if side == "test"}
+    assert len(seen) > 30
+    for name, lessons, _ in seen:
+        side = lessons.view.side
+        assert set(side.video_ids) == {i for i, of in zip(IDS, SIDES, strict=True) if of == "train"}, name
+        assert not set(side.groups) & test_groups, name
+        fitted, choosing = ({side.groups[row] for row in rows} for rows in (lessons.fit_rows, lessons.choice_rows))
+        assert fitted, name
+        assert choosing, name
+        assert not fitted & choosing, "no group is both fitted and chosen by"
+        assert sorted([*lessons.fit_rows.tolist(), *lessons.choice_rows.tolist()]) == list(range(len(side)))
+
+
+def test_the_test_side_is_scored_once_a_probe_and_seed(tmp_path, monkeypatch):
+    scored: list[str] = []
+    original = evaluation.measured_scores
+    monkeypatch.setattr(evaluation, "measured_scores", lambda name, *rest: scored.append(name) or original(name, *rest))
+    probing = Probing(**{**QUICK.to_dict(), "probes": ["linear", "attentive"]})
+    probe_table(store_of(tmp_path / "store"), [aggregator()], probing)
+    assert sorted(scored) == sorted(["linear", "attentive"] * 2 * 5), "two seeds of five representations"
+
+
+def test_official_validation_videos_choose_and_are_not_fitted(tmp_path, seen):
+    sides = ["validation" if number % NUM_GROUPS in (0, 1) else side for number, side in enumerate(SIDES)]
+    probing = Probing(**{**QUICK.to_dict(), "probes": ["linear"], "probe_seeds": 1})
+    table, _ = probe_table(store_of(tmp_path / "store", sides=sides), [aggregator()], probing)
+    assert table.num_train_videos == sides.count("train")
+    for _, lessons, _ in seen:
+        ids = lessons.view.side.video_ids
+        of = dict(zip(IDS, sides, strict=True))
+        assert {of[ids[row]] for row in lessons.choice_rows} == {"validation"}
+        assert {of[ids[row]] for row in lessons.fit_rows} == {"train"}
+        assert lessons.refit_rows.tolist() == lessons.fit_rows.tolist()
+
+
+def test_a_group_on_both_sides_is_refused(tmp_path):
+    straddling = [*SIDES]
+    straddling[0] = "test"  # one video of scene 0, of which others are trained on
+    store = store_of(tmp_path / "store", sides=straddling)
+    with pytest.raises(UserError, match="expected no group on both sides of the split, found 1, such as 'scene 0'"):
+        read_sides(store, read_targets(store), "default", Ingest())
+
+
+def test_one_group_alone_cannot_choose(tmp_path):
+    features = {f"v{n}": np.random.default_rng(n).normal(size=(4, 6)) for n in range(8)}
+    labels = [f"class {n % 2}" for n in range(8)]
+    groups = ["one"] * 4 + ["another"] * 4
+    store = make_store(tmp_path / "store", features, sides=["train"] * 4 + ["test"] * 4, groups=groups, label=labels)
+    fit_rows, choice_rows = read_sides(store, read_targets(store), "default", Ingest()).parts(0.2, 0)
+    assert (len(fit_rows), len(choice_rows)) == (4, 0)
+    probing = Probing(**{**QUICK.to_dict(), "probes": ["linear"]})
+    table, _ = probe_table(store, [aggregator()], probing)
+    assert "linear_top1" in table.rows[0].measures
+
+
+def test_pretraining_sees_the_training_split_alone_or_says_so(tmp_path):
+    store = store_of(tmp_path / "store")
+    alone, _ = training_clips(store)
+    assert set(alone.video_ids) == {i for i, side in zip(IDS, SIDES, strict=True) if side == "train"}
+    seen = trained_on(store, alone.video_ids, 8)
+    assert (seen["videos"], seen["unlabelled"], seen["splits"]) == (45, 0, {"default": {"train": 45}})
+    assert notes_on(seen, store, "default") == []
+
+    everything = trained_on(store, IDS, 8)
+    [note] = notes_on(everything, store, "default")
+    assert note == "transductive: the aggregator also saw 15 test videos, without labels"
+    [note] = notes_on({}, store, "default")
+    assert "does not say" in note
+    grown = make_store(tmp_path / "grown", {"w": np.zeros((4, 6))}, sides=["train"])
+    [note] = notes_on(seen, grown, "default")
+    assert "of another corpus" in note
+
+
+def test_of_several_splits_each_says_what_the_aggregator_saw_of_it(tmp_path):
+    sides = [{"1": "train", "2": "test"} if n < 10 else {"1": "test", "2": "train"} for n in range(20)]
+    features = {f"v{n:02d}": np.random.default_rng(n).normal(size=(4, 6)) for n in range(20)}
+    store = make_store(tmp_path / "store", features, sides=sides, label=[f"{n % 2}" for n in range(20)])
+    clips, _ = training_clips(store, split="1")
+    seen = trained_on(store, clips.video_ids, 8)
+    assert notes_on(seen, store, "1") == []
+    assert notes_on(seen, store, "2") == ["transductive: the aggregator also saw 10 test videos, without labels"]
+    with pytest.raises(UserError, match="expected one of 1, 2, found '3'"):
+        training_clips(store, split="3")
+    everything, _ = training_clips(store, split="1", everything=True)
+    assert len(everything) == 20
+
+
+def test_every_probe_of_the_suite_is_in_the_table(tmp_path):
+    table, _ = probe_table(store_of(tmp_path / "store"), [aggregator()], QUICK)
+    prefixes = {name.partition("_")[0] for name in table.measure_names()}
+    assert prefixes == set(PROBES)
+    geometry, backbone, untrained, trained, token = table.rows
+    assert "mlp_top1" in backbone.measures
+    assert "mlp_top1" not in trained.measures
+    assert "finetuned_top1" in untrained.measures
+    assert "finetuned_top1" in trained.measures
+    assert "finetuned_top1" not in token.measures
+    assert all(len(of.each) == 2 for row in table.rows for of in row.measures.values())
+    assert geometry.measures["knn_top1"].each[0] == geometry.measures["knn_top1"].each[1], "nothing in it is drawn"

@@ -1,0 +1,129 @@
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from scale_ray.measures import Estimate, Measured, difference, estimates_of, mean_of, resamples_of
+from scale_ray.tables import ProbeRow, ProbeTable, mean_table
+
+
+def test_resamples_draw_whole_groups_with_replacement():
+    groups = ["a", "a", "b", "c", "c", "c"]
+    members = {"a": [0, 1], "b": [2], "c": [3, 4, 5]}
+    drawn = list(resamples_of(groups, 50, 0))
+    for rows in drawn:
+        counts = {name: np.isin(rows, of).sum() / len(of) for name, of in members.items()}
+        assert all(count == int(count) for count in counts.values()), "whole groups"
+        assert sum(counts.values()) == 3, "as many groups as there are"
+    assert len({tuple(rows) for rows in drawn}) > 5
+    again = list(resamples_of(groups, 50, 0))
+    assert all((one == other).all() for one, other in zip(drawn, again, strict=True))
+
+
+def test_the_interval_of_a_mean_is_that_of_its_standard_error():
+    rng = np.random.default_rng(0)
+    values = (rng.random(400) < 0.7).astype(float)
+    rows = list(resamples_of([str(n) for n in range(400)], 2000, 1))
+    [estimate] = estimates_of([[mean_of("p_top1", values)]], rows, 0)
+    error = values.std() / np.sqrt(400)
+    assert estimate.value == values.mean()
+    assert estimate.low == pytest.approx(values.mean() - 1.96 * error, abs=0.005)
+    assert estimate.high == pytest.approx(values.mean() + 1.96 * error, abs=0.005)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    """200 experiments of 100 videos in 20 groups that agree within themselves, as the same scene does."""
+    rng = np.random.default_rng(0)
+    groups = [str(n // 5) for n in range(100)]
+    covered = {"grouped": 0, "single": 0}
+    for _ in range(200):
+        values = np.repeat((rng.random(20) < 0.6).astype(float), 5)
+        for name, of in (("grouped", groups), ("single", [str(n) for n in range(100)])):
+            [estimate] = estimates_of([[mean_of("m", values)]], list(resamples_of(of, 200, 2)), 0)
+            covered[name] += estimate.low <= 0.6 <= estimate.high
+    assert covered["grouped"] / 200 > 0.88
+    assert covered["single"] / 200 < 0.75, "videos taken for independent would promise too much"
+
+
+def test_the_spread_over_the_seeds_is_in_the_interval():
+    steady = [mean_of("m", np.full(50, 0.5)) for _ in range(5)]
+    moved = [mean_of("m", np.full(50, value)) for value in (0.3, 0.4, 0.5, 0.6, 0.7)]
+    rows = list(resamples_of([str(n) for n in range(50)], 500, 0))
+    first, second = estimates_of([steady, moved], rows, 0)
+    assert (first.low, first.high) == (0.5, 0.5)
+    assert second.value == pytest.approx(0.5)
+    assert second.low < 0.43
+    assert second.high > 0.57
+
+
+def test_a_difference_is_paired():
+    """Two probes that are right on the same videos but one: the difference is known far better than either."""
+    ours = (np.random.default_rng(0).random(200) < 0.5).astype(float)
+    theirs = ours.copy()
+    theirs[np.flatnonzero(ours)[0]] = 0.0
+    measured = mean_of("m", ours), mean_of("m", theirs)
+    rows = list(resamples_of([str(n) for n in range(200)], 500, 0))
+    alone, gain = estimates_of([[measured[0]], [difference("m", *measured)]], rows, 0)
+    assert gain.value == pytest.approx(1 / 200)
+    assert gain.low >= 0
+    assert gain.high - gain.low < 0.2 * (alone.high - alone.low)
+
+
+def test_a_measure_that_is_no_mean_is_asked_again_for_each_draw():
+    asked = []
+    measured = Measured("m", lambda rows: asked.append(len(rows)) or float(np.median(rows)), 7)
+    [estimate] = estimates_of([[measured]], list(resamples_of(list("abcdefg"), 20, 0)), 0)
+    assert estimate.value == 3.0
+    assert len(asked) == 21
+
+
+def table(split: str = "default", shift: float = 0.0) -> ProbeTable:
+    def of(value: float) -> Estimate:
+        return Estimate(value + shift, value + shift - 0.1, value + shift + 0.1, [value + shift])
+
+    measures = {
+        "retrieval_recall_at_1": of(0.6),
+        "knn_top1": of(0.5),
+        "knn_k5_t0.07_top1": of(0.55),
+        "linear_top1": of(0.7),
+        "lowshot_5_per_class_top1": of(0.4),
+        "lowshot_0.05_top1": of(0.3),
+        "clustering_nmi": of(0.2),
+    }
+    rows = [ProbeRow("backbone feature alone", measures), ProbeRow("with trained aggregator", {"mlp_top1": of(0.8)})]
+    return ProbeTable(rows, {"knn_top1": of(0.1)}, 0.25, "classes", split, 20, 10, 5, 4, 1, ["a note"])
+
+
+def test_a_table_on_the_screen_has_the_main_measures_in_order_and_fits():
+    lines = table().lines()
+    assert max(map(len, lines)) <= 120
+    text = "\n".join(lines)
+    heads = ["k-NN top-1", "linear top-1", "MLP top-1", "5 a class top-1", "5% labels top-1", "recall@1", "NMI"]
+    assert [text.index(head) for head in heads] == sorted(text.index(head) for head in heads)
+    assert "k 5" not in text
+    assert "0.500 ±0.100" in text
+    assert "+0.100 ±0.100" in text
+    assert "20 training and 10 test videos in 5 groups, 4 classes; always the most frequent class: 0.250" in lines
+    assert lines[-1] == "a note"
+
+
+def test_markdown_csv_and_json_hold_everything():
+    markdown = table().markdown()
+    assert "| backbone feature alone | 0.500 [0.400, 0.600] | 0.550 [0.450, 0.650] |" in markdown
+    assert "k-NN, k 5, t 0.07, top-1" in markdown
+    assert "| *gain over the feature alone* | +0.100 [+0.000, +0.200] |" in markdown
+    rows = list(csv.DictReader(io.StringIO(table().csv())))
+    assert len(rows) == 7 + 1 + 1
+    [one] = [row for row in rows if row["measure"] == "linear_top1"]
+    assert (one["value"], one["low"], one["high"], one["seeds"]) == ("0.7", "0.6", "0.8", "0.7")
+    values = json.loads(json.dumps(table().values()))
+    assert values["rows"][0]["measures"]["knn_top1"] == {"value": 0.5, "low": 0.4, "high": 0.6, "each": [0.5]}
+
+
+def test_several_splits_have_a_mean():
+    mean = mean_table([table("1"), table("2", 0.2)])
+    assert mean.rows[0].measures["knn_top1"].value == pytest.approx(0.6)
+    assert mean.gains["knn_top1"].low == pytest.approx(0.1)
+    assert mean.notes == ["mean over the splits 1, 2", "a note"]

@@ -1,0 +1,104 @@
+"""Cases whose answer is known: a class that only a set of clips can tell, and labels that nothing can tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from stores import make_store, positions_of
+
+from scale_ray.aggregator import Aggregator
+from scale_ray.config import (
+    AggregatorOptions,
+    Ingest,
+    ObjectiveOptions,
+    PretrainConfig,
+    Probing,
+    Sets,
+    Splits,
+    Training,
+)
+from scale_ray.evaluation import BACKBONE_ALONE, GEOMETRY_ALONE, RANDOM_AGGREGATOR, TRAINED_AGGREGATOR, probe_table
+from scale_ray.ingest import Held
+from scale_ray.store import FeatureStore
+from scale_ray.stored_clips import training_clips
+from scale_ray.training import Metrics, Trainer, fit
+
+CPU = torch.device("cpu")
+SCENES, CLIPS = 5, 16
+
+
+class Silent:
+    def after_step(self, trainer: Trainer, values: dict[str, torch.Tensor]) -> None: ...
+
+    def after_epoch(self, trainer: Trainer, metrics: Metrics) -> None: ...
+
+
+def scene_after_scene(folder: Path, num_videos: int, *, labels_known: bool) -> FeatureStore:
+    """Videos that show one of five scenes and then another one; the class is which way round the five they go.
+
+    Any two scenes occur in either order, and every scene as first and as second of either class. So a clip says
+    nothing, with or without its time, nor do all clips without their times: it takes a clip of each scene, and
+    which of them came first.
+    """
+    rng = np.random.default_rng(0)
+    scenes = rng.normal(size=(SCENES, 16))
+    features, positions, labels = {}, {}, []
+    for number in range(num_videos):
+        times_s = rng.uniform(0, 6, CLIPS)
+        first, step = rng.integers(SCENES), rng.integers(1, SCENES)
+        shown = np.where(times_s < 3, first, (first + step) % SCENES)
+        video_id = f"v{number:03d}"
+        features[video_id] = scenes[shown] + 0.1 * rng.normal(size=(CLIPS, 16))
+        positions[video_id] = positions_of(rng, CLIPS, times_s)
+        forward = step <= SCENES // 2
+        labels.append(("forward" if forward else "back") if labels_known else str(rng.integers(2)))
+    sides = ["test" if number % 3 == 0 else "train" for number in range(num_videos)]
+    return make_store(folder / "store", features, positions=positions, sides=sides, label=labels)
+
+
+def trained(store: FeatureStore, epochs: int) -> Aggregator:
+    config = PretrainConfig(
+        Splits(),
+        Sets(),
+        AggregatorOptions(width=64),
+        ObjectiveOptions(prediction_hidden=128, target_hidden=128),
+        Training(epochs=epochs, batch=100, monitor_epochs=0, learning_rate=2e-3),
+        Ingest(),
+    )
+    clips, _ = training_clips(store)
+    trainer = Trainer(Held.of(clips.read(), CPU), config, device=CPU, origin=store.origin)
+    fit(trainer, Silent())
+    return trainer.model.eval()
+
+
+PROBING = Probing(
+    probes=("knn", "linear", "mlp"),
+    probe_min_steps=300,
+    deep_min_steps=50,
+    learning_rates=(3e-3,),
+    weight_decays=(1e-4,),
+    resamples=200,
+)
+
+
+def test_what_only_a_set_can_tell_is_told_by_the_trained_aggregator_and_not_by_the_feature(tmp_path):
+    store = scene_after_scene(tmp_path, 600, labels_known=True)
+    table, _ = probe_table(store, [trained(store, 200)], PROBING)
+    worth = {row.representation: {name: of.value for name, of in row.measures.items()} for row in table.rows}
+    for name in (GEOMETRY_ALONE, BACKBONE_ALONE):
+        for measure in ("knn_top1", "linear_top1", "mlp_top1"):
+            assert worth[name][measure] < 0.62, (name, worth[name])
+    assert worth[TRAINED_AGGREGATOR]["linear_top1"] > 0.85, worth
+    assert worth[TRAINED_AGGREGATOR]["linear_top1"] > worth[RANDOM_AGGREGATOR]["linear_top1"] + 0.1, worth
+    assert table.gains["linear_top1"].low > 0.2
+
+
+def test_random_labels_give_chance_for_every_representation(tmp_path):
+    store = scene_after_scene(tmp_path, 600, labels_known=False)
+    table, _ = probe_table(store, [trained(store, 20)], PROBING)
+    for row in table.rows:
+        for name, estimate in row.measures.items():
+            assert abs(estimate.value - 0.5) < 0.12, (row.representation, name, estimate)
+    assert abs(table.gains["linear_top1"].value) < 0.15

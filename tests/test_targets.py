@@ -1,0 +1,116 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from stores import make_store
+
+from scale_ray.aggregator import Aggregator
+from scale_ray.config import AggregatorOptions, Ingest, Probing, Representing, Splits, Tracking
+from scale_ray.errors import UserError
+from scale_ray.evaluation import probe_table
+from scale_ray.reporting import probe
+from scale_ray.targets import read_targets
+
+IDS = [f"v{n:02d}" for n in range(24)]
+SIDES = ["test" if n % 3 == 0 else "train" for n in range(24)]
+FEATURES = {video_id: np.random.default_rng(n).normal(size=(4, 6)) for n, video_id in enumerate(IDS)}
+QUICK = Probing(
+    probes=("all",), probe_min_steps=5, deep_min_steps=2, probe_epochs=1, deep_epochs=1, resamples=20,
+    learning_rates=(1e-3,), weight_decays=(0.0,), low_shot=(0.5, 1)
+)  # fmt: skip
+
+
+def test_the_first_known_of_label_labels_and_target_counts(tmp_path):
+    labels = [["a"], ["a", "b"], [], None] * 6
+    store = make_store(tmp_path / "s", FEATURES, sides=SIDES, labels=labels, target=[1.5] * 23 + [None])
+    targets = read_targets(store)
+    assert (targets.kind, targets.names) == ("multilabel", ["a", "b"])
+    assert targets.tensor(["v00", "v01", "v02"]).tolist() == [[1, 0], [1, 1], [0, 0]]
+    assert "v03" not in targets.of
+    with pytest.raises(UserError, match="numbers of at least 2 values in column target, found 1"):
+        read_targets(store, "target")
+
+
+def test_a_column_of_the_manifest_is_a_target_too(tmp_path):
+    store = make_store(
+        tmp_path / "s",
+        FEATURES,
+        sides=SIDES,
+        director=[f"director {n % 3}" for n in range(24)],
+        like_ratio=np.linspace(0, 1, 24),
+        tags=[["x", "y"][: n % 3] for n in range(24)],
+    )
+    assert read_targets(store, "director").kind == "classes"
+    assert read_targets(store, "tags").kind == "multilabel"
+    numbers = read_targets(store, "like_ratio")
+    assert numbers.kind == "numbers"
+    assert numbers.tensor(["v23"]).tolist() == [[1.0]]
+    with pytest.raises(UserError, match=r"expected a column of video_id, .*found 'views'"):
+        read_targets(store, "views")
+    with pytest.raises(UserError, match="expected labelled videos of at least 2 classes in column label, found 0"):
+        read_targets(store)
+
+
+@pytest.mark.parametrize(
+    ("column", "measures"),
+    [
+        ("labels", ["knn_map", "linear_map", "mlp_map", "attentive_map", "lowshot_0.5_map", "retrieval_map"]),
+        ("target", ["knn_mse", "linear_mse", "mlp_mse", "attentive_mse", "lowshot_0.5_mse"]),
+    ],
+)
+def test_several_labels_and_numbers_go_through_the_suite(tmp_path, column, measures):
+    labels = [["a", "b", "c"][: 1 + n % 3] for n in range(24)]
+    store = make_store(tmp_path / "s", FEATURES, sides=SIDES, labels=labels, target=np.arange(24.0))
+    probing = Probing(**{**QUICK.to_dict(), "target": column})
+    table, pictured = probe_table(store, [Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()], probing)
+    backbone = table.rows[1].measures
+    assert [name for name in measures if name not in backbone] == []
+    assert not any(name.startswith("clustering") or "per_class" in name for name in backbone)
+    assert all(np.isfinite([of.value, of.low, of.high]).all() for of in backbone.values())
+    assert {"multilabel": "labels; equal scores: mAP", "numbers": "numbers; always the training mean: MSE"}[
+        table.kind
+    ] in " ".join(table.footnotes())
+    assert pictured.predictions == {}
+
+
+def test_every_official_split_is_reported_apart_and_averaged(tmp_path):
+    sides = [{"1": "test" if n % 3 == 0 else "train", "2": "test" if n % 3 == 1 else "train"} for n in range(24)]
+    store = make_store(tmp_path / "s", FEATURES, sides=sides, label=[f"{n % 2}" for n in range(24)])
+    torch.manual_seed(0)
+    Aggregator(6, AggregatorOptions(width=32, layers=1), store.origin).save(str(tmp_path / "a"))
+    tables, folder = probe(
+        store.location,
+        str(tmp_path / "a"),
+        str(tmp_path / "runs"),
+        probing=Probing(**{**QUICK.to_dict(), "probes": ["knn", "clustering"]}),
+        representing=Representing(),
+        splits=Splits("all"),
+        ingest=Ingest(),
+        tracking=Tracking(),
+        out=str(tmp_path / "out"),
+        quiet=True,
+    )
+    assert [table.split for table in tables] == ["1", "2", "mean"]
+    first, second, mean = (table.rows[1].measures["knn_top1"].value for table in tables)
+    assert mean == pytest.approx((first + second) / 2)
+    assert folder == str(tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"results-1.png", "results-2.png", "map-1.png", "neighbours-2.png", "table.csv"} <= names
+    values = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [table["split"] for table in values["splits"]] == ["1", "2", "mean"]
+
+
+def test_a_mapped_store_gives_the_same_table(tmp_path):
+    store = make_store(tmp_path / "s", FEATURES, sides=SIDES, label=[f"{n % 2}" for n in range(24)])
+    torch.manual_seed(0)
+    aggregator = Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()
+    probing = Probing(**{**QUICK.to_dict(), "probes": ["knn", "linear", "retrieval", "clustering"]})
+    tables = [
+        probe_table(store, [aggregator], probing, ingest=Ingest(ingest=way, cache=str(tmp_path / "cache")))[0]
+        for way in ("memory", "disk")
+    ]
+    assert tables[0].values() == tables[1].values()
+    assert list((tmp_path / "cache").glob("scale-ray-clips-*"))
+    with pytest.raises(UserError, match="ingest: expected auto, memory or disk for probes, found stream"):
+        probe_table(store, [aggregator], probing, ingest=Ingest(ingest="stream"))

@@ -1,0 +1,290 @@
+"""Vectors of videos: from a store and from the files, per clip, again, and as a model that others load and serve."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import Command, Extracted
+from stores import make_store
+
+from scale_ray.aggregator import Aggregator
+from scale_ray.config import AggregatorOptions, Representing
+from scale_ray.errors import UserError
+from scale_ray.nearest import find_neighbours
+from scale_ray.representation import clip_representations, set_tokens, tokens_of_clips
+from scale_ray.sets import normalised_positions
+from scale_ray.store import FeatureStore
+from scale_ray.stored_clips import read_clips
+from scale_ray.vectors import VectorStore
+from scale_ray.video_model import VideoModel, vectors_of
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def checkpoint(extracted: Extracted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An aggregator for the sample videos' store; untrained, which does not matter here."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "aggregator"
+    store = FeatureStore(str(extracted.store))
+    torch.manual_seed(0)
+    width = store.feature_width()
+    assert width is not None
+    Aggregator(width, AggregatorOptions(width=32, layers=1), store.origin).save(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedded(scale_ray: Command, extracted: Extracted, checkpoint: Path, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("vectors") / "out"
+    ended = scale_ray(
+        "embed", "--store", extracted.store, "--checkpoint", checkpoint, "--out", out, "--per-clip", "--json"
+    )
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["num_done"] == 32
+    return out
+
+
+def test_a_store_becomes_one_vector_a_video(embedded: Path, extracted: Extracted, checkpoint: Path):
+    table = pd.read_parquet(embedded / "vectors").set_index("video_id")
+    store = FeatureStore(str(extracted.store))
+    assert sorted(table.index) == sorted(store.labels().keys() & store.done("train") | store.done("eval"))
+    assert table["label"].to_dict() == {i: label for i, label in store.labels().items() if i in table.index}
+    assert table["split"].to_dict() == {i: side for i, side in store.splits().items() if i in table.index}
+    assert set(zip(table["mode"], table["split"], strict=True)) == {("train", "train"), ("eval", "test")}
+    aggregator = Aggregator.load(str(checkpoint))
+    clips = read_clips(store, "train")
+    features = torch.from_numpy(clips.features)
+    tokens = set_tokens(aggregator, features, normalised_positions(torch.from_numpy(clips.positions)))
+    expected = clip_representations(features, tokens).mean(1)
+    np.testing.assert_allclose(np.stack(table.loc[clips.video_ids, "vector"].tolist()), expected, atol=1e-5)
+
+
+def test_the_vectors_of_the_clips_have_the_video_s_as_their_mean(embedded: Path):
+    videos = pd.read_parquet(embedded / "vectors").set_index("video_id")["vector"]
+    clips = pd.read_parquet(embedded / "clips")
+    assert (clips["end_s"] > clips["start_s"]).all()
+    for video_id, of in clips.groupby("video_id"):
+        assert sorted(of["clip"]) == list(range(len(of)))
+        np.testing.assert_allclose(np.stack(of["vector"].tolist()).mean(0), videos[video_id], atol=1e-5)
+
+
+def test_what_is_there_is_not_done_again_and_another_aggregator_is_refused(
+    scale_ray: Command, embedded: Path, extracted: Extracted, checkpoint: Path, tmp_path: Path
+):
+    parts = {path: path.stat().st_mtime_ns for path in embedded.glob("*/part-*")}
+    command = ("embed", "--store", extracted.store, "--out", embedded, "--per-clip")
+    assert scale_ray(*command, "--checkpoint", checkpoint).code == 0
+    assert {path: path.stat().st_mtime_ns for path in embedded.glob("*/part-*")} == parts
+    lost = min(path for path in parts if path.parent.name == "vectors")
+    content = lost.read_bytes()
+    lost.unlink()
+    assert scale_ray(*command, "--checkpoint", checkpoint).code == 0
+    assert lost.read_bytes() == content
+    other = Aggregator.load(str(checkpoint))
+    torch.nn.init.normal_(other.embed.weight)
+    other.save(str(tmp_path / "other"))
+    refused = scale_ray(*command, "--checkpoint", tmp_path / "other")
+    assert refused.code == 2
+    assert "expected the vectors of one aggregator, backbone and sampling, found another: aggregator" in refused.err
+
+
+def test_videos_straight_through_give_the_vectors_of_the_store(
+    scale_ray: Command, videos: Path, extracted: Extracted, checkpoint: Path, embedded: Path, tmp_path: Path
+):
+    """Of the test videos, whose eval clips the store holds; a file that is none is an entry of the ledger."""
+    store = FeatureStore(str(extracted.store))
+    test = sorted(store.done("eval"))[:3]
+    manifest = tmp_path / "new.csv"
+    lines = [f"{video_id},{videos}/{video_id}\n" for video_id in [*test, "approach/notes.txt"]]
+    manifest.write_text("video_id,path\n" + "".join(lines))
+    ended = scale_ray("embed", manifest, "--checkpoint", checkpoint, "--out", tmp_path / "out")
+    assert ended.code == 3, ended.err
+    assert "3 done + 1 failed + 0 skipped = 4 videos" in ended.out
+    ours = pd.read_parquet(tmp_path / "out" / "vectors").set_index("video_id")["vector"]
+    theirs = pd.read_parquet(embedded / "vectors").set_index("video_id")["vector"]
+    assert sorted(ours.index) == test
+    for video_id in test:
+        np.testing.assert_allclose(ours[video_id], theirs[video_id], atol=2e-3)
+    assert not list((tmp_path / "out").glob("features*")), "no features are stored"
+    again = scale_ray("embed", manifest, "--checkpoint", checkpoint, "--out", tmp_path / "out")
+    assert "everything was done already" in again.out
+
+
+def test_neighbours_of_a_file_and_of_a_stored_video(
+    scale_ray: Command, videos: Path, extracted: Extracted, checkpoint: Path, tmp_path: Path
+):
+    store = FeatureStore(str(extracted.store))
+    video_id = min(store.done("eval"))
+    common = ("--store", extracted.store, "--checkpoint", checkpoint, "--count", 4, "--json")
+    found = {}
+    for query in (video_id, videos / video_id):
+        ended = scale_ray("neighbours", query, *common, "--picture", tmp_path / "sheet.png")
+        assert ended.code == 0, ended.err
+        found[str(query)] = json.loads(ended.out)["neighbours"]
+        assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    by_id, by_file = found.values()
+    assert len(by_id) == 4
+    assert [near["video_id"] for near in by_id] == [near["video_id"] for near in by_file]
+    assert video_id not in [near["video_id"] for near in by_id]
+    assert [near["cosine"] for near in by_id] == sorted((near["cosine"] for near in by_id), reverse=True)
+    copy = tmp_path / "renamed.mp4"
+    shutil.copy(videos / video_id, copy)
+    [nearest, *_] = find_neighbours(str(copy), store, Aggregator.load(str(checkpoint)), 1, Representing()).neighbours
+    assert nearest.video_id == video_id, "a copy is nearest to its original"
+    assert nearest.cosine > 0.99
+
+
+def test_a_query_that_is_nothing_is_refused(extracted: Extracted, checkpoint: Path):
+    store, aggregator = FeatureStore(str(extracted.store)), Aggregator.load(str(checkpoint))
+    with pytest.raises(UserError, match="expected a video file or the id of a stored video, found"):
+        find_neighbours("nothing.mp4", store, aggregator, 3, Representing())
+
+
+@pytest.fixture(scope="module")
+def model(scale_ray: Command, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    ended = scale_ray(
+        "export",
+        "--checkpoint",
+        checkpoint,
+        "--out",
+        folder / "model",
+        "--runs",
+        folder / "runs",
+        "--register",
+        "whole",
+    )
+    assert ended.code == 0, ended.err
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    [version] = client.search_model_versions("name='whole'")
+    assert version.source.endswith("/artifacts/model")
+    return folder / "model"
+
+
+def test_mlflow_loads_the_whole_and_a_bad_path_is_an_error_of_its_row(
+    model: Path, videos: Path, extracted: Extracted, embedded: Path
+):
+    video_id = min(FeatureStore(str(extracted.store)).done("eval"))
+    loaded = mlflow.pyfunc.load_model(str(model))
+    assert loaded.metadata.signature is not None
+    assert [column.name for column in loaded.metadata.get_output_schema()] == ["path", "vector", "error"]
+    table = loaded.predict([str(videos / video_id), "nowhere.mp4", str(videos / "approach" / "notes.txt")])
+    assert table["path"].tolist() == [str(videos / video_id), "nowhere.mp4", str(videos / "approach" / "notes.txt")]
+    theirs = pd.read_parquet(embedded / "vectors").set_index("video_id")["vector"]
+    np.testing.assert_allclose(table["vector"][0], theirs[video_id], atol=2e-3)
+    assert table["vector"].isna().tolist() == [False, True, True]
+    assert "open: not a readable video" in table["error"][1]
+    assert "open: not a readable video" in table["error"][2]
+    assert not list(model.rglob("*.pkl")), "nothing in it is executed when it is loaded"
+
+
+def test_weights_that_were_changed_are_refused(model: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    data = tmp_path / "data"
+    shutil.copytree(model / "data" / "scale_ray_model", data)
+    VideoModel.load(str(data))
+    tensors = load_file(data / "backbone.safetensors")
+    name = next(name for name in tensors if name.endswith("weight"))
+    save_file({**tensors, name: tensors[name] + 1}, data / "backbone.safetensors")
+    with pytest.raises(UserError, match="expected tensors with the hash"):
+        VideoModel.load(str(data))
+
+
+def test_mlflow_serves_the_model_on_loopback(model: Path, videos: Path, extracted: Extracted):
+    video_id = min(FeatureStore(str(extracted.store)).done("eval"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = [
+        *(str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", str(model), "--env-manager", "local"),
+        *("--host", "127.0.0.1", "--port", str(port)),
+    ]
+    # MLflow calls `uvicorn` by its name.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        end_s = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None
+                assert time.monotonic() < end_s, "the server did not come up"
+                time.sleep(0.5)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"inputs": [str(videos / video_id), "nowhere.mp4"]}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            good, bad = json.loads(answer.read())["predictions"]
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+    assert len(good["vector"]) == 1024 + 32
+    assert good["error"] is None
+    assert bad["vector"] is None
+    assert "not a readable video" in bad["error"]
+
+
+def test_a_long_video_is_one_set_or_an_ensemble_of_sets():
+    torch.manual_seed(0)
+    aggregator = Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()
+    features, positions = torch.randn(2, 40, 6), torch.rand(2, 40, 7)
+    whole = tokens_of_clips(aggregator, features, positions)
+    assert torch.equal(whole[:, 0], set_tokens(aggregator, features, positions))
+    assert torch.equal(whole[:, 0], whole[:, 39])
+    ensemble = tokens_of_clips(aggregator, features, positions, 16)
+    for first in range(3):  # 40 clips in three sets of 14, 13 and 13
+        of_set = set_tokens(aggregator, features[:, first::3], positions[:, first::3])
+        for clip in range(first, 40, 3):
+            torch.testing.assert_close(ensemble[:, clip], of_set)
+    assert not torch.allclose(ensemble[:, 0], ensemble[:, 1])
+    assert torch.equal(tokens_of_clips(aggregator, features, positions, 40), whole)
+
+
+def test_an_aggregator_without_a_known_backbone_asks_for_its_weights(tmp_path: Path):
+    store = make_store(tmp_path / "s", {"v": np.zeros((4, 6))}, sides=["train"])
+    aggregator = Aggregator(6, AggregatorOptions(width=32), store.origin)
+    with pytest.raises(UserError, match="expected --weights-at default or FILE, since the aggregator does not say"):
+        VideoModel.of(aggregator)
+    with pytest.raises(UserError, match="expected an aggregator that knows its backbone"):
+        VideoModel.of(Aggregator(6, AggregatorOptions(width=32)))
+
+
+def test_vectors_are_no_features_and_features_no_vectors(tmp_path: Path):
+    store = make_store(tmp_path / "s", {"v": np.zeros((4, 6))}, sides=["train"])
+    with pytest.raises(UserError, match="expected a folder of vectors or an empty folder, found other files"):
+        VectorStore.create(store.location, {})
+    VectorStore.create(str(tmp_path / "v"), {"aggregator": "a"})
+    with pytest.raises(UserError, match=r"expected a feature store \(made by `scale-ray extract`\), found none"):
+        FeatureStore(str(tmp_path / "v"))
+
+
+def test_features_are_rounded_as_in_a_store():
+    torch.manual_seed(0)
+    aggregator = Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()
+    rng = np.random.default_rng(0)
+    features, positions = rng.normal(size=(2, 4, 6)), rng.random((2, 4, 7), np.float32)
+    np.testing.assert_array_equal(
+        vectors_of(aggregator, features, positions, 0),
+        vectors_of(aggregator, features.astype(np.float16), positions, 0),
+    )
