@@ -1,9 +1,10 @@
 """What the probes cost on a large store: 10,000 videos of 16 clips of 768 numbers, 101 classes, 8,000 to train on.
 
-`core`: k-NN, retrieval, clustering and a linear probe of one seed, of all five representations in one call. `rest`: every
-other probe by itself, likewise. `memory`: the core without its linear probe over stores of several sizes that are mapped
-from disk, and the most memory of its own (without mapped files, which the system takes back when it needs room).
-The features are made up: classes that overlap, clips that scatter. The aggregator has random weights, which cost the same.
+`core`: k-NN, retrieval, clustering and a linear probe of one seed, of all five representations in one call.
+`rest`: every other probe by itself, likewise. `memory`: k-NN and retrieval over stores of several sizes that are
+mapped from disk, and the most memory of their own (without mapped files, which the system takes back when it needs
+room). The features are made up: classes that overlap, clips that scatter. The aggregator has random weights, which
+cost the same.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ def test_kinetics(kinetics, layout):
     assert rows_of(corpus) == {
         "train/air drumming/abcdefghijk_000001_000011.mp4": ("air drumming", None, {"default": "train"}),
         "train/air drumming/-_3B32lo_2M_000059_000069.mkv": ("air drumming", None, {"default": "train"}),
-        "val/plain______.webm": ("gargling", None, {"default": "validation"}),
+        "val/plain______.webm": ("gargling", None, {"default": "test"}),
         "test/test_000_id_000000_000010.mp4": (None, None, {"default": "test"}),
         "test/twice_______000010_000020.mp4": (None, None, {"default": "test"}),
     }
@@ -232,8 +232,18 @@ def test_kinetics_lists_beside_a_flat_folder(tmp_path):
         tmp_path / "kinetics_val.csv", "label,youtube_id,time_start,time_end\nrun,abcdefghijk,1,11\nsit,ABCDEFGHIJK,,\n"
     )
     assert rows_of(read_corpus(str(tmp_path / "clips"))) == {
-        "abcdefghijk_000001_000011.mp4": ("run", None, {"default": "validation"}),
-        "ABCDEFGHIJK.mp4": ("sit", None, {"default": "validation"}),
+        "abcdefghijk_000001_000011.mp4": ("run", None, {"default": "test"}),
+        "ABCDEFGHIJK.mp4": ("sit", None, {"default": "test"}),
+    }
+
+
+def test_with_labelled_test_videos_the_validation_videos_stay_what_they_are(tmp_path):
+    make(tmp_path, "abcdefghijk.mp4", "ABCDEFGHIJK.mp4")
+    write(tmp_path / "val.csv", "label,youtube_id\nrun,abcdefghijk\n")
+    write(tmp_path / "test.csv", "label,youtube_id\nsit,ABCDEFGHIJK\n")
+    assert rows_of(read_corpus(str(tmp_path))) == {
+        "abcdefghijk.mp4": ("run", None, {"default": "validation"}),
+        "ABCDEFGHIJK.mp4": ("sit", None, {"default": "test"}),
     }
 
 
@@ -265,7 +275,7 @@ def test_ssv2(ssv2, layout):
     corpus = read_corpus(str(ssv2), CorpusOptions(layout=layout))
     assert rows_of(corpus) == {
         "1.webm": ("Putting something on a surface", None, {"default": "train"}),
-        "2.webm": ("Holding something", None, {"default": "validation"}),
+        "2.webm": ("Holding something", None, {"default": "test"}),
         "3.webm": (None, None, {"default": "test"}),
         "4.webm": (None, None, {}),
     }

@@ -205,9 +205,12 @@ class PretrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> PretrainConfig:
-        fields = dataclasses.fields(cls)
-        sections = {field.name: type(field.default).from_dict(values.get(field.name, {})) for field in fields}
-        return cls(**sections)  # type: ignore[arg-type]
+        plain = cls()
+        sections: dict[str, Any] = {
+            field.name: type(getattr(plain, field.name)).from_dict(values.get(field.name, {}))
+            for field in dataclasses.fields(cls)
+        }
+        return cls(**sections)
 
     def with_values(self, values: Mapping[str, Any]) -> PretrainConfig:
         """A copy with values of dotted names put in, as `{"sets.mask_ratio": 0.5}`."""
