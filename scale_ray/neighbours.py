@@ -63,11 +63,9 @@ def retrieval(
         among = relevant.gather(1, nearest)
         for k in ks:
             hits[k].append(among[:, :k].any(1).numpy())
-        known = relevant.any(1).numpy()
-        values = np.zeros(len(block))
-        if known.any():
-            values[known] = average_precision_score(relevant[known].T.numpy(), cosine[known].T.numpy(), average=None)
-        precision.append(values)
+        # One query at a time: given all at once, it takes a hundred times as long for 2,000 of them.
+        pairs = zip(relevant.numpy(), cosine.numpy(), strict=True)
+        precision.append(np.array([average_precision_score(*pair) if pair[0].any() else 0.0 for pair in pairs]))
     return {k: np.concatenate(found) for k, found in hits.items()}, np.concatenate(precision)
 
 
