@@ -21,7 +21,7 @@ _VIDEOS_AT_ONCE = 256
 
 
 class Inputs(Protocol):
-    """Clips of a side's videos, as a head takes them: all of a video's, or randomly drawn sets."""
+    """Clips of a side's videos, as a head takes them: all of a video's, or randomly drawn sets; a fresh tensor."""
 
     def whole(self, rows: Tensor) -> Tensor: ...
 
@@ -151,7 +151,7 @@ def _train(
             inputs = problem.inputs.drawn(rows[at], course.set_size, seed, draw)
             torch.manual_seed(dropout_seed(seed=seed, step=epoch * steps_per_epoch + step, worker=0, part=0))
             learned = {name: all_of.detach().requires_grad_() for name, all_of in weights.items()}
-            logits_GBVK = _logits(heads[0], learned, (inputs - problem.mean) * problem.scale)
+            logits_GBVK = _logits(heads[0], learned, inputs.sub_(problem.mean).mul_(problem.scale))
             losses = [_loss(logits, targets[at], problem.described.kind) for logits in logits_GBVK]
             gradients = torch.autograd.grad(torch.stack(losses).sum(), list(learned.values()), materialize_grads=True)
             for name, all_of in zip(learned, gradients, strict=True):
