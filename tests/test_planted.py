@@ -11,12 +11,10 @@ from stores import make_store, positions_of
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import (
     AggregatorOptions,
-    Ingest,
     ObjectiveOptions,
     PretrainConfig,
     Probing,
     Sets,
-    Splits,
     Training,
 )
 from scale_ray.evaluation import BACKBONE_ALONE, GEOMETRY_ALONE, RANDOM_AGGREGATOR, TRAINED_AGGREGATOR, probe_table
@@ -60,12 +58,10 @@ def scene_after_scene(folder: Path, num_videos: int, *, labels_known: bool) -> F
 
 def trained(store: FeatureStore, epochs: int) -> Aggregator:
     config = PretrainConfig(
-        Splits(),
         Sets(),
         AggregatorOptions(width=64),
         ObjectiveOptions(prediction_hidden=128, target_hidden=128),
         Training(epochs=epochs, batch=100, monitor_epochs=0, learning_rate=2e-3),
-        Ingest(),
     )
     clips, _ = training_clips(store)
     trainer = Trainer(Held.of(clips.read(), CPU), config, device=CPU, origin=store.origin)

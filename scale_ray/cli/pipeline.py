@@ -92,7 +92,7 @@ def pipeline(
         sampling=sampling,
         backbone=backbone,
         extraction=extraction,
-        config=PretrainConfig(splits, sets, aggregator, objective, training, ingest),
+        config=PretrainConfig(sets, aggregator, objective, training, ingest, splits),
         probing=probing,
         tracking=tracking,
         cluster=cluster,

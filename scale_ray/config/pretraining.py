@@ -193,12 +193,12 @@ class Ingest(Options):
 class PretrainConfig:
     """All that decides what a pretraining run computes."""
 
-    splits: Splits = Splits()
     sets: Sets = Sets()
     aggregator: AggregatorOptions = AggregatorOptions()
     objective: ObjectiveOptions = ObjectiveOptions()
     training: Training = Training()
     ingest: Ingest = Ingest()
+    splits: Splits = Splits()
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         return {field.name: getattr(self, field.name).to_dict() for field in dataclasses.fields(self)}
