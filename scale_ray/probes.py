@@ -6,6 +6,7 @@ the test split can reach a fit or a choice, since nothing of it is there.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +14,7 @@ from itertools import product
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -144,7 +146,10 @@ def low_shot(lessons: Lessons) -> dict[str, TrainedProbe]:
 def clusters(view: View, num_clusters: int, seed: int) -> np.ndarray:
     """k-means of a side's video representations, centred and at unit norm: the cluster of each, int (videos,)."""
     videos = centred(view.videos).numpy()
-    return KMeans(min(num_clusters, len(videos)), n_init=10, random_state=seed).fit_predict(videos)
+    with warnings.catch_warnings():
+        # Where all videos look alike, as their geometry may, there are fewer clusters: no agreement, and no warning.
+        warnings.filterwarnings("ignore", category=ConvergenceWarning)
+        return KMeans(min(num_clusters, len(videos)), n_init=10, random_state=seed).fit_predict(videos)
 
 
 def halves_top1(first: Tensor, second: Tensor) -> float:

@@ -29,6 +29,8 @@ from scale_ray.store import FeatureStore
 from scale_ray.stored_clips import read_clips
 
 pytestmark = pytest.mark.ray
+# The trained probes have tests of their own.
+BRIEF = ("--probe-epochs", 1, "--probe-min-steps", 20, "--resamples", 50)
 PROJECT = Path(__file__).parents[1]
 SMALL = ("--prediction-hidden", 32, "--target-hidden", 32, "--width", 32, "--layers", 1, "--batch", 8)
 
@@ -181,7 +183,7 @@ def test_the_same_run_again_is_finished_and_another_configuration_is_refused(
 
 
 def test_a_probe_prints_the_table_and_draws_the_picture(scale_ray: Command, extracted: Extracted, trained: Path):
-    ended = scale_ray("probe", "--store", extracted.store, "--runs", trained, "--checkpoint", "first")
+    ended = scale_ray("probe", "--store", extracted.store, "--runs", trained, "--checkpoint", "first", *BRIEF)
     assert ended.code == 0, ended.err
     assert "with trained aggregator" in ended.out
     assert (trained / "first" / "probe" / "results.png").read_bytes().startswith(b"\x89PNG")
@@ -260,7 +262,7 @@ def test_the_pipeline_runs_as_a_submitted_job(head: str, extracted: Extracted, v
     """On the store that is there already, so that the test is of the job and not of extraction again."""
     arguments = [
         *("python", "jobs/pipeline.py", videos, "--store", extracted.store, "--runs", tmp_path / "runs"),
-        *("--run", "job", "--epochs", 2, *SMALL, *BACKBONE),
+        *("--run", "job", "--epochs", 2, *SMALL, *BACKBONE, *BRIEF),
     ]
     submit = [
         *(str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", head),

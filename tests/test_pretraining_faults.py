@@ -115,9 +115,11 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(store, undisturbed, tmp
 def test_a_killed_driver_and_a_checkpoint_cut_in_half_change_nothing(store, scale_ray, undisturbed, tmp_path):
     driver = started(store, tmp_path, "run")
     when(driver, lambda: len(checkpoints(tmp_path, "run")) == 2)
+    others = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.wait()
     driver.stderr.close()
+    psutil.wait_procs(others, timeout=60)  # a worker that outlives the driver may still be writing
     _, newest = checkpoints(tmp_path, "run")
     state = newest / "state.pt"
     state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
