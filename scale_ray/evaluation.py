@@ -13,9 +13,9 @@ from scale_ray.aggregator import Aggregator
 from scale_ray.config import Ingest, Probing
 from scale_ray.errors import UserError
 from scale_ray.measures import (
+    Drawn,
+    Estimate,
     Measured,
-    difference,
-    estimates_of,
     mean_of,
     measured_clusters,
     measured_scores,
@@ -217,23 +217,18 @@ def _probed(
 def _table(
     sides: Sides, measured: dict[str, dict[str, list[Measured]]], probing: Probing, num_seeds: int
 ) -> ProbeTable:
-    keys = [(row, name) for row, of_row in measured.items() for name in of_row]
-    quantities = [measured[row][name] for row, name in keys]
+    resamples = list(resamples_of(sides.test.groups, probing.resamples, probing.probe_seed))
+    drawn = {row: {name: Drawn.of(of, resamples) for name, of in of_row.items()} for row, of_row in measured.items()}
     # How much the trained aggregator is ahead of the feature by itself, video by video.
-    pairs = [
-        (name, [difference(name, *both) for both in zip(of, measured[BACKBONE_ALONE][name], strict=True)])
-        for name, of in measured[TRAINED_AGGREGATOR].items()
-        if name in measured[BACKBONE_ALONE]
-    ]
-    rows = list(resamples_of(sides.test.groups, probing.resamples, probing.probe_seed))
-    estimates = estimates_of([*quantities, *(of for _, of in pairs)], rows, probing.probe_seed)
-    table_rows = [ProbeRow(row, {}) for row in measured]
-    by_name = {row.representation: row for row in table_rows}
-    for (row, name), estimate in zip(keys, estimates[: len(keys)], strict=True):
-        by_name[row].measures[name] = estimate
+    alone = drawn[BACKBONE_ALONE]
+    gains = {name: of - alone[name] for name, of in drawn[TRAINED_AGGREGATOR].items() if name in alone}
+
+    def estimates(of_row: dict[str, Drawn]) -> dict[str, Estimate]:
+        return {name: of.estimate(probing.probe_seed) for name, of in of_row.items()}
+
     return ProbeTable(
-        rows=table_rows,
-        gains={name: estimate for (name, _), estimate in zip(pairs, estimates[len(keys) :], strict=True)},
+        rows=[ProbeRow(row, estimates(of_row)) for row, of_row in drawn.items()],
+        gains=estimates(gains),
         chance=_chance(sides.targets, sides.train, sides.test, sides.refit),
         kind=sides.targets.kind,
         split=sides.split,

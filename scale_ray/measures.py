@@ -102,23 +102,31 @@ class Estimate:
     each: list[float]
 
 
-def estimates_of(measured: Sequence[Sequence[Measured]], rows: Sequence[np.ndarray], seed: int) -> list[Estimate]:
-    """For several quantities, each measured once a seed: their estimates, from the same resamples.
+@dataclass(frozen=True)
+class Drawn:
+    """A quantity as each seed has it: `each` (S,) of all test videos, `resampled` (R, S) of each draw of them."""
 
-    The interval is the 2.5th to 97.5th percentile of the bootstrap over the test videos (`rows` of each
-    draw) and over the seeds. All draw alike, so that differences of two of them are paired.
-    """
-    generator = np.random.default_rng(seed)
-    seeds = [generator.integers(len(measured[0]), size=len(measured[0])) for _ in rows]
-    estimates = []
-    for quantity in measured:
-        each = [one.value() for one in quantity]
-        drawn = [float(np.mean([quantity[s].of(some) for s in which])) for some, which in zip(rows, seeds, strict=True)]
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        estimates.append(Estimate(float(np.mean(each)), float(low), float(high), each))
-    return estimates
+    each: np.ndarray
+    resampled: np.ndarray
 
+    @classmethod
+    def of(cls, measured: Sequence[Measured], rows: Sequence[np.ndarray]) -> Drawn:
+        """One measure of every seed, over the `rows` of each draw of the test videos."""
+        resampled = np.array([[one.of(some) for one in measured] for some in rows])
+        return cls(np.array([one.value() for one in measured]), resampled)
 
-def difference(name: str, ours: Measured, theirs: Measured) -> Measured:
-    """How much more the first is than the second, of the same test videos."""
-    return Measured(name, lambda rows: ours.of(rows) - theirs.of(rows), ours.num_videos, ours.more_is_better)
+    def __sub__(self, other: Drawn) -> Drawn:
+        """Paired: both of the same seeds and draws."""
+        return Drawn(self.each - other.each, self.resampled - other.resampled)
+
+    def estimate(self, seed: int) -> Estimate:
+        """The mean, and the 2.5th to 97.5th percentile of the bootstrap over the test videos and the seeds.
+
+        The draws are moved to have their mean at the value: a draw that repeats a video finds it in its own
+        cluster again, and would put an agreement of clusters too high.
+        """
+        seeds = np.random.default_rng(seed).integers(len(self.each), size=self.resampled.shape)
+        drawn = np.take_along_axis(self.resampled, seeds, 1).mean(1)
+        value = float(self.each.mean())
+        low, high = np.percentile(drawn, [2.5, 97.5]) - drawn.mean() + value
+        return Estimate(value, float(low), float(high), self.each.tolist())

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from scale_ray.measures import Estimate, Measured, difference, estimates_of, mean_of, resamples_of
+from scale_ray.measures import Drawn, Estimate, Measured, mean_of, measured_clusters, resamples_of
 from scale_ray.tables import ProbeRow, ProbeTable, mean_table
 
 
@@ -26,7 +27,7 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error():
     rng = np.random.default_rng(0)
     values = (rng.random(400) < 0.7).astype(float)
     rows = list(resamples_of([str(n) for n in range(400)], 2000, 1))
-    [estimate] = estimates_of([[mean_of("p_top1", values)]], rows, 0)
+    estimate = Drawn.of([mean_of("p_top1", values)], rows).estimate(0)
     error = values.std() / np.sqrt(400)
     assert estimate.value == values.mean()
     assert estimate.low == pytest.approx(values.mean() - 1.96 * error, abs=0.005)
@@ -41,7 +42,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     for _ in range(200):
         values = np.repeat((rng.random(20) < 0.6).astype(float), 5)
         for name, of in (("grouped", groups), ("single", [str(n) for n in range(100)])):
-            [estimate] = estimates_of([[mean_of("m", values)]], list(resamples_of(of, 200, 2)), 0)
+            estimate = Drawn.of([mean_of("m", values)], list(resamples_of(of, 200, 2))).estimate(0)
             covered[name] += estimate.low <= 0.6 <= estimate.high
     assert covered["grouped"] / 200 > 0.88
     assert covered["single"] / 200 < 0.75, "videos taken for independent would promise too much"
@@ -51,7 +52,7 @@ def test_the_spread_over_the_seeds_is_in_the_interval():
     steady = [mean_of("m", np.full(50, 0.5)) for _ in range(5)]
     moved = [mean_of("m", np.full(50, value)) for value in (0.3, 0.4, 0.5, 0.6, 0.7)]
     rows = list(resamples_of([str(n) for n in range(50)], 500, 0))
-    first, second = estimates_of([steady, moved], rows, 0)
+    first, second = Drawn.of(steady, rows).estimate(0), Drawn.of(moved, rows).estimate(0)
     assert (first.low, first.high) == (0.5, 0.5)
     assert second.value == pytest.approx(0.5)
     assert second.low < 0.43
@@ -65,16 +66,28 @@ def test_a_difference_is_paired():
     theirs[np.flatnonzero(ours)[0]] = 0.0
     measured = mean_of("m", ours), mean_of("m", theirs)
     rows = list(resamples_of([str(n) for n in range(200)], 500, 0))
-    alone, gain = estimates_of([[measured[0]], [difference("m", *measured)]], rows, 0)
+    first, second = (Drawn.of([one], rows) for one in measured)
+    alone, gain = first.estimate(0), (first - second).estimate(0)
     assert gain.value == pytest.approx(1 / 200)
     assert gain.low >= 0
     assert gain.high - gain.low < 0.2 * (alone.high - alone.low)
 
 
+def test_the_interval_of_an_agreement_lies_around_it():
+    """Clusters by chance, in which a video that is drawn twice agrees with itself: each draw for itself is higher."""
+    rng = np.random.default_rng(0)
+    [nmi, _] = measured_clusters(rng.integers(6, size=60), torch.from_numpy(rng.integers(6, size=60)))
+    drawn = Drawn.of([nmi], list(resamples_of([str(n) for n in range(60)], 300, 0)))
+    assert drawn.resampled.mean() > nmi.value() + 0.05
+    estimate = drawn.estimate(0)
+    assert estimate.low < nmi.value() < estimate.high
+    assert (estimate.low + estimate.high) / 2 == pytest.approx(nmi.value(), abs=0.02)
+
+
 def test_a_measure_that_is_no_mean_is_asked_again_for_each_draw():
     asked = []
     measured = Measured("m", lambda rows: asked.append(len(rows)) or float(np.median(rows)), 7)
-    [estimate] = estimates_of([[measured]], list(resamples_of(list("abcdefg"), 20, 0)), 0)
+    estimate = Drawn.of([measured], list(resamples_of(list("abcdefg"), 20, 0))).estimate(0)
     assert estimate.value == 3.0
     assert len(asked) == 21
 
