@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,7 @@ from scale_ray.measures import (
     measured_scores,
     resamples_of,
 )
-from scale_ray.neighbours import centred, retrieval
+from scale_ray.neighbours import retrieval
 from scale_ray.probe_inputs import SetInputs, Tokens, View
 from scale_ray.probes import Lessons
 from scale_ray.sides import Side, Sides, read_sides
@@ -50,7 +50,7 @@ class _Representation:
 
 @dataclass
 class Pictured:
-    """What the pictures show, of the first seed: the sides, predictions of the linear probe, vectors of videos."""
+    """What the pictures show, of the first seed: sides, predictions of the linear probe, centred vectors of videos."""
 
     sides: Sides
     predictions: dict[str, Tensor] = field(default_factory=dict)
@@ -130,7 +130,8 @@ def require_width(store: FeatureStore, aggregator: Aggregator) -> None:
 
 def _representations(
     sides: Sides, aggregator: Aggregator, probing: Probing, ensemble: int, seed: int
-) -> list[_Representation]:
+) -> Iterator[_Representation]:
+    """One after the other, so that what is computed of one is gone before the next."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         untrained = Aggregator(aggregator.feature_width, aggregator.options).eval()
@@ -147,14 +148,12 @@ def _representations(
         train, test = of or (None, None)
         return _Representation(name, View(sides.train, base, train), View(sides.test, base, test), using)
 
+    yield row(GEOMETRY_ALONE, "geometry")
+    yield row(BACKBONE_ALONE, "feature")
+    yield row(RANDOM_AGGREGATOR, "feature", tokens(untrained), untrained)
     trained = tokens(aggregator)
-    return [
-        row(GEOMETRY_ALONE, "geometry"),
-        row(BACKBONE_ALONE, "feature"),
-        row(RANDOM_AGGREGATOR, "feature", tokens(untrained), untrained),
-        row(TRAINED_AGGREGATOR, "feature", trained, aggregator),
-        row(SET_TOKEN_ALONE, "nothing", trained, aggregator),
-    ]
+    yield row(TRAINED_AGGREGATOR, "feature", trained, aggregator)
+    yield row(SET_TOKEN_ALONE, "nothing", trained, aggregator)
 
 
 def _lessons(row: _Representation, sides: Sides, probing: Probing, seed: int) -> Lessons:
@@ -172,9 +171,9 @@ def _without_training(row: _Representation, sides: Sides, probing: Probing) -> l
             name = "knn" if (k, temperature) == first else f"knn_k{k}_t{temperature:g}"
             measured += measured_scores(name, of, sides.test.targets, targets)
     if "retrieval" in probing.chosen_probes and targets.kind != NUMBERS:
-        bank = centred(row.train.videos[sides.refit])
+        bank = row.train.centred(sides.refit)
         dense = targets.dense(sides.train.targets)[sides.refit]
-        queries, wanted = centred(row.test.videos), targets.dense(sides.test.targets)
+        queries, wanted = row.test.centred(), targets.dense(sides.test.targets)
         hits, precision = retrieval(bank, dense, queries, wanted, _RECALL_AT)
         measured += [mean_of(f"retrieval_recall_at_{k}", found) for k, found in hits.items()]
         measured.append(mean_of("retrieval_map", precision))
@@ -209,8 +208,8 @@ def _probed(
     if "clustering" in chosen and targets.kind == CLASSES:
         found = probes.clusters(row.test, len(set(test.targets.tolist())), seed)
         measured += measured_clusters(found, test.targets)
-    if is_first:
-        pictured.train_vectors[row.name], pictured.test_vectors[row.name] = row.train.videos, row.test.videos
+    if is_first and row.name in (BACKBONE_ALONE, TRAINED_AGGREGATOR):
+        pictured.train_vectors[row.name], pictured.test_vectors[row.name] = row.train.centred(), row.test.centred()
     return measured
 
 

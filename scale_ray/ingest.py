@@ -32,6 +32,7 @@ from torch import Tensor
 
 from scale_ray.config import Ingest, Sets
 from scale_ray.errors import UserError
+from scale_ray.mapped import mapped_array
 from scale_ray.sets import draw_sets, normalised_positions, shuffled, video_keys
 from scale_ray.stored_clips import ClipFeatures, StoredClips
 
@@ -219,13 +220,18 @@ def opened_source(stored: StoredClips, options: Ingest, device: torch.device, wo
     UserError
         Where a shard is damaged, or there is no room on the way that was asked for.
     """
-    cache = Path(options.cache or tempfile.gettempdir())
+    cache = cache_of(options)
     way = _agreed(_way(stored, options, device, workers_here, cache), device)
     if way == "stream":
         return Streamed(stored, device, options.window_mib * 2**20)
     if way == "disk":
         return _mapped(stored, cache, device)
     return Held.of(stored.read(), device)
+
+
+def cache_of(options: Ingest) -> Path:
+    """The folder for files that may be lost."""
+    return Path(options.cache or tempfile.gettempdir())
 
 
 def _way(stored: StoredClips, options: Ingest, device: torch.device, workers_here: int, cache: Path) -> str:
@@ -268,8 +274,8 @@ def _mapped(stored: StoredClips, cache: Path, device: torch.device) -> Held:
 def _write_mapped(stored: StoredClips, features_path: Path, positions_path: Path) -> None:
     unfinished = [path.with_suffix(".unfinished") for path in (features_path, positions_path)]
     try:
-        features = _room(unfinished[0], stored.shapes[0], np.float16)
-        positions = _room(unfinished[1], stored.shapes[1], np.float32)
+        features = mapped_array(unfinished[0], stored.shapes[0], np.float16)
+        positions = mapped_array(unfinished[1], stored.shapes[1], np.float32)
         stored.read_into(features, positions)
         for start in range(0, len(stored), _VIDEOS_AT_ONCE):
             some = positions[start : start + _VIDEOS_AT_ONCE]
@@ -286,14 +292,6 @@ def _write_mapped(stored: StoredClips, features_path: Path, positions_path: Path
     finally:
         for path in unfinished:
             path.unlink(missing_ok=True)
-
-
-def _room(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
-    mapped = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
-    # A mapping of a file with holes kills the process where the disk is full; this raises.
-    with open(path, "r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
-    return mapped
 
 
 def one_ahead(items: Iterator[_Item]) -> Iterator[_Item]:

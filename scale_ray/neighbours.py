@@ -10,13 +10,23 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from scale_ray.mapped import by_parts
+
 # Numbers that a block of queries may take beside the bank: 256 MiB of float32.
 _NUMBERS_AT_ONCE = 2**26
+_ROWS_AT_ONCE = 4096
 
 
-def centred(videos: Tensor) -> Tensor:
-    """Representations (n, d) minus the mean over their own split, at unit norm (section 5 of the method)."""
-    return F.normalize(videos - videos.mean(0), dim=1)
+def centred(videos: Tensor, rows: Tensor | None = None, scratch: str | None = None) -> Tensor:
+    """Representations (n, d) minus the mean over their own split, at unit norm (section 5 of the method).
+
+    Of some `rows` alone, if they are given; `scratch` as in `by_parts`.
+    """
+    if rows is None:
+        rows = torch.arange(len(videos))
+    total = sum((videos[some].sum(0, dtype=torch.float64) for some in rows.split(_ROWS_AT_ONCE)), torch.zeros(1))
+    mean = (total / len(rows)).float()
+    return by_parts(len(rows), lambda some: F.normalize(videos[rows[some]] - mean, dim=1), scratch)
 
 
 def knn_scores(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from scale_ray.aggregator import Aggregator
+from scale_ray.mapped import by_parts
+from scale_ray.neighbours import centred
 from scale_ray.representation import clip_representations, set_tokens, tokens_of_clips
 from scale_ray.sets import draw_clips
 from scale_ray.sides import Side
@@ -29,11 +32,10 @@ class Tokens:
     def whole(self) -> Tensor:
         """float32 (videos, N, E), or (videos, 1, E) where all clips are one set."""
         ensemble = self._ensemble
-        parts = torch.arange(len(self._side)).split(_VIDEOS_AT_ONCE)
         if not ensemble or ensemble >= self._side.num_clips:
-            return torch.cat([self._of(rows)[:, None] for rows in parts])
+            return self._of_all(lambda rows: self._of(rows)[:, None])
         features, positions = self._side.features, self._side.positions
-        return torch.cat([tokens_of_clips(self._aggregator, features[r], positions[r], ensemble) for r in parts])
+        return self._of_all(lambda rows: tokens_of_clips(self._aggregator, features[rows], positions[rows], ensemble))
 
     def drawn(self, rows: Tensor, set_size: int, seed: int, epoch: int) -> Tensor:
         """float32 (B, E): of the sets of `set_size` clips that (seed, epoch) draws."""
@@ -43,9 +45,11 @@ class Tokens:
         if key not in self._kept:
             if any(known[:2] != key[:2] for known in self._kept):
                 self._kept.clear()  # the next seed: the draws of the last one are done with
-            parts = torch.arange(len(self._side)).split(_VIDEOS_AT_ONCE)
-            self._kept[key] = torch.cat([self._of(some, set_size, seed, epoch).half() for some in parts])
+            self._kept[key] = self._of_all(lambda some: self._of(some, set_size, seed, epoch).half())
         return self._kept[key][rows].float()
+
+    def _of_all(self, made: Callable[[Tensor], Tensor]) -> Tensor:
+        return by_parts(len(self._side), made, self._side.scratch)
 
     def _of(self, rows: Tensor, set_size: int = 0, seed: int = 0, epoch: int = 0) -> Tensor:
         side = self._side
@@ -88,7 +92,11 @@ class View:
     @cached_property
     def videos(self) -> Tensor:
         """The representation of each video: the mean over its clips, float32 (videos, d)."""
-        return torch.cat([self.whole(rows).mean(1) for rows in torch.arange(len(self.side)).split(_VIDEOS_AT_ONCE)])
+        return by_parts(len(self.side), lambda rows: self.whole(rows).mean(1), self.side.scratch)
+
+    def centred(self, rows: Tensor | None = None) -> Tensor:
+        """The representations of all or some videos, centred over these and at unit norm, float32 (videos, d)."""
+        return centred(self.videos, rows, self.side.scratch)
 
     def standardisation(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (d,) over all clips of some videos and one over their standard deviation (d,), a part at a time."""

@@ -23,7 +23,7 @@ from scale_ray.config import Probing
 from scale_ray.fitting import Course, Fitted, Inputs, Problem, Setting, fit
 from scale_ray.heads import AttentiveHead, FineTunedHead, LinearHead, MlpHead
 from scale_ray.measures import measured_scores
-from scale_ray.neighbours import centred, knn_scores
+from scale_ray.neighbours import knn_scores
 from scale_ray.probe_inputs import SetInputs, View
 from scale_ray.splits import hash_share
 from scale_ray.targets import CLASSES, MULTILABEL, Targets
@@ -75,9 +75,9 @@ class TrainedProbe:
 def knn(lessons: Lessons) -> Callable[[View], Mapping[tuple[int, float], Tensor]]:
     """Weighted k-NN with the training split as bank, for every k and temperature."""
     rows, probing = lessons.refit_rows, lessons.probing
-    bank = centred(lessons.view.videos[rows])
+    bank = lessons.view.centred(rows)
     targets = lessons.described.dense(lessons.view.side.targets)[rows]
-    return lambda view: knn_scores(bank, targets, centred(view.videos), probing.knn_k, probing.knn_temperature)
+    return lambda view: knn_scores(bank, targets, view.centred(), probing.knn_k, probing.knn_temperature)
 
 
 def linear(lessons: Lessons) -> TrainedProbe:
@@ -145,7 +145,7 @@ def low_shot(lessons: Lessons) -> dict[str, TrainedProbe]:
 
 def clusters(view: View, num_clusters: int, seed: int) -> np.ndarray:
     """k-means of a side's video representations, centred and at unit norm: the cluster of each, int (videos,)."""
-    videos = centred(view.videos).numpy()
+    videos = view.centred().numpy()
     with warnings.catch_warnings():
         # Where all videos look alike, as their geometry may, there are fewer clusters: no agreement, and no warning.
         warnings.filterwarnings("ignore", category=ConvergenceWarning)

@@ -20,7 +20,6 @@ from scale_ray.evaluation import (
     require_width,
 )
 from scale_ray.locations import absolute, exists, join, written_whole
-from scale_ray.neighbours import centred
 from scale_ray.plots import Tile, classes_picture, confusion_picture, contact_sheet, map_picture, results_picture
 from scale_ray.progress import Progress
 from scale_ray.runs import RunFolder, aggregator_of
@@ -153,7 +152,7 @@ def _pictures(
             told = f"Linear probe {TRAINED_AGGREGATOR}"
             yield "confusion", confusion_picture(names, true, predicted[TRAINED_AGGREGATOR], told)
             yield "classes", classes_picture(names, true, predicted, TRAINED_AGGREGATOR, BACKBONE_ALONE)
-        vectors = {n: centred(pictured.test_vectors[n]).numpy() for n in (BACKBONE_ALONE, TRAINED_AGGREGATOR)}
+        vectors = {n: pictured.test_vectors[n].numpy() for n in (BACKBONE_ALONE, TRAINED_AGGREGATOR)}
         if len(true) > 3:
             yield "map", map_picture(vectors, true, names)
     if sides.targets.kind != NUMBERS:
@@ -164,8 +163,8 @@ def _neighbours_picture(pictured: Pictured, store: FeatureStore) -> bytes:
     """Some test videos, drawn by their ids and of different classes where there are any, and their nearest."""
     sides = pictured.sides
     train, test, targets = sides.train, sides.test, sides.targets
-    bank = centred(pictured.train_vectors[TRAINED_AGGREGATOR])
-    queries = centred(pictured.test_vectors[TRAINED_AGGREGATOR])
+    bank = pictured.train_vectors[TRAINED_AGGREGATOR]
+    queries = pictured.test_vectors[TRAINED_AGGREGATOR]
     order = sorted(range(len(test)), key=lambda row: hash_share(f"shown\0{test.video_ids[row]}"))
     first_of: dict[str, int] = {}
     for row in order:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scale_ray.config import Ingest
 from scale_ray.errors import UserError
-from scale_ray.ingest import Held, opened_source
+from scale_ray.ingest import Held, cache_of, opened_source
 from scale_ray.sets import normalised_positions, video_keys
 from scale_ray.splits import hash_share
 from scale_ray.store import GEOMETRY, FeatureStore
@@ -28,7 +28,8 @@ class Side:
 
     `features` (videos, N, D), in memory or mapped from disk, as they are stored; `positions` (videos, N, 7)
     normalised; `geometry` (videos, N, 18): positions as measured, normalised, and the video's size, length and
-    frame rate; `targets` as `Targets.tensor` gives them; `keys` (videos,) the videos' part in every draw.
+    frame rate; `targets` as `Targets.tensor` gives them; `keys` (videos,) the videos' part in every draw. `scratch`:
+    the folder for what is computed of all videos, where it is not to be held in memory.
     """
 
     video_ids: list[str]
@@ -38,6 +39,7 @@ class Side:
     positions: Tensor
     geometry: Tensor
     keys: Tensor
+    scratch: str | None = None
 
     def __len__(self) -> int:
         return len(self.video_ids)
@@ -113,6 +115,7 @@ def read_sides(store: FeatureStore, targets: Targets, split: str, ingest: Ingest
             source.positions,
             torch.cat([measured, normalised_positions(measured), spread], 2),
             video_keys(stored.video_ids),
+            str(cache_of(ingest)) if source.way == "disk" else None,
         )
 
     train, test = read("train", ("train", "validation"), "training"), read("eval", ("test",), "test")

@@ -1,0 +1,68 @@
+"""Room for arrays that may be larger than memory: in memory, or in files that are mapped."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scale_ray.errors import UserError
+
+_ROWS_AT_ONCE = 512
+
+
+def mapped_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    """A new array file of its full size.
+
+    Raises
+    ------
+    OSError
+        Where there is no room: a mapping of a file with holes would kill the process when the disk is full.
+    """
+    mapped = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    return mapped
+
+
+def by_parts(num_rows: int, made: Callable[[Tensor], Tensor], scratch: str | None) -> Tensor:
+    """What `made` says of all rows, asked for some hundred at a time.
+
+    With a folder `scratch` the whole lies in a file there that has no name, and is gone with the tensor; the
+    system takes its memory back when it needs room.
+
+    Raises
+    ------
+    UserError
+        Where the folder has no room.
+    """
+    whole: Tensor | None = None
+    for rows in torch.arange(num_rows).split(_ROWS_AT_ONCE):
+        part = made(rows)
+        if whole is None:
+            whole = _room((num_rows, *part.shape[1:]), part.dtype, scratch)
+        whole[rows[0] : rows[-1] + 1] = part
+    if whole is None:
+        raise ValueError("expected at least one row, found none")
+    return whole
+
+
+def _room(shape: tuple[int, ...], dtype: torch.dtype, scratch: str | None) -> Tensor:
+    if scratch is None:
+        return torch.empty(shape, dtype=dtype)
+    count = math.prod(shape)
+    try:
+        with tempfile.NamedTemporaryFile(dir=scratch, prefix="scale-ray-") as file:
+            os.posix_fallocate(file.fileno(), 0, max(count * dtype.itemsize, 1))
+            return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
+    except OSError as error:
+        raise UserError(
+            f"cache: expected room for {count * dtype.itemsize / 2**30:.1f} GiB of representations in {scratch}, "
+            f"found: {error.strerror or error}; give another --cache"
+        ) from error
