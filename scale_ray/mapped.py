@@ -42,14 +42,12 @@ def by_parts(num_rows: int, made: Callable[[Tensor], Tensor], scratch: str | Non
     UserError
         Where the folder has no room.
     """
-    whole: Tensor | None = None
-    for rows in torch.arange(num_rows).split(_ROWS_AT_ONCE):
-        part = made(rows)
-        if whole is None:
-            whole = _room((num_rows, *part.shape[1:]), part.dtype, scratch)
-        whole[rows[0] : rows[-1] + 1] = part
-    if whole is None:
-        raise ValueError("expected at least one row, found none")
+    first, *others = torch.arange(num_rows).split(_ROWS_AT_ONCE)
+    part = made(first)
+    whole = _room((num_rows, *part.shape[1:]), part.dtype, scratch)
+    whole[: len(first)] = part
+    for rows in others:
+        whole[rows[0] : rows[-1] + 1] = made(rows)
     return whole
 
 

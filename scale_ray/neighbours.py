@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from scale_ray.mapped import by_parts
 
-# Numbers that a block of queries may take beside the bank: 256 MiB of float32.
-_NUMBERS_AT_ONCE = 2**26
+# Numbers that a block of queries may take beside the bank: 64 MiB of float32.
+_NUMBERS_AT_ONCE = 2**24
 _ROWS_AT_ONCE = 4096
 
 
