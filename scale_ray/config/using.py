@@ -45,7 +45,7 @@ class Probing(Options):
         check=Check("in (0, 1)", lambda value: 0 < value < 1),
     )
     probe_epochs: int = option(60, "Epochs of trained probes.", check=at_least(1))
-    probe_min_steps: int = option(1000, "Least steps of them: a small corpus gets more epochs.", check=at_least(1))
+    probe_min_steps: int = option(700, "Least steps of them: a small corpus gets more epochs.", check=at_least(1))
     probe_draws: int = option(16, "Draws of clip sets before they come round again.", check=at_least(1))
     probe_batch: int = option(512, "Videos of one batch.", check=at_least(1))
     probe_set_size: int = option(8, "Clips of the random sets that they train on.", check=at_least(1))
