@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ import pyarrow.csv
 import pyarrow.dataset
 import pytest
 from conftest import BACKBONE, Command, Extracted
+from servers import free_port, serving
 
 from scale_ray.aggregator import Aggregator
 from scale_ray.backbones import load_backbone
@@ -218,44 +217,16 @@ def test_a_sweep_is_a_parent_with_finished_children(
     assert parents[0].data.metrics["best_validation_knn_top1"] == best
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def head() -> Iterator[str]:
     """A Ray head on loopback; the address of its dashboard."""
     port, dashboard = free_port(), free_port()
-    program = [
-        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"),
-        *("--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=true"),
-        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"),
-    ]
-    # The job's `python` is that of the head's PATH.
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    arguments = (
+        *("start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={port}"),
+        *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
     )
-    try:
-        end_s = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", dashboard), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None
-                assert time.monotonic() < end_s, "the head's dashboard did not come up"
-                time.sleep(0.5)
+    with serving("ray", *arguments, "--disable-usage-stats", port=dashboard, within_s=60):
         yield f"http://127.0.0.1:{dashboard}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
 
 
 def test_the_pipeline_runs_as_a_submitted_job(head: str, extracted: Extracted, videos: Path, tmp_path: Path):

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -19,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import Command, Extracted
+from servers import free_port, serving
 from stores import make_store
 
 from scale_ray.aggregator import Aggregator
@@ -207,38 +202,16 @@ def test_weights_that_were_changed_are_refused(model: Path, tmp_path: Path):
 
 def test_mlflow_serves_the_model_on_loopback(model: Path, videos: Path, extracted: Extracted):
     video_id = min(FeatureStore(str(extracted.store)).done("eval"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = [
-        *(str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", str(model), "--env-manager", "local"),
-        *("--host", "127.0.0.1", "--port", str(port)),
-    ]
-    # MLflow calls `uvicorn` by its name.
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        end_s = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None
-                assert time.monotonic() < end_s, "the server did not come up"
-                time.sleep(0.5)
+    port = free_port()
+    arguments = ("models", "serve", "-m", str(model), "--env-manager", "local", "--host", "127.0.0.1")
+    with serving("mlflow", *arguments, f"--port={port}", port=port, within_s=90):
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations",
             json.dumps({"inputs": [str(videos / video_id), "nowhere.mp4"]}).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=90) as answer:
             good, bad = json.loads(answer.read())["predictions"]
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
     assert len(good["vector"]) == 1024 + 32
     assert good["error"] is None
     assert bad["vector"] is None
