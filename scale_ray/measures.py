@@ -19,13 +19,15 @@ from scale_ray.targets import CLASSES, MULTILABEL, Targets
 class Measured:
     """A measure: of all test videos, or of those of `rows`, int64 with any repetitions.
 
-    `name` says what it is; `more_is_better` whether higher values are.
+    `name` says what it is; `more_is_better` whether higher values are; `repeats_agree` whether a video that is
+    given twice moves the value by agreeing with itself.
     """
 
     name: str
     of: Callable[[np.ndarray], float]
     num_videos: int
     more_is_better: bool = True
+    repeats_agree: bool = False
 
     def value(self) -> float:
         return self.of(np.arange(self.num_videos))
@@ -74,8 +76,8 @@ def measured_clusters(clusters: np.ndarray, targets: Tensor) -> list[Measured]:
         return metrics.normalized_mutual_info_score(true, found, average_method="geometric")
 
     return [
-        Measured("clustering_nmi", of(nmi), len(classes)),
-        Measured("clustering_v_measure", of(metrics.v_measure_score), len(classes)),
+        Measured("clustering_nmi", of(nmi), len(classes), repeats_agree=True),
+        Measured("clustering_v_measure", of(metrics.v_measure_score), len(classes), repeats_agree=True),
     ]
 
 
@@ -111,22 +113,23 @@ class Drawn:
 
     @classmethod
     def of(cls, measured: Sequence[Measured], rows: Sequence[np.ndarray]) -> Drawn:
-        """One measure of every seed, over the `rows` of each draw of the test videos."""
+        """One measure of every seed, over the `rows` of each draw of the test videos.
+
+        Where videos that are drawn twice put every draw too high, the draws are moved to have their mean at the value.
+        """
+        each = np.array([one.value() for one in measured])
         resampled = np.array([[one.of(some) for one in measured] for some in rows])
-        return cls(np.array([one.value() for one in measured]), resampled)
+        if measured[0].repeats_agree:
+            resampled += each - resampled.mean(0)
+        return cls(each, resampled)
 
     def __sub__(self, other: Drawn) -> Drawn:
         """Paired: both of the same seeds and draws."""
         return Drawn(self.each - other.each, self.resampled - other.resampled)
 
     def estimate(self, seed: int) -> Estimate:
-        """The mean, and the 2.5th to 97.5th percentile of the bootstrap over the test videos and the seeds.
-
-        The draws are moved to have their mean at the value: a draw that repeats a video finds it in its own
-        cluster again, and would put an agreement of clusters too high.
-        """
+        """The mean, and the 2.5th to 97.5th percentile of the bootstrap over the test videos and the seeds."""
         seeds = np.random.default_rng(seed).integers(len(self.each), size=self.resampled.shape)
         drawn = np.take_along_axis(self.resampled, seeds, 1).mean(1)
-        value = float(self.each.mean())
-        low, high = np.percentile(drawn, [2.5, 97.5]) - drawn.mean() + value
-        return Estimate(value, float(low), float(high), self.each.tolist())
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        return Estimate(float(self.each.mean()), float(low), float(high), self.each.tolist())
