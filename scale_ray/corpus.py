@@ -94,7 +94,12 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, leave_out: s
     refuse_straddling_groups(source, [video.group for video in videos], splits)
     prefix = f"{options.id_prefix}/" if options.id_prefix else ""
     rows = [
-        {**vars(video), "video_id": prefix + video.video_id, "splits": list(sides.items())}
+        {
+            **vars(video),
+            "video_id": prefix + video.video_id,
+            "group": prefix + video.group if video.group is not None else None,
+            "splits": list(sides.items()),
+        }
         for video, sides in zip(videos, splits, strict=True)
     ]
     table = pa.Table.from_pylist(rows, schema=COLUMNS)

@@ -105,6 +105,10 @@ def probe_table(
                 of_row.setdefault(one.name, []).append(one)
             done += 1
             progress(done, row.name)
+        if not any(measured.values()):
+            raise UserError(
+                f"probes: expected one that applies to {targets.kind}, found {','.join(probing.chosen_probes)}"
+            )
     return _table(sides, measured, probing, num_seeds), pictured
 
 
@@ -205,8 +209,9 @@ def _probed(
     if "lowshot" in chosen:
         for name, probe in probes.low_shot(lessons).items():
             score(name, probe, row.test)
-    if "clustering" in chosen and targets.kind == CLASSES:
-        found = probes.clusters(row.test, len(set(test.targets.tolist())), seed)
+    num_classes = len(set(test.targets.tolist())) if targets.kind == CLASSES else 0
+    if "clustering" in chosen and num_classes > 1:  # all clusters agree with a single class
+        found = probes.clusters(row.test, num_classes, seed)
         measured += measured_clusters(found, test.targets)
     if is_first and row.name in (BACKBONE_ALONE, TRAINED_AGGREGATOR):
         pictured.train_vectors[row.name], pictured.test_vectors[row.name] = row.train.centred(), row.test.centred()
@@ -220,7 +225,11 @@ def _table(
     drawn = {row: {name: Drawn.of(of, resamples) for name, of in of_row.items()} for row, of_row in measured.items()}
     # How much the trained aggregator is ahead of the feature by itself, video by video.
     alone = drawn[BACKBONE_ALONE]
-    gains = {name: of - alone[name] for name, of in drawn[TRAINED_AGGREGATOR].items() if name in alone}
+    gains = {}
+    for name, of in drawn[TRAINED_AGGREGATOR].items():
+        if name in alone:
+            more_is_better = measured[TRAINED_AGGREGATOR][name][0].more_is_better
+            gains[name] = of - alone[name] if more_is_better else alone[name] - of
 
     def estimates(of_row: dict[str, Drawn]) -> dict[str, Estimate]:
         return {name: of.estimate(probing.probe_seed) for name, of in of_row.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,18 +15,18 @@ def trained_on(store: FeatureStore, video_ids: Sequence[str], set_size: int) -> 
     """Which videos an aggregator was trained on, in numbers: goes with it wherever it goes.
 
     Videos, those of them that nobody labelled, for every split those of each side, the clips of a set, and a
-    digest of the store's ids.
+    digest of the store's ids with their sides, and with whether they are labelled.
     """
     ids = set(video_ids)
-    videos = store.videos().select(["video_id", "label", "labels", "target", "splits"]).to_pylist()
+    videos = _described(store)
     seen = [row for row in videos if row["video_id"] in ids]
     sides = Counter((name, side) for row in seen for name, side in row["splits"])
     return {
         "videos": len(seen),
-        "unlabelled": sum(all(row[name] is None for name in ("label", "labels", "target")) for row in seen),
+        "unlabelled": sum(not row["labelled"] for row in seen),
         "splits": {name: {side: n for (of, side), n in sides.items() if of == name} for name in store.split_names()},
         "set_size": set_size,
-        "store": _digest(row["video_id"] for row in videos),
+        "store": _digest(videos),
     }
 
 
@@ -33,7 +34,7 @@ def notes_on(seen: Mapping[str, Any], store: FeatureStore, split: str) -> list[s
     """What a reader of a table must know of the pretraining; nothing where it saw the training split alone."""
     if not seen:
         return ["the aggregator's folder does not say which videos it was trained on"]
-    if seen["store"] != _digest(store.videos()["video_id"].to_pylist()):
+    if seen["store"] != _digest(_described(store)):
         return [
             f"the aggregator was trained on {seen['videos']} videos of another corpus, or of another state of this one"
         ]
@@ -45,8 +46,18 @@ def notes_on(seen: Mapping[str, Any], store: FeatureStore, split: str) -> list[s
     return [f"transductive: the aggregator also saw {' and '.join(told)}, without labels"] if told else []
 
 
-def _digest(video_ids: Any) -> str:
+def _described(store: FeatureStore) -> list[dict[str, Any]]:
+    """Every video's id, sides, and whether anybody labelled it."""
+    told = ("label", "labels", "target")
+    rows = store.videos().select(["video_id", "splits", *told]).to_pylist()
+    return [
+        {"video_id": r["video_id"], "splits": r["splits"], "labelled": any(r[name] is not None for name in told)}
+        for r in rows
+    ]
+
+
+def _digest(videos: Sequence[Mapping[str, Any]]) -> str:
     digest = hashlib.blake2b(digest_size=10)
-    for video_id in sorted(video_ids):
-        digest.update(f"{video_id}\0".encode())
+    for row in sorted(videos, key=lambda row: row["video_id"]):
+        digest.update(json.dumps([row["video_id"], sorted(row["splits"]), row["labelled"]]).encode())
     return digest.hexdigest()

@@ -90,7 +90,7 @@ def read_sides(store: FeatureStore, targets: Targets, split: str, ingest: Ingest
     """
     sides, groups = store.splits(split), store.groups()
     known = {video_id for video_id in sides if video_id in targets.of}
-    sizes = {row["video_id"]: row for row in store.videos().select(["video_id", *GEOMETRY.names]).to_pylist()}
+    sizes = store.measured()
 
     def read(mode: str, of: Sequence[str], told: str) -> Side:
         stored = StoredClips(store, mode, {video_id for video_id in known if sides[video_id] in of})

@@ -233,7 +233,7 @@ class FeatureStore:
         others = pa.array([video_id not in named for video_id in before["video_id"].to_pylist()], pa.bool_())
         kept = before.filter(others).drop_columns(GEOMETRY.names)
         fresh = pa.concat_tables([corpus, kept], promote_options="permissive")
-        measured = self._measured()
+        measured = self.measured()
         for field in GEOMETRY:
             values = [measured.get(video_id, {}).get(field.name) for video_id in fresh["video_id"].to_pylist()]
             fresh = fresh.append_column(field, pa.array(values, field.type))
@@ -323,7 +323,8 @@ class FeatureStore:
     def size_bytes(self) -> int:
         return sum(file.size for file in list_files(self.location))
 
-    def _measured(self) -> dict[str, dict[str, Any]]:
+    def measured(self) -> dict[str, dict[str, Any]]:
+        """Width, height, length and frame rate of every video with clips, from the shards themselves."""
         table = self._read_parts(f"{self.FOLDER}/part-", ["video_id", *GEOMETRY.names])
         return {} if table is None else {row["video_id"]: row for row in table.to_pylist()}
 

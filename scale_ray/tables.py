@@ -32,7 +32,8 @@ class ProbeRow:
 class ProbeTable:
     """What came out of the probes of one split.
 
-    `gains` say how much the trained aggregator is ahead of the backbone's feature alone, in each measure; `chance`
+    `gains` say how much the trained aggregator is ahead of the backbone's feature alone, in each measure (of errors how
+    much lower); `chance`
     is what is reached without looking at a video. `notes` are told below the table.
     """
 
@@ -117,6 +118,7 @@ class ProbeTable:
             f"{self.num_train_videos} training and {self.num_test_videos} test videos{groups}, {what}",
             f"{seeds}; ±: half of the 95 % interval, by bootstrap over the test {'groups' if groups else 'videos'}"
             + (" and the seeds" if self.num_seeds > 1 else ""),
+            *(["one test group: its draws are all alike, and the intervals say nothing"] * (self.num_test_groups == 1)),
             *self.notes,
         ]
 

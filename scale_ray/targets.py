@@ -69,11 +69,13 @@ def read_targets(store: FeatureStore, choice: str = "auto") -> Targets:
     if choice not in videos.column_names:
         raise UserError(f"target: expected a column of {', '.join(videos.column_names)}, found {choice!r}")
     pairs = zip(videos["video_id"].to_pylist(), videos[choice].to_pylist(), strict=True)
-    of = {video_id: value for video_id, value in pairs if value is not None}
+    # Of no worth as a target: nothing, an empty text (as of a CSV file), a number that is none.
+    of = {video_id: value for video_id, value in pairs if value is not None and value != "" and value == value}
     type_ = videos.schema.field(choice).type
     if pa.types.is_integer(type_) or pa.types.is_floating(type_):
         return _differing(Targets(NUMBERS, [choice], of), sorted(set(of.values())), choice, store)
-    if pa.types.is_list(type_):
+    if any(is_of(type_) for is_of in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+        of = {video_id: [label for label in labels if label is not None] for video_id, labels in of.items()}
         names = sorted({label for labels in of.values() for label in labels})
         return _differing(Targets(MULTILABEL, names, of), names, choice, store)
     of = {video_id: str(value) for video_id, value in of.items()}

@@ -22,6 +22,7 @@ from scale_ray.aggregator import Aggregator
 from scale_ray.backbones.weights import hash_of
 from scale_ray.clips import MODES, POSITION_FIELDS, VideoGeometry
 from scale_ray.config import Representing
+from scale_ray.errors import UserError
 from scale_ray.store import GEOMETRY, FeatureStore, VideoFeatures
 from scale_ray.stored_clips import StoredClips
 from scale_ray.video_model import vectors_of
@@ -44,6 +45,21 @@ class VectorStore(FeatureStore):
             split,
         )
         self._known: tuple[dict[str, str], dict[str, str]] | None = None
+
+    def refuse_others(self) -> None:
+        """Raise a UserError where a video's vector says another label or side than is known now."""
+        table = self._read_parts(f"{self.FOLDER}/part-", ["video_id", "label", "split"])
+        labels, sides = self.labels(), self.splits(self._split)
+        other = [
+            row["video_id"]
+            for row in ([] if table is None else table.to_pylist())
+            if (row["label"], row["split"]) != (labels.get(row["video_id"]), sides.get(row["video_id"]))
+        ]
+        if other:
+            raise UserError(
+                f"{self.location}: expected vectors with the labels and sides of the split as they are now, found "
+                f"{len(other)} with others, such as that of {min(other)!r}; give another --out"
+            )
 
     def commit(self, part_name: str, mode: str, videos: Sequence[VideoFeatures]) -> None:
         """Write the vectors of some videos; the part of their clips first, since the other says that they are done."""
@@ -82,19 +98,25 @@ def embed_store(store: FeatureStore, vectors: VectorStore, progress: Any) -> int
 
     Each video once: test videos of the split from their `eval` clips, others from their `train` clips, and from
     whatever clips there are where these are not. A part at a time: the features need not fit into memory.
+
+    Raises
+    ------
+    UserError
+        Where vectors are there that were written for another split, or with other labels.
     """
     known = store.videos()
     vectors.replace_videos(known.drop_columns([name for name in GEOMETRY.names if name in known.column_names]))
     sides = store.splits(vectors._split)
     stored = {mode: store.done(mode) for mode in MODES}
     done = set().union(*(vectors.done(mode) for mode in MODES))
-    measured = {row["video_id"]: row for row in known.select(["video_id", *GEOMETRY.names]).to_pylist()}
+    measured = store.measured()
     wanted: dict[str, set[str]] = {mode: set() for mode in MODES}
     for video_id in sorted(set().union(*stored.values())):
         first = "eval" if sides.get(video_id) == "test" else "train"
         mode = next(m for m in (first, "eval", "train", "augmented") if video_id in stored[m])
         if video_id not in done:
             wanted[mode].add(video_id)
+    vectors.refuse_others()
     progress.to(len(done))
     for mode, ids in wanted.items():
         clips = StoredClips(store, mode, ids)

@@ -76,6 +76,14 @@ def test_a_prefix_stands_before_every_id_and_moves_no_video_to_another_split(tmp
     assert prefixed == {f"mine/{video_id}": splits for video_id, splits in plain.items()}
 
 
+def test_a_prefix_keeps_the_groups_of_two_corpora_apart(tmp_path):
+    manifest = tmp_path / "videos.csv"
+    (tmp_path / "a.mp4").touch()
+    manifest.write_text("path,group,split\na.mp4,scene 1,train\n")
+    [group] = read_corpus(str(manifest), CorpusOptions(id_prefix="mine")).videos["group"].to_pylist()
+    assert group == "mine/scene 1"
+
+
 @pytest.mark.parametrize("prefix", ["", "/a", "a/"])
 def test_a_prefix_that_makes_odd_ids_is_refused(prefix):
     with pytest.raises(UserError, match="id_prefix: expected"):

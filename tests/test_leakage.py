@@ -165,6 +165,9 @@ def test_pretraining_sees_the_training_split_alone_or_says_so(tmp_path):
     grown = make_store(tmp_path / "grown", {"w": np.zeros((4, 6))}, sides=["train"])
     [note] = notes_on(seen, grown, "default")
     assert "of another corpus" in note
+    moved = store_of(tmp_path / "moved", sides=["train" if side == "test" else "test" for side in SIDES])
+    [note] = notes_on(seen, moved, "default")
+    assert "of another state of this one" in note, "the same videos, on other sides"
 
 
 def test_of_several_splits_each_says_what_the_aggregator_saw_of_it(tmp_path):

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn import metrics
 
-from scale_ray.measures import Drawn, Estimate, Measured, mean_of, measured_clusters, resamples_of
+from scale_ray.measures import Drawn, Estimate, Measured, mean_of, measured_clusters, measured_scores, resamples_of
 from scale_ray.tables import ProbeRow, ProbeTable, mean_table
+from scale_ray.targets import Targets
 
 
 def test_resamples_draw_whole_groups_with_replacement():
@@ -71,6 +73,21 @@ def test_a_difference_is_paired():
     assert gain.value == pytest.approx(1 / 200)
     assert gain.low >= 0
     assert gain.high - gain.low < 0.2 * (alone.high - alone.low)
+
+
+def test_mean_average_precision_of_any_draw_is_scikit_learn_s():
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.integers(0, 12, (60, 5)) / 12)  # many of them equal
+    wanted = torch.from_numpy((rng.random((60, 5)) < 0.2).astype(np.float32))
+    wanted[:, 4] = 0
+    [measured] = measured_scores("p", scores, wanted, Targets("multilabel", list("abcde"), {}))
+    for rows in [np.arange(60), *resamples_of([str(n) for n in range(60)], 10, 0)]:
+        some, found = wanted.numpy()[rows], scores.numpy()[rows]
+        occurs = some.any(0)
+        assert measured.of(rows) == pytest.approx(metrics.average_precision_score(some[:, occurs], found[:, occurs]))
+    assert measured.of(np.flatnonzero(~wanted.numpy().any(1))) == 0.0
+    estimate = Drawn.of([measured], list(resamples_of([str(n) for n in range(60)], 200, 0))).estimate(0)
+    assert estimate.low < measured.value() < estimate.high
 
 
 def test_the_interval_of_an_agreement_lies_around_it():

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from stores import make_store
@@ -50,6 +51,37 @@ def test_a_column_of_the_manifest_is_a_target_too(tmp_path):
         read_targets(store, "views")
     with pytest.raises(UserError, match="expected labelled videos of at least 2 classes in column label, found 0"):
         read_targets(store)
+
+
+def test_what_is_no_target_is_left_out(tmp_path):
+    store = make_store(
+        tmp_path / "s",
+        FEATURES,
+        sides=SIDES,
+        director=["", "one", "two"] * 8,
+        ratio=[float("nan"), 1.0, 2.0] * 8,
+        tags=pa.array([None, ["x", None], ["y"]] * 8, pa.large_list(pa.string())),
+    )
+    for column, names in (("director", ["one", "two"]), ("ratio", ["ratio"]), ("tags", ["x", "y"])):
+        targets = read_targets(store, column)
+        assert targets.names == names
+        assert sorted(targets.of) == [i for n, i in enumerate(IDS) if n % 3]
+    assert read_targets(store, "tags").of["v01"] == ["x"]
+
+
+def test_a_gain_of_errors_is_how_much_lower_they_are(tmp_path):
+    store = make_store(tmp_path / "s", FEATURES, sides=SIDES, target=np.arange(24.0))
+    aggregator = Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()
+    table, _ = probe_table(store, [aggregator], Probing(**{**QUICK.to_dict(), "probes": ("knn", "linear")}))
+    alone, trained = (table.rows[place].measures["linear_mse"] for place in (1, 3))
+    assert table.gains["linear_mse"].value == pytest.approx(alone.value - trained.value)
+
+
+def test_probes_that_do_not_apply_are_told(tmp_path):
+    store = make_store(tmp_path / "s", FEATURES, sides=SIDES, target=np.arange(24.0))
+    aggregator = Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()
+    with pytest.raises(UserError, match="probes: expected one that applies to numbers, found clustering"):
+        probe_table(store, [aggregator], Probing(probes=("clustering",)))
 
 
 @pytest.mark.parametrize(

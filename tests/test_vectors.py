@@ -20,11 +20,12 @@ from scale_ray.aggregator import Aggregator
 from scale_ray.config import AggregatorOptions, Representing
 from scale_ray.errors import UserError
 from scale_ray.nearest import find_neighbours
+from scale_ray.progress import Progress
 from scale_ray.representation import clip_representations, set_tokens, tokens_of_clips
 from scale_ray.sets import normalised_positions
 from scale_ray.store import FeatureStore
 from scale_ray.stored_clips import read_clips
-from scale_ray.vectors import VectorStore
+from scale_ray.vectors import VectorStore, embed_store, fingerprint_of_vectors
 from scale_ray.video_model import VideoModel, vectors_of
 
 pytestmark = pytest.mark.ray
@@ -66,6 +67,26 @@ def test_a_store_becomes_one_vector_a_video(embedded: Path, extracted: Extracted
     tokens = set_tokens(aggregator, features, normalised_positions(torch.from_numpy(clips.positions)))
     expected = clip_representations(features, tokens).mean(1)
     np.testing.assert_allclose(np.stack(table.loc[clips.video_ids, "vector"].tolist()), expected, atol=1e-5)
+
+
+def test_vectors_with_other_labels_than_are_known_now_are_refused(tmp_path: Path):
+    features = {f"v{n}": np.random.default_rng(n).normal(size=(4, 6)) for n in range(4)}
+    sides = ["train", "train", "test", "test"]
+    aggregator = Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()
+    out = str(tmp_path / "vectors")
+
+    def embed_labelled(name: str, labels: list[str]) -> int:
+        store = make_store(tmp_path / name, features, sides=sides, label=labels)
+        made = fingerprint_of_vectors(aggregator, Representing(), per_clip=False)
+        vectors = VectorStore.create(out, made)
+        vectors.prepare(aggregator, Representing(), per_clip=False, split="default")
+        with Progress("embed", 4, "videos", quiet=True) as progress:
+            return embed_store(store, vectors, progress)
+
+    assert embed_labelled("first", ["a", "b", "a", "b"]) == 4
+    assert embed_labelled("same", ["a", "b", "a", "b"]) == 4
+    with pytest.raises(UserError, match="found 1 with others, such as that of 'v0'; give another --out"):
+        embed_labelled("corrected", ["b", "b", "a", "b"])
 
 
 def test_the_vectors_of_the_clips_have_the_video_s_as_their_mean(embedded: Path):

@@ -155,7 +155,7 @@ def neighbours(
     found = find_neighbours(query, features, aggregator, count, representing, source.weights_at)
     with written_whole(picture) as file:
         file.write(picture_of_neighbours(found, features))
-    width = max(len(near.label or "-") for near in found.neighbours)
+    width = max((len(near.label or "-") for near in found.neighbours), default=1)
     lines = [f"{near.cosine:6.3f}  {near.label or '-':<{width}}  {near.video_id}" for near in found.neighbours]
     caller.answer([*lines, f"picture: {picture}"], {**asdict(found), "picture": picture})
     if open_:
