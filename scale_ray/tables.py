@@ -70,7 +70,7 @@ class ProbeTable:
             blocks += ["", head, "-" * len(head)] if start else [head, "-" * len(head)]
             for row in [*self.rows, ProbeRow(_GAIN, self.gains)]:
                 sign = "+" if row.representation == _GAIN else ""
-                cells = [_cell(row.measures.get(name), sign) for name in some]
+                cells = [_cell(name, row.measures.get(name), sign) for name in some]
                 told = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
                 blocks.append(f"{row.representation:<37}{told}")
         return [*blocks, *self.footnotes()]
@@ -83,12 +83,12 @@ class ProbeTable:
             "| --- |" + " --- |" * len(names),
             *(
                 f"| {row.representation} | "
-                + " | ".join(_interval(row.measures[n]) if n in row.measures else "" for n in names)
+                + " | ".join(_interval(n, row.measures[n]) if n in row.measures else "" for n in names)
                 + " |"
                 for row in self.rows
             ),
             f"| *{_GAIN}* | "
-            + " | ".join(_interval(self.gains[n], sign="+") if n in self.gains else "" for n in names)
+            + " | ".join(_interval(n, self.gains[n], sign="+") if n in self.gains else "" for n in names)
             + " |",
         ]
         return "\n".join([*lines, "", *self.footnotes()]) + "\n"
@@ -173,12 +173,18 @@ def title_of(name: str) -> str:
     return f"{_PROBES.get(probe, probe.replace('_', ' '))} {_MEASURES[measure]}"
 
 
-def _cell(estimate: Estimate | None, sign: str = "") -> str:
+def _cell(name: str, estimate: Estimate | None, sign: str = "") -> str:
     if estimate is None:
         return "-"
-    return f"{estimate.value:{sign}.3f} ±{(estimate.high - estimate.low) / 2:.3f}"
+    shape = _shape(name)
+    return f"{estimate.value:{sign}{shape}} ±{(estimate.high - estimate.low) / 2:{shape}}"
 
 
-def _interval(estimate: Estimate, *, sign: str = "") -> str:
-    shape = f"{sign}.3f"
+def _interval(name: str, estimate: Estimate, *, sign: str = "") -> str:
+    shape = sign + _shape(name)
     return f"{estimate.value:{shape}} [{estimate.low:{shape}}, {estimate.high:{shape}}]"
+
+
+def _shape(name: str) -> str:
+    """Shares have three places; errors are in units of their own, and may be small or large."""
+    return ".3g" if name.endswith("_mse") else ".3f"

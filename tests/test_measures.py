@@ -139,6 +139,13 @@ def test_a_table_on_the_screen_has_the_main_measures_in_order_and_fits():
     assert lines[-1] == "a note"
 
 
+def test_errors_are_told_in_units_of_their_own():
+    errors = {"knn_mse": Estimate(0.000123456, 0.0001, 0.0002, [0.0]), "linear_mse": Estimate(12345.6, 1e4, 2e4, [0.0])}
+    told = ProbeTable([ProbeRow("a", errors)], {}, 1.0, "numbers", "default", 20, 10, 10, 0, 1)
+    assert "0.000123 ±5e-05" in told.lines()[2]
+    assert "| 0.000123 [0.0001, 0.0002] | 1.23e+04 [1e+04, 2e+04] |" in told.markdown()
+
+
 def test_markdown_csv_and_json_hold_everything():
     markdown = table().markdown()
     assert "| backbone feature alone | 0.500 [0.400, 0.600] | 0.550 [0.450, 0.650] |" in markdown
