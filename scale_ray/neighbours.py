@@ -20,13 +20,20 @@ _ROWS_AT_ONCE = 4096
 def centred(videos: Tensor, rows: Tensor | None = None, scratch: str | None = None) -> Tensor:
     """Representations (n, d) minus the mean over their own split, at unit norm (section 5 of the method).
 
-    Of some `rows` alone, if they are given; `scratch` as in `by_parts`.
+    Of some `rows` alone, if they are given; `scratch` as in `by_parts`. A video that differs from the mean by
+    no more than rounding has no direction, and is 0.
     """
     if rows is None:
         rows = torch.arange(len(videos))
     total = sum((videos[some].sum(0, dtype=torch.float64) for some in rows.split(_ROWS_AT_ONCE)), torch.zeros(1))
     mean = (total / len(rows)).float()
-    return by_parts(len(rows), lambda some: F.normalize(videos[rows[some]] - mean, dim=1), scratch)
+    noise = 1e-6 * mean.norm()
+
+    def directions(some: Tensor) -> Tensor:
+        apart = videos[rows[some]] - mean
+        return F.normalize(torch.where(apart.norm(dim=1, keepdim=True) > noise, apart, 0.0), dim=1)
+
+    return by_parts(len(rows), directions, scratch)
 
 
 def knn_scores(

@@ -26,6 +26,11 @@ def test_representations_are_centred_alike_wherever_they_lie(tmp_path):
     assert torch.equal(centred(videos, rows, str(tmp_path)), centred(videos, rows))
 
 
+def test_videos_that_all_look_alike_have_no_direction():
+    alike = torch.rand(1, 8, generator=torch.Generator().manual_seed(0)).expand(7, -1) * 1000 / 3
+    assert centred(alike).abs().max() == 0
+
+
 def test_a_folder_without_room_is_told(tmp_path):
     with pytest.raises(UserError, match=r"cache: expected room for 0\.0 GiB of representations in .*; give another"):
         by_parts(3, lambda rows: torch.zeros(len(rows), 2), str(tmp_path / "absent"))
