@@ -34,8 +34,8 @@ def mapped_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
 def by_parts(num_rows: int, made: Callable[[Tensor], Tensor], scratch: str | None) -> Tensor:
     """What `made` says of all rows, asked for some hundred at a time.
 
-    With a folder `scratch` the whole lies in a file there that has no name, and is gone with the tensor; the
-    system takes its memory back when it needs room.
+    In memory the whole is where the parts are. With a folder `scratch` it lies in a file there that has no name,
+    and is gone with the tensor; the system takes its memory back when it needs room.
 
     Raises
     ------
@@ -44,16 +44,15 @@ def by_parts(num_rows: int, made: Callable[[Tensor], Tensor], scratch: str | Non
     """
     first, *others = torch.arange(num_rows).split(_ROWS_AT_ONCE)
     part = made(first)
-    whole = _room((num_rows, *part.shape[1:]), part.dtype, scratch)
+    shape = (num_rows, *part.shape[1:])
+    whole = part.new_empty(shape) if scratch is None else _room(shape, part.dtype, scratch)
     whole[: len(first)] = part
     for rows in others:
         whole[rows[0] : rows[-1] + 1] = made(rows)
     return whole
 
 
-def _room(shape: tuple[int, ...], dtype: torch.dtype, scratch: str | None) -> Tensor:
-    if scratch is None:
-        return torch.empty(shape, dtype=dtype)
+def _room(shape: tuple[int, ...], dtype: torch.dtype, scratch: str) -> Tensor:
     count = math.prod(shape)
     try:
         with tempfile.NamedTemporaryFile(dir=scratch, prefix="scale-ray-") as file:

@@ -25,7 +25,7 @@ def centred(videos: Tensor, rows: Tensor | None = None, scratch: str | None = No
     """
     if rows is None:
         rows = torch.arange(len(videos))
-    total = sum((videos[some].sum(0, dtype=torch.float64) for some in rows.split(_ROWS_AT_ONCE)), torch.zeros(1))
+    total = sum((videos[some].sum(0, dtype=torch.float64) for some in rows.split(_ROWS_AT_ONCE)), torch.tensor(0.0))
     mean = (total / len(rows)).float()
     noise = 1e-6 * mean.norm()
 

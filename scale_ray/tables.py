@@ -32,9 +32,8 @@ class ProbeRow:
 class ProbeTable:
     """What came out of the probes of one split.
 
-    `gains` say how much the trained aggregator is ahead of the backbone's feature alone, in each measure (of errors how
-    much lower); `chance`
-    is what is reached without looking at a video. `notes` are told below the table.
+    `gains` say how much the trained aggregator is ahead of the backbone's feature alone, in each measure (of errors
+    how much lower); `chance` is what is reached without looking at a video. `notes` are told below the table.
     """
 
     rows: list[ProbeRow]
@@ -124,12 +123,19 @@ class ProbeTable:
 
 
 def mean_table(tables: Sequence[ProbeTable]) -> ProbeTable:
-    """The mean over several official splits; its intervals are the means of theirs, hence too wide if anything."""
+    """The mean over several official splits; its intervals are the means of theirs, hence too wide if anything.
+
+    Of the measures that every split has: one whose test videos are of one class has no clustering.
+    """
     first = tables[0]
     rows = [
         ProbeRow(
             row.representation,
-            {n: _mean([t.rows[place].measures[n] for t in tables]) for n in row.measures},
+            {
+                n: _mean([t.rows[place].measures[n] for t in tables])
+                for n in row.measures
+                if all(n in t.rows[place].measures for t in tables)
+            },
         )
         for place, row in enumerate(first.rows)
     ]
@@ -137,7 +143,11 @@ def mean_table(tables: Sequence[ProbeTable]) -> ProbeTable:
     return replace(
         first,
         rows=rows,
-        gains={name: _mean([table.gains[name] for table in tables]) for name in first.gains},
+        gains={
+            name: _mean([table.gains[name] for table in tables])
+            for name in first.gains
+            if all(name in table.gains for table in tables)
+        },
         chance=mean(table.chance for table in tables),
         split="mean",
         num_train_videos=round(mean(table.num_train_videos for table in tables)),

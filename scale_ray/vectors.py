@@ -46,14 +46,16 @@ class VectorStore(FeatureStore):
         )
         self._known: tuple[dict[str, str], dict[str, str]] | None = None
 
-    def refuse_others(self) -> None:
-        """Raise a UserError where a video's vector says another label or side than is known now."""
+    def refuse_others(self, store: FeatureStore) -> None:
+        """Raise a UserError where the vector of one of a store's videos says another label or side than the store."""
         table = self._read_parts(f"{self.FOLDER}/part-", ["video_id", "label", "split"])
-        labels, sides = self.labels(), self.splits(self._split)
+        known = set(store.videos()["video_id"].to_pylist())
+        labels, sides = store.labels(), store.splits(self._split)
         other = [
             row["video_id"]
             for row in ([] if table is None else table.to_pylist())
-            if (row["label"], row["split"]) != (labels.get(row["video_id"]), sides.get(row["video_id"]))
+            if row["video_id"] in known
+            and (row["label"], row["split"]) != (labels.get(row["video_id"]), sides.get(row["video_id"]))
         ]
         if other:
             raise UserError(
@@ -104,6 +106,7 @@ def embed_store(store: FeatureStore, vectors: VectorStore, progress: Any) -> int
     UserError
         Where vectors are there that were written for another split, or with other labels.
     """
+    vectors.refuse_others(store)
     known = store.videos()
     vectors.replace_videos(known.drop_columns([name for name in GEOMETRY.names if name in known.column_names]))
     sides = store.splits(vectors._split)
@@ -116,7 +119,6 @@ def embed_store(store: FeatureStore, vectors: VectorStore, progress: Any) -> int
         mode = next(m for m in (first, "eval", "train", "augmented") if video_id in stored[m])
         if video_id not in done:
             wanted[mode].add(video_id)
-    vectors.refuse_others()
     progress.to(len(done))
     for mode, ids in wanted.items():
         clips = StoredClips(store, mode, ids)

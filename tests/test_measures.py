@@ -139,6 +139,14 @@ def test_a_table_on_the_screen_has_the_main_measures_in_order_and_fits():
     assert lines[-1] == "a note"
 
 
+def test_the_mean_is_of_what_every_split_has():
+    other = table("2", 0.1)
+    del other.rows[0].measures["clustering_nmi"]
+    assert "clustering_nmi" not in mean_table([table("1"), other]).rows[0].measures
+    assert "clustering_nmi" not in mean_table([other, table("1")]).rows[0].measures
+    assert mean_table([table("1"), other]).rows[0].measures["knn_top1"].value == pytest.approx(0.55)
+
+
 def test_errors_are_told_in_units_of_their_own():
     errors = {"knn_mse": Estimate(0.000123456, 0.0001, 0.0002, [0.0]), "linear_mse": Estimate(12345.6, 1e4, 2e4, [0.0])}
     told = ProbeTable([ProbeRow("a", errors)], {}, 1.0, "numbers", "default", 20, 10, 10, 0, 1)

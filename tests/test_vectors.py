@@ -87,6 +87,7 @@ def test_vectors_with_other_labels_than_are_known_now_are_refused(tmp_path: Path
     assert embed_labelled("same", ["a", "b", "a", "b"]) == 4
     with pytest.raises(UserError, match="found 1 with others, such as that of 'v0'; give another --out"):
         embed_labelled("corrected", ["b", "b", "a", "b"])
+    assert VectorStore(out).labels()["v0"] == "a", "refused before anything is changed"
 
 
 def test_the_vectors_of_the_clips_have_the_video_s_as_their_mean(embedded: Path):
