@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from common import folder_of, parser, report
 
-from scale_ray.samples import make_samples, render, write_video
+from scale_ray.corpus.sample_videos import make_samples, render, write_video
 
 CODECS = {"libx264": "mkv", "mpeg4": "avi", "libvpx": "webm", "mpeg2video": "ts", "libx265": "mp4"}
 

@@ -21,7 +21,7 @@ import psutil
 import pyarrow.dataset
 from common import folder_of, parser, report
 
-from scale_ray.samples import make_samples
+from scale_ray.corpus.sample_videos import make_samples
 
 # How Ray names the processes that we kill, in their titles.
 TITLES = {"actor": "EmbedBlock", "decoder": "decode_block"}

@@ -32,14 +32,16 @@ from common import folder_of, parser, report
 from torch import Tensor
 from torch.nn import functional as F
 
-from scale_ray.aggregator import Aggregator
+from scale_ray.aggregator.model import Aggregator
+from scale_ray.clip_sets.batches import Batch
+from scale_ray.clip_sets.sources import Held, opened_source
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import Ingest, ObjectiveOptions, PretrainConfig, Sampling, Sets, Training
-from scale_ray.ingest import Batch, Held, opened_source
-from scale_ray.objective import Objective
-from scale_ray.store import FeatureStore, VideoFeatures, fingerprint_of
-from scale_ray.stored_clips import ClipFeatures, StoredClips
-from scale_ray.training import Trainer
+from scale_ray.pretraining.objective import Objective
+from scale_ray.pretraining.trainer import Trainer
+from scale_ray.store.clip_reader import ClipFeatures, StoredClips
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store.schema import VideoFeatures, fingerprint_of
 
 CPU = torch.device("cpu")
 WIDTH = 768

@@ -22,11 +22,12 @@ import pyarrow as pa
 import torch
 from common import folder_of, parser, report
 
-from scale_ray.aggregator import Aggregator
+from scale_ray.aggregator.model import Aggregator
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import AggregatorOptions, Ingest, Probing, Sampling
-from scale_ray.evaluation import probe_table
-from scale_ray.store import FeatureStore, VideoFeatures, fingerprint_of
+from scale_ray.probes.evaluation import probe_table
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store.schema import VideoFeatures, fingerprint_of
 
 CORE = ("knn", "retrieval", "clustering", "linear")
 REST = ("lowshot", "attentive", "mlp", "finetuned")

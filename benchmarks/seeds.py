@@ -12,13 +12,13 @@ import sys
 import torch
 from common import parser, report
 
-from scale_ray.aggregator import Aggregator
+from scale_ray.aggregator.model import Aggregator
+from scale_ray.clip_sets.sources import Held
 from scale_ray.config import ObjectiveOptions, PretrainConfig, Probing, Training
-from scale_ray.evaluation import probe_table
-from scale_ray.ingest import Held
-from scale_ray.store import FeatureStore
-from scale_ray.stored_clips import training_clips
-from scale_ray.training import Metrics, Trainer, fit
+from scale_ray.pretraining.trainer import Metrics, Trainer, fit
+from scale_ray.probes.evaluation import probe_table
+from scale_ray.store.clip_reader import training_clips
+from scale_ray.store.feature_store import FeatureStore
 
 CPU = torch.device("cpu")
 NAMES = ("loss", "set_loss", "clip_loss", "set_top1", "clip_top1")

@@ -28,10 +28,10 @@ import numpy as np
 from common import folder_of, make_video, parser, report
 from PIL import Image
 
-from scale_ray import decoding
 from scale_ray.clips import Clip, plan_clips
 from scale_ray.config import Sampling
-from scale_ray.frames import FrameReader, geometry_of, opened, video_stream
+from scale_ray.decoding import decode as decoding
+from scale_ray.decoding.frames import FrameReader, geometry_of, opened, video_stream
 
 SIDE_PX = 224
 SAMPLING = Sampling()

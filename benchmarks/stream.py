@@ -22,11 +22,11 @@ from common import folder_of, make_video, parser, report
 
 from scale_ray.backbones import Backbone, load_backbone
 from scale_ray.config import BackboneOptions, Cluster, CorpusOptions, Extraction, Sampling
-from scale_ray.corpus import read_corpus
-from scale_ray.decoder_process import Decoder, Request, SharedPixels
-from scale_ray.distributed import extract as stage
+from scale_ray.corpus.corpus import read_corpus
+from scale_ray.decoding.decode import video_bytes
+from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
+from scale_ray.distributed import stream as stage
 from scale_ray.distributed.cluster import connected
-from scale_ray.pixel_blocks import video_bytes
 
 SAMPLING = Sampling()
 
@@ -56,7 +56,7 @@ def corpus(folder: Path, count: int, *, width: int, height: int) -> Path:
 
 def loop_rate(videos: Path, encoder: Backbone, count: int, batch_clips: int) -> float:
     """Videos a second of decoding and embedding one after the other, in this process."""
-    from scale_ray.decoding import decode_clips
+    from scale_ray.decoding.decode import decode_clips
 
     began_s = time.perf_counter()
     for path in sorted(videos.iterdir())[:count]:
@@ -95,9 +95,10 @@ def stream_rate(
     videos: Path, store: Path, encoder: Backbone, extraction: Extraction, cores: int
 ) -> tuple[float, float, float]:
     """Videos a second between the first and the last block, seconds until the first one, seconds in all."""
-    from scale_ray import extraction as account
-    from scale_ray.lease import held
-    from scale_ray.store import FeatureStore, fingerprint_of
+    from scale_ray.extraction import run as account
+    from scale_ray.store.feature_store import FeatureStore
+    from scale_ray.store.lease import held
+    from scale_ray.store.schema import fingerprint_of
 
     listed = read_corpus(str(videos), CorpusOptions())
     features = FeatureStore.create(str(store), fingerprint_of(encoder.identity(), SAMPLING))

@@ -18,7 +18,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
-from scale_ray.samples import make_samples
+from scale_ray.corpus.sample_videos import make_samples
 
 SHARED = Path(__file__).parents[2] / "shared"
 

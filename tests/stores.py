@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import Sampling
-from scale_ray.store import FeatureStore, VideoFeatures, fingerprint_of
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store.schema import VideoFeatures, fingerprint_of
 
 BACKBONE = {"backbone": "tiny", "weights": "none"}
 GEOMETRY = VideoGeometry(120, 160, 8.0, 15.0)

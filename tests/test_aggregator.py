@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from scale_ray.aggregator import Aggregator
+from scale_ray.aggregator.model import Aggregator
 from scale_ray.config import AggregatorOptions
 from scale_ray.errors import UserError
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from scale_ray.appearance import restyled
 from scale_ray.clips import Appearance, Clip, VideoGeometry, plan_clips
 from scale_ray.config import Sampling
-from scale_ray.decoding import decode_clips
-from scale_ray.samples import write_video
+from scale_ray.corpus.sample_videos import write_video
+from scale_ray.decoding.augmentation import restyled
+from scale_ray.decoding.decode import decode_clips
 
 GEOMETRY = VideoGeometry(240, 320, 20.0, 30.0)
 PLAIN = Appearance((), grey=False, blur_px=0.0)

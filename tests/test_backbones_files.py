@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision import models
 
 from scale_ray.backbones import load_backbone
-from scale_ray.backbones.slow import SlowR50
+from scale_ray.backbones.slow_r50 import SlowR50
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scale_ray.backbones import facts_of, hub, load_backbone
+from scale_ray.backbones import facts_of, load_backbone
+from scale_ray.backbones import huggingface_files as hub
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError
 

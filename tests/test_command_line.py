@@ -8,12 +8,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from scale_ray.aggregator import Aggregator
+from scale_ray.aggregator.model import Aggregator
 from scale_ray.cli.main import cli, main
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import AggregatorOptions, Sampling
-from scale_ray.corpus import read_corpus
-from scale_ray.store import FeatureStore, VideoFeatures, fingerprint_of
+from scale_ray.corpus.corpus import read_corpus
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store.schema import VideoFeatures, fingerprint_of
 
 TINY = {"backbone": "shufflenet_v2_x0_5", "weights": "random, seed 0", "input_px": 64}
 
@@ -138,7 +139,7 @@ def test_a_probe_of_made_up_features_says_chance(capsys, tmp_path, monkeypatch, 
 
 def test_a_configuration_file_sets_defaults_and_flags_go_on_top(tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr("scale_ray.distributed.pretrain.pretrain", lambda *_, **given: seen.update(given) or 1 / 0)
+    monkeypatch.setattr("scale_ray.stages.pretrain.pretrain", lambda *_, **given: seen.update(given) or 1 / 0)
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({"sets": {"mask_ratio": 0.4, "set_size": 5}, "probing": {"knn_k": 3}}))
     arguments = ["pretrain", "--store", "s", "--run", "r", "--config", str(path), "--set-size", "6"]
@@ -149,7 +150,7 @@ def test_a_configuration_file_sets_defaults_and_flags_go_on_top(tmp_path, monkey
 
 def test_options_come_from_the_environment_too(monkeypatch):
     seen = {}
-    monkeypatch.setattr("scale_ray.distributed.pretrain.pretrain", lambda *_, **given: seen.update(given) or 1 / 0)
+    monkeypatch.setattr("scale_ray.stages.pretrain.pretrain", lambda *_, **given: seen.update(given) or 1 / 0)
     CliRunner().invoke(cli, ["pretrain", "--store", "s", "--run", "r"], env={"SCALE_RAY_MASK_RATIO": "0.6"})
     assert seen["config"].sets.mask_ratio == 0.6
 

@@ -5,8 +5,8 @@ import pytest
 
 from scale_ray.cli.main import cli
 from scale_ray.config import SECTIONS, BackboneOptions, PretrainConfig, Sampling, Sets
+from scale_ray.config.option import flag_of
 from scale_ray.errors import UserError
-from scale_ray.options import flag_of
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from scale_ray import corpus as corpus_module
-from scale_ray import manifests
 from scale_ray.config import CorpusOptions
-from scale_ray.corpus import modes_of, read_corpus
+from scale_ray.corpus import corpus as corpus_module
+from scale_ray.corpus import manifests
+from scale_ray.corpus.corpus import read_corpus
+from scale_ray.corpus.splits import modes_of
 from scale_ray.errors import UserError
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from scale_ray.clips import plan_clips
 from scale_ray.config import Sampling
-from scale_ray.decoding import decode_clips
+from scale_ray.decoding.decode import decode_clips
 
 FPS = 15
 NUM_FRAMES = 40

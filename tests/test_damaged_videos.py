@@ -8,8 +8,8 @@ import pytest
 from test_sparse_decoding import KEPT_BACK, encode
 
 from scale_ray.config import Sampling
-from scale_ray.decoder_process import Decoded, Decoder, Request, SharedPixels
-from scale_ray.decoding import decode_clips, pixel_shape
+from scale_ray.decoding.decode import decode_clips, pixel_shape
+from scale_ray.decoding.decoder_process import Decoded, Decoder, Request, SharedPixels
 from scale_ray.errors import VideoError
 
 SAMPLING = Sampling(frames=4, clips=4)

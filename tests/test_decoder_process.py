@@ -11,10 +11,10 @@ import numpy as np
 import psutil
 import pytest
 
-from scale_ray import decoder_process
 from scale_ray.config import Sampling
-from scale_ray.decoder_process import Decoder, Request, SharedPixels
-from scale_ray.decoding import decode_clips, pixel_shape
+from scale_ray.decoding import decoder_process
+from scale_ray.decoding.decode import decode_clips, pixel_shape
+from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
 from scale_ray.errors import VideoError
 
 SAMPLING = Sampling(clips=3, frames=4)
@@ -64,7 +64,7 @@ def broken(tmp_path, monkeypatch):
     code.write_text(
         """
 import os, signal, sys, time
-if "scale_ray.decoder_process" in " ".join(sys.orig_argv):
+if "scale_ray.decoding.decoder_process" in " ".join(sys.orig_argv):
     import scale_ray.decoding as decoding
     real = decoding.decode_clips
     def decode_clips(source, *rest):
@@ -118,7 +118,7 @@ def test_a_hanging_child_ends_with_its_parent(broken, tmp_path):
     code = """
 import sys
 from scale_ray.config import Sampling
-from scale_ray.decoder_process import Decoder, Request, SharedPixels
+from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
 decoder, pixels = Decoder(timeout_s=600, memory_gib=8), SharedPixels(3 * 4 * 32 * 32 * 3)
 decoder._ready(pixels)
 print(decoder._process.pid, flush=True)

@@ -10,9 +10,9 @@ from conftest import SHARED
 
 from scale_ray.clips import plan_clips
 from scale_ray.config import Sampling
-from scale_ray.decoding import decode_clips
+from scale_ray.corpus.sample_videos import write_video
+from scale_ray.decoding.decode import decode_clips
 from scale_ray.errors import VideoError
-from scale_ray.samples import write_video
 
 SAMPLING = Sampling(clips=4, frames=4, stride=2, fps=30.0)
 

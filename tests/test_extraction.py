@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scale_ray import lease
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import BackboneOptions, Cluster, CorpusOptions, Extraction, Sampling
-from scale_ray.distributed import extract as stage
+from scale_ray.distributed import stream as stage
 from scale_ray.errors import UserError
-from scale_ray.extraction import ExtractionSummary, Run, Shard
-from scale_ray.store import Failure, FeatureStore
-from scale_ray.stored_clips import read_clips
+from scale_ray.extraction.run import Run, Shard
+from scale_ray.extraction.summary import ExtractionSummary
+from scale_ray.store import lease
+from scale_ray.store.clip_reader import read_clips
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store.schema import Failure
 
 SMALL = "shufflenet_v2_x0_5"
 

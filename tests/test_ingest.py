@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from scale_ray.clip_sets.batches import Batch, Share, Source
+from scale_ray.clip_sets.draws import normalised_positions
+from scale_ray.clip_sets.sources import Held, Streamed, one_ahead, opened_source
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import Ingest, Sets
 from scale_ray.errors import UserError
-from scale_ray.ingest import Batch, Held, Share, Source, Streamed, one_ahead, opened_source
-from scale_ray.sets import normalised_positions
-from scale_ray.store import FeatureStore, VideoFeatures
-from scale_ray.stored_clips import StoredClips, training_clips
+from scale_ray.store.clip_reader import StoredClips, training_clips
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store.schema import VideoFeatures
 
 CPU = torch.device("cpu")
 SETS = Sets(set_size=2, mask_ratio=0.3)
@@ -177,7 +179,7 @@ def test_a_damaged_shard_is_one_clear_line(store, tmp_path):
 def test_groups_are_held_out_whole(store):
     import pyarrow as pa
 
-    from scale_ray.corpus import COLUMNS
+    from scale_ray.corpus.corpus import COLUMNS
 
     ids = StoredClips(store, "train").video_ids
     rows = [

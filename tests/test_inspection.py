@@ -10,18 +10,28 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from scale_ray import measuring
 from scale_ray.backbones import load_backbone
 from scale_ray.cli.main import cli, main
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import BackboneOptions, Extraction, Sampling
-from scale_ray.corpus import read_corpus
+from scale_ray.corpus.corpus import read_corpus
+from scale_ray.corpus.sample_videos import BROKEN, MOTIONS
 from scale_ray.errors import VideoError
-from scale_ray.inspection import Header, Spread, header_of, read_headers
-from scale_ray.measuring import spread_sample, try_backbone, try_decoding
-from scale_ray.planning import BackboneTrial, DecodingTrial, Machine, Range, estimate, store_bytes, videos_by_mode
-from scale_ray.samples import BROKEN, MOTIONS
-from scale_ray.store import FeatureStore, VideoFeatures, fingerprint_of
+from scale_ray.inspection import trials as measuring
+from scale_ray.inspection.corpus_facts import Spread
+from scale_ray.inspection.cost import (
+    BackboneTrial,
+    DecodingTrial,
+    Machine,
+    Range,
+    estimate,
+    store_bytes,
+    videos_by_mode,
+)
+from scale_ray.inspection.headers import Header, header_of, read_headers
+from scale_ray.inspection.trials import spread_sample, try_backbone, try_decoding
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store.schema import VideoFeatures, fingerprint_of
 
 SMALL = ("--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--input-px", "32")
 SAMPLING = Sampling(clips=2, frames=4, eval_times=3, eval_crops=1)
@@ -333,7 +343,7 @@ def broken(tmp_path, monkeypatch):
     code.write_text(
         """
 import os, signal, sys, time
-if "scale_ray.decoder_process" in " ".join(sys.orig_argv):
+if "scale_ray.decoding.decoder_process" in " ".join(sys.orig_argv):
     import av
     real = av.open
     def opened(file, *rest, **keywords):

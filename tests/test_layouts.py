@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from scale_ray import annotations
 from scale_ray.config import CorpusOptions
-from scale_ray.corpus import read_corpus
+from scale_ray.corpus import annotations
+from scale_ray.corpus.corpus import read_corpus
+from scale_ray.corpus.layouts import LAYOUTS
 from scale_ray.errors import UserError
-from scale_ray.layouts import LAYOUTS
 
 
 def make(root, *names):
@@ -340,7 +340,7 @@ def test_a_folder_above_that_cannot_be_listed_does_not_matter(tmp_path, monkeypa
     def refuse(location):
         raise PermissionError(location)
 
-    monkeypatch.setattr("scale_ray.annotations.filesystem_of", refuse)
+    monkeypatch.setattr("scale_ray.corpus.annotations.filesystem_of", refuse)
     assert "by a hash" in read_corpus(str(tmp_path / "videos")).split_note
 
 

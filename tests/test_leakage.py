@@ -9,16 +9,17 @@ import pytest
 import torch
 from stores import make_store
 
-from scale_ray import evaluation, probes
-from scale_ray.aggregator import Aggregator
+from scale_ray.aggregator.model import Aggregator
 from scale_ray.config import PROBES, AggregatorOptions, Ingest, Probing
 from scale_ray.errors import UserError
-from scale_ray.evaluation import probe_table
-from scale_ray.seen import notes_on, trained_on
-from scale_ray.sides import read_sides
-from scale_ray.store import FeatureStore
-from scale_ray.stored_clips import training_clips
-from scale_ray.targets import read_targets
+from scale_ray.pretraining.provenance import notes_on, trained_on
+from scale_ray.probes import evaluation
+from scale_ray.probes import suite as probes
+from scale_ray.probes.data import read_sides
+from scale_ray.probes.evaluation import probe_table
+from scale_ray.probes.targets import read_targets
+from scale_ray.store.clip_reader import training_clips
+from scale_ray.store.feature_store import FeatureStore
 
 NUM_VIDEOS, NUM_GROUPS = 60, 12
 IDS = [f"v{number:02d}" for number in range(NUM_VIDEOS)]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from scale_ray import lease
 from scale_ray.errors import RunFailed, UserError
+from scale_ray.store import lease
 
 
 def claims(store: Path) -> list[Path]:
@@ -91,7 +91,7 @@ def test_of_many_that_begin_at_once_never_two_hold_the_store(tmp_path):
     """Eight processes try over and over; each notes when it held the store."""
     code = f"""
 import time
-from scale_ray import lease
+from scale_ray.store import lease
 from scale_ray.errors import UserError
 lease._PATIENCE_S = 0.5
 end = time.monotonic() + 3

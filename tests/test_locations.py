@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from scale_ray import locations
-from scale_ray.corpus import read_corpus
+from scale_ray.corpus.corpus import read_corpus
 from scale_ray.errors import UserError
 from scale_ray.locations import (
     exists,

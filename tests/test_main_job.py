@@ -18,14 +18,14 @@ import pytest
 from conftest import BACKBONE, Command, Extracted
 from servers import free_port, serving
 
-from scale_ray.aggregator import Aggregator
+from scale_ray.aggregator.model import Aggregator
 from scale_ray.backbones import load_backbone
 from scale_ray.config import BackboneOptions, Sampling
-from scale_ray.corpus import read_corpus
-from scale_ray.decoding import decode_clips
-from scale_ray.samples import MOTIONS
-from scale_ray.store import FeatureStore
-from scale_ray.stored_clips import read_clips
+from scale_ray.corpus.corpus import read_corpus
+from scale_ray.corpus.sample_videos import MOTIONS
+from scale_ray.decoding.decode import decode_clips
+from scale_ray.store.clip_reader import read_clips
+from scale_ray.store.feature_store import FeatureStore
 
 pytestmark = pytest.mark.ray
 # The trained probes have tests of their own.

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from scale_ray.errors import UserError
-from scale_ray.mapped import by_parts
-from scale_ray.neighbours import centred
+from scale_ray.probes.knn import centred
+from scale_ray.probes.mapped import by_parts
 
 
 def test_parts_in_memory_and_in_a_file_are_the_same(tmp_path):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from sklearn import metrics
 
-from scale_ray.measures import Drawn, Estimate, Measured, mean_of, measured_clusters, measured_scores, resamples_of
-from scale_ray.tables import ProbeRow, ProbeTable, mean_table
-from scale_ray.targets import Targets
+from scale_ray.probes.bootstrap import Drawn, Estimate, resamples_of
+from scale_ray.probes.metrics import Measured, mean_of, measured_clusters, measured_scores
+from scale_ray.probes.table import ProbeRow, ProbeTable, mean_table
+from scale_ray.probes.targets import Targets
 
 
 def test_resamples_draw_whole_groups_with_replacement():

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from scale_ray.config import ObjectiveOptions
-from scale_ray.objective import Objective, Projections
+from scale_ray.pretraining.objective import Objective, Projections
 
 OPTIONS = ObjectiveOptions(
     prediction_hidden=24,

@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scale_ray import pixel_blocks
 from scale_ray.config import Sampling
-from scale_ray.decoder_process import Decoder, SharedPixels
-from scale_ray.decoding import decode_clips
-from scale_ray.pixel_blocks import decode_videos, pixels_of, video_bytes
+from scale_ray.decoding.decode import decode_clips, video_bytes
+from scale_ray.decoding.decoder_process import Decoder, SharedPixels
+from scale_ray.extraction import pixel_blocks
+from scale_ray.extraction.pixel_blocks import decode_videos, pixels_of
 
 SAMPLING = Sampling(clips=3, frames=4)
 SIDES = (32, 48)

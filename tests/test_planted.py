@@ -8,20 +8,19 @@ import numpy as np
 import torch
 from stores import make_store, positions_of
 
-from scale_ray.aggregator import Aggregator
-from scale_ray.config import (
-    AggregatorOptions,
-    ObjectiveOptions,
-    PretrainConfig,
-    Probing,
-    Sets,
-    Training,
+from scale_ray.aggregator.model import Aggregator
+from scale_ray.clip_sets.sources import Held
+from scale_ray.config import AggregatorOptions, ObjectiveOptions, PretrainConfig, Probing, Sets, Training
+from scale_ray.pretraining.trainer import Metrics, Trainer, fit
+from scale_ray.probes.evaluation import (
+    BACKBONE_ALONE,
+    GEOMETRY_ALONE,
+    RANDOM_AGGREGATOR,
+    TRAINED_AGGREGATOR,
+    probe_table,
 )
-from scale_ray.evaluation import BACKBONE_ALONE, GEOMETRY_ALONE, RANDOM_AGGREGATOR, TRAINED_AGGREGATOR, probe_table
-from scale_ray.ingest import Held
-from scale_ray.store import FeatureStore
-from scale_ray.stored_clips import training_clips
-from scale_ray.training import Metrics, Trainer, fit
+from scale_ray.store.clip_reader import training_clips
+from scale_ray.store.feature_store import FeatureStore
 
 CPU = torch.device("cpu")
 SCENES, CLIPS = 5, 16

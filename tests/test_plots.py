@@ -3,9 +3,9 @@ import io
 import pytest
 from PIL import Image
 
-from scale_ray.measures import Estimate
-from scale_ray.plots import results_picture
-from scale_ray.tables import ProbeRow, ProbeTable
+from scale_ray.probes.bootstrap import Estimate
+from scale_ray.probes.table import ProbeRow, ProbeTable
+from scale_ray.reports.figures import results_picture
 
 ROW = ProbeRow("backbone feature alone", {"knn_top1": Estimate(0.5, 0.4, 0.6, [0.5])})
 TABLE = ProbeTable([ROW], {}, 0.5, "classes", "default", 20, 10, 10, 2, 1)

@@ -19,8 +19,9 @@ import pytest
 from conftest import Command, Ended
 
 from scale_ray.clips import VideoGeometry
-from scale_ray.corpus import COLUMNS
-from scale_ray.store import FeatureStore, VideoFeatures
+from scale_ray.corpus.corpus import COLUMNS
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store.schema import VideoFeatures
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 SMALL = ("--prediction-hidden", 32, "--target-hidden", 32, "--width", 32, "--layers", 1, "--batch", 8)

@@ -12,17 +12,18 @@ from sklearn.metrics import average_precision_score, normalized_mutual_info_scor
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from scale_ray import probes
-from scale_ray.aggregator import Aggregator
+from scale_ray.aggregator.model import Aggregator
+from scale_ray.clip_sets.draws import normalised_positions, video_keys
 from scale_ray.config import AggregatorOptions, Probing
-from scale_ray.fitting import Course, Problem, Setting, fit
-from scale_ray.heads import AttentiveHead, FineTunedHead, LinearHead, MlpHead
-from scale_ray.measures import measured_clusters, measured_scores
-from scale_ray.neighbours import centred, knn_scores, retrieval
-from scale_ray.probe_inputs import SetInputs, Tokens, View
-from scale_ray.sets import normalised_positions, video_keys
-from scale_ray.sides import Side
-from scale_ray.targets import CLASSES, MULTILABEL, NUMBERS, Targets
+from scale_ray.probes import suite as probes
+from scale_ray.probes.data import Side
+from scale_ray.probes.fitting import Course, Problem, Setting, fit
+from scale_ray.probes.heads import AttentiveHead, FineTunedHead, LinearHead, MlpHead
+from scale_ray.probes.inputs import SetInputs, Tokens, View
+from scale_ray.probes.knn import centred, knn_scores, retrieval
+from scale_ray.probes.metrics import measured_clusters, measured_scores
+from scale_ray.probes.monitor import halves_top1
+from scale_ray.probes.targets import CLASSES, MULTILABEL, NUMBERS, Targets
 
 CLIPS = 4
 
@@ -80,14 +81,14 @@ def test_knn_in_blocks_is_knn_at_once(monkeypatch):
     (bank, labels), (queries, _) = blobs(50, 5, 1.0, 1), blobs(23, 5, 1.0, 2)
     arguments = (centred(bank), torch.eye(5)[labels], centred(queries), [7], [0.07])
     at_once = knn_scores(*arguments)
-    monkeypatch.setattr("scale_ray.neighbours._NUMBERS_AT_ONCE", 400)
+    monkeypatch.setattr("scale_ray.probes.knn._NUMBERS_AT_ONCE", 400)
     in_blocks = knn_scores(*arguments)
     torch.testing.assert_close(in_blocks[7, 0.07], at_once[7, 0.07])
 
 
 @pytest.mark.parametrize("several", [False, True])
 def test_retrieval_agrees_with_scikit_learn(several, monkeypatch):
-    monkeypatch.setattr("scale_ray.neighbours._NUMBERS_AT_ONCE", 3000)
+    monkeypatch.setattr("scale_ray.probes.knn._NUMBERS_AT_ONCE", 3000)
     (bank, bank_labels), (queries, query_labels) = blobs(120, 6, 1.5, 1), blobs(40, 6, 1.5, 2)
     bank_targets, query_targets = torch.eye(6)[bank_labels], torch.eye(6)[query_labels]
     if several:
@@ -279,5 +280,5 @@ def test_random_labels_give_chance():
 
 def test_halves_find_each_other():
     tokens = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
-    assert probes.halves_top1(tokens, tokens + 0.01) == 1.0
-    assert probes.halves_top1(tokens, tokens.roll(1, 0)) == 0.0
+    assert halves_top1(tokens, tokens + 0.01) == 1.0
+    assert halves_top1(tokens, tokens.roll(1, 0)) == 0.0

@@ -1,7 +1,7 @@
 import pytest
 
 from scale_ray.config import Extraction
-from scale_ray.resources import Size, Sizes, sizes_of
+from scale_ray.distributed.resources import Size, Sizes, sizes_of
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 16, 96])

@@ -13,18 +13,19 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs
 from test_store import FINGERPRINT, corpus_of, features_of
 
-from scale_ray import lease, locations
-from scale_ray.aggregator import Aggregator
+from scale_ray import locations
+from scale_ray.aggregator.model import Aggregator
 from scale_ray.backbones import load_backbone
 from scale_ray.config import BackboneOptions, Sampling
-from scale_ray.decoder_process import Decoder, Request, SharedPixels
-from scale_ray.decoding import decode_clips, pixel_shape
+from scale_ray.corpus.sample_videos import make_samples
+from scale_ray.decoding.decode import decode_clips, pixel_shape
+from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
 from scale_ray.errors import RunFailed, UserError, VideoError
 from scale_ray.locations import exists, list_files, open_input, read_bytes, written_whole
-from scale_ray.samples import make_samples
-from scale_ray.store import FeatureStore
-from scale_ray.stored_clips import read_clips
-from scale_ray.upkeep import compact, tidy, verify
+from scale_ray.store import lease
+from scale_ray.store.clip_reader import read_clips
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store.maintenance import compact, tidy, verify
 
 KEY, SECRET = "AKIANOBODYSKEY", "nobodys+very/secret+value"
 VIDEOS = "s3://bucket/videos"

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from scale_ray.clip_sets.draws import draw_sets, normalised_positions, shuffled, video_keys
 from scale_ray.config import Sets
 from scale_ray.errors import UserError
-from scale_ray.sets import draw_sets, normalised_positions, shuffled, video_keys
 
 PINNED_CLIPS = [[0, 10, 15, 3], [11, 7, 8, 13]]
 PINNED_MASKS = [[True, False, False, True], [False, False, True, True]]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from conftest import SHARED
 
-from scale_ray import decoding
 from scale_ray.config import Sampling
-from scale_ray.decoding import DecodedClips, decode_clips
+from scale_ray.decoding import decode as decoding
+from scale_ray.decoding.decode import DecodedClips, decode_clips
+from scale_ray.decoding.frames import FrameReader
 from scale_ray.errors import VideoError
-from scale_ray.frames import FrameReader
 
 SAMPLING = Sampling(clips=4, frames=4, stride=2)
 FPS = 30
@@ -201,7 +201,7 @@ PEAK = """
 import re, sys
 from pathlib import Path
 from scale_ray.config import Sampling
-from scale_ray.decoding import decode_clips
+from scale_ray.decoding.decode import decode_clips
 decode_clips(sys.argv[1], "id", "train", Sampling(), [224])
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """

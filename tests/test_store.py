@@ -10,8 +10,9 @@ import pytest
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import Sampling
 from scale_ray.errors import UserError
-from scale_ray.store import Failure, FeatureStore, VideoFeatures, fingerprint_of
-from scale_ray.stored_clips import read_clips
+from scale_ray.store.clip_reader import read_clips
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store.schema import Failure, VideoFeatures, fingerprint_of
 
 FINGERPRINT = fingerprint_of({"backbone": "tiny", "weights": "none"}, Sampling())
 GEOMETRY = VideoGeometry(120, 160, 8.0, 15.0)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from stores import make_store
 
-from scale_ray.aggregator import Aggregator
+from scale_ray.aggregator.model import Aggregator
 from scale_ray.config import AggregatorOptions, Ingest, Probing, Representing, Splits, Tracking
 from scale_ray.errors import UserError
-from scale_ray.evaluation import probe_table
-from scale_ray.reporting import probe
-from scale_ray.targets import read_targets
+from scale_ray.probes.evaluation import probe_table
+from scale_ray.probes.targets import read_targets
+from scale_ray.stages.probe import probe
 
 IDS = [f"v{n:02d}" for n in range(24)]
 SIDES = ["test" if n % 3 == 0 else "train" for n in range(24)]

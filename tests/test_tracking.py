@@ -1,10 +1,10 @@
 import mlflow
 import pytest
 
-from scale_ray import tracking
 from scale_ray.config import Tracking
 from scale_ray.errors import UserError
-from scale_ray.tracking import Experiment, server_command, tracking_uri, without_password
+from scale_ray.tracking import mlflow as tracking
+from scale_ray.tracking.mlflow import Experiment, server_command, tracking_uri, without_password
 
 
 def test_the_option_comes_before_the_environment_and_that_before_the_runs_folder(monkeypatch, tmp_path):

@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from scale_ray.clip_sets.sources import Held
 from scale_ray.config import AggregatorOptions, ObjectiveOptions, PretrainConfig, Sets, Training
 from scale_ray.errors import RunFailed, UserError
-from scale_ray.ingest import Held
-from scale_ray.optimisation import warmup_then_cosine
-from scale_ray.stored_clips import ClipFeatures
-from scale_ray.training import Trainer, final_weights, fit
+from scale_ray.pretraining.optimizer import warmup_then_cosine
+from scale_ray.pretraining.trainer import Trainer, final_weights, fit
+from scale_ray.store.clip_reader import ClipFeatures
 
 CPU = torch.device("cpu")
 

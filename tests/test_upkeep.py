@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from test_store import FINGERPRINT, corpus_of, features_of
 
-from scale_ray import upkeep
-from scale_ray.store import FeatureStore, VideoFeatures
-from scale_ray.stored_clips import read_clips
-from scale_ray.upkeep import compact, tidy, verify
+from scale_ray.store import maintenance as upkeep
+from scale_ray.store.clip_reader import read_clips
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store.maintenance import compact, tidy, verify
+from scale_ray.store.schema import VideoFeatures
 
 
 @pytest.fixture

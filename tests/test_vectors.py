@@ -16,17 +16,17 @@ from conftest import Command, Extracted
 from servers import free_port, serving
 from stores import make_store
 
-from scale_ray.aggregator import Aggregator
+from scale_ray.aggregator.model import Aggregator
+from scale_ray.aggregator.representation import clip_representations, set_tokens, tokens_of_clips
+from scale_ray.clip_sets.draws import normalised_positions
 from scale_ray.config import AggregatorOptions, Representing
+from scale_ray.console import Progress
+from scale_ray.embedding.neighbours import find_neighbours
+from scale_ray.embedding.vector_store import VectorStore, embed_store, fingerprint_of_vectors
+from scale_ray.embedding.video_model import VideoModel, vectors_of
 from scale_ray.errors import UserError
-from scale_ray.nearest import find_neighbours
-from scale_ray.progress import Progress
-from scale_ray.representation import clip_representations, set_tokens, tokens_of_clips
-from scale_ray.sets import normalised_positions
-from scale_ray.store import FeatureStore
-from scale_ray.stored_clips import read_clips
-from scale_ray.vectors import VectorStore, embed_store, fingerprint_of_vectors
-from scale_ray.video_model import VideoModel, vectors_of
+from scale_ray.store.clip_reader import read_clips
+from scale_ray.store.feature_store import FeatureStore
 
 pytestmark = pytest.mark.ray
 

@@ -13,7 +13,7 @@ listing.py             what a backbone costs, for `scale-ray backbones`
 """
 
 from scale_ray.backbones.backbone import Backbone
-from scale_ray.backbones.listing import BackboneFacts, facts_of, facts_of_torchvision
+from scale_ray.backbones.costs import BackboneFacts, facts_of, facts_of_torchvision
 from scale_ray.backbones.loading import backbone_names, load_backbone
 
 __all__ = [

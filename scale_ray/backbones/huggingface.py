@@ -27,7 +27,7 @@ from scale_ray.backbones.backbone import (
     Backbone,
     require_frames,
 )
-from scale_ray.backbones.hub import folder_of, json_in, processing_in
+from scale_ray.backbones.huggingface_files import folder_of, json_in, processing_in
 from scale_ray.backbones.random_weights import seeded
 from scale_ray.backbones.weights import hash_of, read_weights, state_in
 from scale_ray.config import BackboneOptions

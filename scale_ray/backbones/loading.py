@@ -5,8 +5,8 @@ from __future__ import annotations
 from scale_ray.backbones.backbone import Backbone
 from scale_ray.backbones.custom import load_custom
 from scale_ray.backbones.huggingface import PREFIX, load_huggingface
-from scale_ray.backbones.slow import NAME as SLOW
-from scale_ray.backbones.slow import load_slow
+from scale_ray.backbones.slow_r50 import NAME as SLOW
+from scale_ray.backbones.slow_r50 import load_slow
 from scale_ray.backbones.svt import NAME as SVT
 from scale_ray.backbones.svt import load_svt
 from scale_ray.backbones.torchvision_models import load_torchvision, torchvision_names

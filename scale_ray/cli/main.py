@@ -12,7 +12,19 @@ from collections.abc import Sequence
 import click
 
 from scale_ray import __version__
-from scale_ray.cli import pipeline, stages, vectors, views
+from scale_ray.cli.backbones import backbones
+from scale_ray.cli.demo import demo
+from scale_ray.cli.embed import embed
+from scale_ray.cli.export import export
+from scale_ray.cli.extract import extract
+from scale_ray.cli.inspect import inspect
+from scale_ray.cli.neighbours import neighbours
+from scale_ray.cli.pipeline import pipeline
+from scale_ray.cli.pretrain import pretrain
+from scale_ray.cli.probe import probe
+from scale_ray.cli.store import store
+from scale_ray.cli.sweep import sweep
+from scale_ray.cli.ui import ui
 from scale_ray.errors import RunFailed, UserError
 
 
@@ -31,19 +43,19 @@ def cli() -> None:
 
 
 for subcommand in (
-    pipeline.demo,
-    views.inspect,
-    views.backbones,
-    stages.extract,
-    views.store,
-    stages.pretrain,
-    stages.probe,
-    stages.sweep,
-    vectors.embed,
-    vectors.neighbours,
-    vectors.export,
-    pipeline.pipeline,
-    views.ui,
+    demo,
+    inspect,
+    backbones,
+    extract,
+    store,
+    pretrain,
+    probe,
+    sweep,
+    embed,
+    neighbours,
+    export,
+    pipeline,
+    ui,
 ):
     cli.add_command(subcommand)
 

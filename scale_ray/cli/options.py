@@ -13,9 +13,9 @@ import click
 import yaml
 
 from scale_ray.config import SECTIONS
+from scale_ray.config.option import Options, flag_of, option_types
 from scale_ray.errors import UserError
 from scale_ray.locations import absolute, is_uri
-from scale_ray.options import Options, flag_of, option_types
 
 Command = Callable[..., Any]
 

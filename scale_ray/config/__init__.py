@@ -12,6 +12,16 @@ surroundings.py  MLflow and the Ray cluster
 
 from __future__ import annotations
 
+from scale_ray.config.embedding import BackboneSource, Embedding
+from scale_ray.config.extraction import (
+    BackboneOptions,
+    CorpusOptions,
+    Extraction,
+    Inspection,
+    Sampling,
+    store_folder_name,
+)
+from scale_ray.config.option import Options
 from scale_ray.config.pretraining import (
     AggregatorOptions,
     Ingest,
@@ -21,10 +31,9 @@ from scale_ray.config.pretraining import (
     Splits,
     Training,
 )
-from scale_ray.config.surroundings import Cluster, Tracking
-from scale_ray.config.using import PROBES, BackboneSource, Embedding, Probing, Representing, Searching
-from scale_ray.config.videos import BackboneOptions, CorpusOptions, Extraction, Inspection, Sampling, store_folder_name
-from scale_ray.options import Options
+from scale_ray.config.probing import PROBES, Probing, Representing
+from scale_ray.config.runtime import Cluster, Tracking
+from scale_ray.config.sweep import Searching
 
 __all__ = [
     "PROBES",

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from scale_ray.config.option import Check, Options, above, at_least, one_of, option, share
 from scale_ray.errors import UserError
-from scale_ray.options import Check, Options, above, at_least, one_of, option, share
 
 _WORKERS = re.compile(r"(\d+)(?:\.\.(\d+))?")
 _IN_0_1 = Check("in (0, 1]", lambda value: 0 < value <= 1)

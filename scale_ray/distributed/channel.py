@@ -8,8 +8,8 @@ from typing import Any
 
 import ray
 
-from scale_ray.progress import Progress
-from scale_ray.tracking import RunRecord
+from scale_ray.console import Progress
+from scale_ray.tracking.mlflow import RunRecord
 
 _POLL_S = 0.5
 

@@ -21,8 +21,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 
 from scale_ray.config import Cluster
+from scale_ray.distributed.resources import Size
 from scale_ray.errors import UserError
-from scale_ray.resources import Size
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Clip sets, drawn from stored clips."""

@@ -1,0 +1,1 @@
+"""Where the videos are, and what is known of them."""

@@ -1,0 +1,189 @@
+"""Where the videos are: folders, globs, manifests and official layouts; their identities, labels and splits."""
+
+from __future__ import annotations
+
+import glob
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+import pyarrow as pa
+from fsspec.utils import glob_translate
+from pyarrow import fs
+
+from scale_ray.config import CorpusOptions
+from scale_ray.corpus.annotations import read_layout
+from scale_ray.corpus.manifests import MANIFEST_SUFFIXES, Video, read_manifest
+from scale_ray.corpus.splits import DEFAULT, counted, hashed_splits, refuse_straddling_groups
+from scale_ray.errors import UserError
+from scale_ray.locations import absolute, filesystem_of, is_uri, join, list_files, without_options
+
+_DEFAULTS = CorpusOptions()
+# What is known of a video before it is opened; a manifest's own columns follow.
+COLUMNS = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("path", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("label", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("target", pa.float64()),
+        ("group", pa.string()),
+        ("splits", pa.map_(pa.string(), pa.string())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The videos of one source.
+
+    `videos` has a row a video, in the order of `video_id`: `video_id`, `path`, `size_bytes` (null for a
+    file that is not there or cannot be asked), `label`, `labels` (of a multi-label corpus), `target` (a
+    number to predict) and `group`, all null where unknown; `splits` (name -> train, validation or test; no
+    entry for a split that the video is not in), and a manifest's own columns.
+    `split_note` says where the splits come from.
+    """
+
+    source: str
+    videos: pa.Table
+    split_note: str
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The names of the splits, in order: one called `default`, or several official ones."""
+        return tuple(sorted({name for splits in self.videos["splits"].to_pylist() for name, _ in splits}))
+
+
+def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, leave_out: str | None = None) -> Corpus:
+    """List the videos of a folder (class per subfolder, or an official layout), a glob or a manifest.
+
+    Every file of a plain folder counts but hidden ones: what is no video is found out, and said, when it
+    is opened. `leave_out` names a folder inside it that holds something else, such as the store. In a URI
+    the wildcards are `*`, `**` and `[...]`, since `?` begins its options.
+
+    A manifest is a CSV or Parquet file with a column `path` (absolute, a URI, or relative to its own
+    folder) and, as far as known, `video_id` or `id`, `label`, `labels` (a list; in CSV with `|` or `;`
+    between them), `target`, `group`, `split` and `split_NAME`.
+
+    Raises
+    ------
+    UserError
+        Where there is nothing, the lists of a layout are not there, a manifest cannot be used, a video
+        comes twice, or a group is on two sides of one split.
+    """
+    own: dict[str, pa.ChunkedArray] = {}
+    if without_options(source).lower().endswith(MANIFEST_SUFFIXES) and not _is_glob(source):
+        if options.layout != "auto" or options.annotations is not None:
+            raise UserError(f"layout, annotations: expected them with a folder or a glob, found the manifest {source}")
+        videos, own = read_manifest(source)
+        note = "splits as given"
+    else:
+        videos, note = _from_folder(source, options, leave_out)
+    repeated = [video_id for video_id, count in Counter(video.video_id for video in videos).items() if count > 1]
+    if repeated:
+        raise UserError(f"expected every video once, found {repeated[0]!r} more than once in {source}")
+    note = _complete_splits(videos, note, options.test_share)
+    splits = [video.splits or {} for video in videos]
+    refuse_straddling_groups(source, [video.group for video in videos], splits)
+    prefix = f"{options.id_prefix}/" if options.id_prefix else ""
+    rows = [
+        {
+            **vars(video),
+            "video_id": prefix + video.video_id,
+            "group": prefix + video.group if video.group is not None else None,
+            "splits": list(sides.items()),
+        }
+        for video, sides in zip(videos, splits, strict=True)
+    ]
+    table = pa.Table.from_pylist(rows, schema=COLUMNS)
+    for name, values in own.items():
+        table = table.append_column(name, values)
+    return Corpus(source, table.sort_by("video_id"), note)
+
+
+def _complete_splits(videos: Sequence[Video], note: str, test_share: float) -> str:
+    """Draw splits where the source has none; the note that says where they come from."""
+    if any(video.splits for video in videos):
+        num_without = sum(not video.splits for video in videos)
+        return note + counted(num_without, "video in no split", "videos in no split")
+    labelled = [any(known is not None for known in (video.label, video.labels, video.target)) for video in videos]
+    ids, groups = [video.video_id for video in videos], [video.group for video in videos]
+    splits, note = hashed_splits(ids, groups, labelled, test_share)
+    for video, sides in zip(videos, splits, strict=True):
+        video.splits = sides
+    return note
+
+
+def _from_folder(source: str, options: CorpusOptions, leave_out: str | None) -> tuple[list[Video], str]:
+    """The videos of a folder or glob with what its official lists, or else its subfolders, say of them."""
+    root, sizes = _matching_files(source) if _is_glob(source) else _files(source)
+    inner = filesystem_of(root)[1]
+    apart = filesystem_of(leave_out)[1].rstrip("/") + "/" if leave_out else None
+    for video_id in list(sizes):
+        hidden = any(part.startswith(".") for part in video_id.split("/"))
+        if hidden or (apart and posixpath.join(inner, video_id).startswith(apart)):
+            del sizes[video_id]
+    if not sizes:
+        what = "no file that matches" if _is_glob(source) else "an empty folder at"
+        raise UserError(f"expected videos, found {what} {source}")
+    found = read_layout(options.layout, root, list(sizes), options.annotations)
+    if found is None:
+        return [
+            Video(video_id, join(root, video_id), size, posixpath.dirname(video_id) or None)
+            for video_id, size in sizes.items()
+        ], ""
+    videos = [
+        Video(video_id, join(root, video_id), sizes[video_id], said.label, group=said.group, splits=dict(said.splits))
+        for video_id, said in found.reading.videos.items()
+    ]
+    names = sorted({name for video in videos for name in video.splits or {}})
+    which = "official split" + ("" if names == [DEFAULT] else f"{'s' * (len(names) > 1)} {', '.join(names)}")
+    note = f"{which} of {found.title}, from {found.where}"
+    note += counted(found.reading.num_absent, "listed video is not there", "listed videos are not there")
+    return videos, note + counted(found.reading.num_left_out, "video in no list left out", "videos in no list left out")
+
+
+def _files(folder: str) -> tuple[str, dict[str, int]]:
+    """A folder, and the sizes in bytes of all files below it by their paths relative to it."""
+    filesystem, root = filesystem_of(folder)
+    kind = filesystem.get_file_info(root).type
+    if kind == fs.FileType.NotFound:
+        raise UserError(f"expected a folder, a glob or a manifest of videos, found nothing at {folder}")
+    if kind == fs.FileType.File:
+        raise UserError(f"expected a folder, a glob or a manifest (.csv, .parquet), found the file {folder}")
+    return absolute(folder), {posixpath.relpath(file.path, root): file.size for file in list_files(folder)}
+
+
+def _matching_files(source: str) -> tuple[str, dict[str, int]]:
+    """The folder before the first wildcard, and the files that match, as in `_files`.
+
+    Identities are relative to that folder, so that a longer glob keeps them. A remote folder is listed
+    as a whole, in requests of a thousand files; on local disk only the folders that match are looked into.
+    """
+    location = absolute(source)
+    pattern = without_options(location)
+    parts = pattern.split("/")
+    first = next(index for index, part in enumerate(parts) if _has_wildcard(part))
+    folder = "/".join(parts[:first]) or "/"
+    if not is_uri(source):
+        paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+        return folder, {os.path.relpath(path, folder): os.path.getsize(path) for path in paths}
+    try:
+        matches = re.compile(glob_translate(unquote("/".join(parts[first:])))).fullmatch
+    except ValueError as error:
+        raise UserError(f"expected ** in a glob to stand between two /, found {source}") from error
+    root, sizes = _files(folder + location[len(pattern) :])
+    return root, {name: size for name, size in sizes.items() if matches(name)}
+
+
+def _is_glob(source: str) -> bool:
+    return _has_wildcard(without_options(source)) and (is_uri(source) or not os.path.exists(source))
+
+
+def _has_wildcard(text: str) -> bool:
+    return any(letter in text for letter in "*?[")

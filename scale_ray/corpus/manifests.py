@@ -1,0 +1,175 @@
+"""Manifests: the videos of a CSV or Parquet file, with what it says of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from scale_ray.corpus.splits import DEFAULT, SPLITS, side_of
+from scale_ray.errors import UserError
+from scale_ray.locations import REQUESTS_AT_ONCE, filesystem_of, is_uri, join, parent, read_bytes, without_options
+
+MANIFEST_SUFFIXES = (".csv", ".parquet")
+
+
+@dataclass
+class Video:
+    """What is known of one video; no `splits` where the source has none for any video."""
+
+    video_id: str
+    path: str
+    size_bytes: int | None
+    label: str | None = None
+    labels: list[str] | None = None
+    target: float | None = None
+    group: str | None = None
+    splits: dict[str, str] | None = None
+
+
+_COLUMNS = tuple(field.name for field in dataclasses.fields(Video))
+
+
+def read_manifest(source: str) -> tuple[list[Video], dict[str, pa.ChunkedArray]]:
+    """The videos of a manifest, and the columns that are its own."""
+    manifest = _read_table(source)
+    columns = {name: manifest[name].to_pylist() for name in manifest.column_names}
+    root = parent(source)
+    assert root is not None, source
+    id_column = next((name for name in ("video_id", "id") if name in columns), "path")
+    for name in dict.fromkeys(["path", id_column]):
+        for row, value in enumerate(columns[name], 1):
+            if _text(value) is None:
+                raise UserError(f"{source}: expected a value of {name!r} in every row, found none in row {row}")
+    named = [str(value) for value in columns["path"]]
+    paths = [value if is_uri(value) or os.path.isabs(value) else join(root, value) for value in named]
+    splits = _given_splits(columns, source)
+    videos = [
+        Video(str(_text(video_id)), path, size)
+        for video_id, path, size in zip(columns[id_column], paths, _sizes_of(paths), strict=True)
+    ]
+    for row, video in enumerate(videos):
+        video.label = _text(columns["label"][row]) if "label" in columns else None
+        video.group = _text(columns["group"][row]) if "group" in columns else None
+        video.labels = _texts(columns["labels"][row]) if "labels" in columns else None
+        video.target = _number(columns["target"][row], source, row + 1) if "target" in columns else None
+        video.splits = splits[row]
+    known = {id_column, *_COLUMNS, *(name for name in columns if _split_of(name) is not None)}
+    return videos, {name: manifest[name] for name in columns if name not in known}
+
+
+def _read_table(source: str) -> pa.Table:
+    filesystem, path = filesystem_of(source)
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        raise UserError(f"expected a manifest of videos, found no file at {source}")
+    data = read_bytes(source)
+    is_parquet = without_options(source).lower().endswith(".parquet")
+    try:
+        table = pq.read_table(io.BytesIO(data)) if is_parquet else _read_csv(data)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"expected a readable manifest, found in {source}: {str(error).splitlines()[0]}") from error
+    names = table.column_names
+    if "path" not in names:
+        raise UserError(f"{source}: expected a column 'path', found {', '.join(names) or 'none'}")
+    split_names = [name for name in map(_split_of, names) if name is not None]
+    for kind, found in (("column", names), ("split", split_names)):
+        for name, count in Counter(found).items():
+            if count > 1:
+                raise UserError(f"{source}: expected every {kind} once, found {name!r} more than once")
+    if "splits" in names and not pa.types.is_map(table["splits"].type):
+        raise UserError(f"{source}: expected columns 'split' or 'split_NAME', found 'splits'")
+    if not len(table):
+        raise UserError(f"expected videos, found no row in {source}")
+    return table
+
+
+def _read_csv(data: bytes) -> pa.Table:
+    """The table of a CSV file; what this package reads of it is text, so that a label 001 stays 001."""
+    names = pyarrow.csv.open_csv(io.BytesIO(data)).schema.names
+    ours = [name for name in names if name in ("id", *_COLUMNS) or _split_of(name) is not None]
+    types = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(ours, pa.string()))
+    return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=types)
+
+
+def _split_of(column: str) -> str | None:
+    """The split that a manifest's column is of: `split` is the default one, `split_NAME` is NAME."""
+    return DEFAULT if column == "split" else column.removeprefix("split_") if column.startswith("split_") else None
+
+
+def _given_splits(columns: Mapping[str, list[Any]], source: str) -> list[dict[str, str]]:
+    """The splits of each row, from `split` and `split_NAME`, or from `splits` of a store's videos.parquet."""
+    given = [{} if value is None else dict(value) for value in columns.get("splits", [None] * len(columns["path"]))]
+    for column, values in columns.items():
+        name = _split_of(column)
+        for splits, value in zip(given, values, strict=True):
+            if name is not None and _text(value) is not None:
+                splits[name] = value
+    for row, splits in enumerate(given):
+        for name, value in splits.items():
+            side = side_of(value)
+            if side is None:
+                raise UserError(
+                    f"{source}: expected a split of {', '.join(SPLITS)}, found {value!r} for {columns['path'][row]!r}"
+                )
+            splits[name] = side
+    return given
+
+
+def _text(value: Any) -> str | None:
+    """A cell as text; None where it is empty. A class number that pandas made a float is a whole number."""
+    if value is None or value != value:
+        return None
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value).strip() or None
+
+
+def _texts(value: Any) -> list[str] | None:
+    """Several labels: a list, or a text with `|` or `;` between them; None where there is none."""
+    listed = isinstance(value, list)
+    parts = value if listed else re.split(r"[|;]", _text(value) or "")
+    labels = [label for part in parts if (label := _text(part)) is not None]
+    return labels if listed or labels else None
+
+
+def _number(value: Any, source: str, row: int) -> float | None:
+    if _text(value) is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.inf
+    if math.isinf(number):
+        raise UserError(f"{source}: expected a number as target, found {value!r} in row {row}")
+    return None if math.isnan(number) else number
+
+
+def _sizes_of(paths: Sequence[str]) -> list[int | None]:
+    """The sizes in bytes; None for what is not there or cannot be asked. Remote files are asked side by side."""
+    remote = [path for path in paths if is_uri(path)]
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        known = dict(zip(remote, pool.map(_remote_size, remote), strict=True))
+    return [known[path] if path in known else _local_size(path) for path in paths]
+
+
+def _local_size(path: str) -> int | None:
+    return os.path.getsize(path) if os.path.isfile(path) else None
+
+
+def _remote_size(path: str) -> int | None:
+    try:
+        filesystem, inner = filesystem_of(path)
+        return filesystem.get_file_info(inner).size
+    except Exception:  # noqa: BLE001 - what one missing or unreachable file raises is not the corpus's trouble
+        return None

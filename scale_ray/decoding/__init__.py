@@ -1,0 +1,1 @@
+"""Videos to the pixels of planned clips."""

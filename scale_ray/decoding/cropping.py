@@ -1,0 +1,133 @@
+"""From a frame and a box to pixels: cropped before anything is converted, resized while converting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import av.filter
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from scale_ray.clips import Box
+from scale_ray.decoding.frames import quarter_turns
+
+
+class Cropper:
+    """Cuts boxes of one size out of frames of one video, each resized to `side_px` x `side_px`.
+
+    The smallest region around all boxes is converted to RGB and resized in one step, by one converter that
+    is kept for the next frame. The boxes are whole pixels of the shown frame.
+    """
+
+    def __init__(self, boxes: Sequence[Box], shown_px: tuple[int, int], side_px: int) -> None:
+        self._boxes, self._shown_px, self._side = boxes, shown_px, side_px
+        self._converter = VideoReformatter()
+        self._crop: _Crop | None = None
+
+    def cut(self, frame: VideoFrame) -> list[np.ndarray]:
+        """One uint8 (side, side, 3) array a box: views that hold until the next cut."""
+        if self._crop is None or not self._crop.fits(frame):
+            # Once a video; again for one that changes its size on the way.
+            self._crop = _Crop(self._boxes, self._shown_px, self._side, frame)
+        crop = self._crop
+        rgb = self._converter.reformat(
+            crop.region(frame),
+            width=crop.width_px,
+            height=crop.height_px,
+            format="rgb24",
+            interpolation=Interpolation.BILINEAR,
+            threads=1,
+        )
+        plane = rgb.planes[0]
+        image = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
+            : crop.height_px, : crop.width_px * 3
+        ]
+        image = np.rot90(image.reshape(crop.height_px, crop.width_px, 3), crop.turns)
+        return [image[top : top + self._side, left : left + self._side] for top, left in crop.corners]
+
+
+class _Crop:
+    """The region of the decoded frame that holds the boxes, and where they lie once it is resized."""
+
+    def __init__(self, boxes: Sequence[Box], shown_px: tuple[int, int], side_px: int, frame: VideoFrame) -> None:
+        self.turns = quarter_turns(frame)
+        self._frame = (frame.width, frame.height, frame.format.name, frame.rotation)
+        now_px = (frame.width, frame.height) if self.turns % 2 else (frame.height, frame.width)
+        if now_px != shown_px:
+            boxes = [_rescaled(box, shown_px, now_px) for box in boxes]
+        coded = [_coded_box(box, self.turns, frame.height, frame.width) for box in boxes]
+        # A region begins where a chroma sample does. Boxes that do not are cut to the nearest pixel of the
+        # resized region, half a pixel off at most.
+        steps = (8 // frame.format.chroma_height(8), 8 // frame.format.chroma_width(8))
+        y0, x0 = (min(box[axis] for box in coded) // steps[axis] * steps[axis] for axis in (0, 1))
+        y1, x1 = (max(box[axis] for box in coded) for axis in (2, 3))
+        scale_y, scale_x = (side_px / (coded[0][axis + 2] - coded[0][axis]) for axis in (0, 1))
+        self.height_px = max(round((y1 - y0) * scale_y), side_px)
+        self.width_px = max(round((x1 - x0) * scale_x), side_px)
+        coded_corners = [
+            (
+                min(round((box[0] - y0) * scale_y), self.height_px - side_px),
+                min(round((box[1] - x0) * scale_x), self.width_px - side_px),
+            )
+            for box in coded
+        ]
+        self.corners = [
+            _turned_corner(corner, self.turns, self.height_px, self.width_px, side_px) for corner in coded_corners
+        ]
+        self._graph: av.filter.Graph | None = None
+        if (y0, x0, y1, x1) != (0, 0, frame.height, frame.width):
+            self._graph = _crop_graph(frame, f"w={x1 - x0}:h={y1 - y0}:x={x0}:y={y0}:exact=1")
+
+    def fits(self, frame: VideoFrame) -> bool:
+        return self._frame == (frame.width, frame.height, frame.format.name, frame.rotation)
+
+    def region(self, frame: VideoFrame) -> VideoFrame:
+        if self._graph is None:
+            return frame
+        self._graph.push(frame)
+        cropped = self._graph.pull()
+        assert isinstance(cropped, VideoFrame)
+        return cropped
+
+
+def _crop_graph(frame: VideoFrame, arguments: str) -> av.filter.Graph:
+    """FFmpeg's crop, which moves pointers and copies nothing."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    crop, sink = graph.add("crop", arguments), graph.add("buffersink")
+    source.link_to(crop)
+    crop.link_to(sink)
+    graph.configure()
+    return graph
+
+
+def _coded_box(box: Box, turns: int, height: int, width: int) -> Box:
+    """A box of the shown frame in pixels of the decoded one, which is `turns` quarter turns behind."""
+    y0, x0, y1, x1 = box
+    if turns == 1:
+        return (x0, width - y1, x1, width - y0)
+    if turns == 2:
+        return (height - y1, width - x1, height - y0, width - x0)
+    if turns == 3:
+        return (height - x1, y0, height - x0, y1)
+    return box
+
+
+def _turned_corner(corner: tuple[int, int], turns: int, height: int, width: int, side: int) -> tuple[int, int]:
+    """Where a square's upper left corner lies once the image is turned counter-clockwise."""
+    top, left = corner
+    if turns == 1:
+        return (width - left - side, top)
+    if turns == 2:
+        return (height - top - side, width - left - side)
+    if turns == 3:
+        return (left, height - top - side)
+    return corner
+
+
+def _rescaled(box: Box, before_px: tuple[int, int], now_px: tuple[int, int]) -> Box:
+    """The box at the same place of a frame of another size."""
+    low = [int(box[axis] * now_px[axis % 2] / before_px[axis % 2]) for axis in (0, 1)]
+    high = [int(box[axis] * now_px[axis % 2] / before_px[axis % 2]) for axis in (2, 3)]
+    return (low[0], low[1], max(high[0], low[0] + 1), max(high[1], low[1] + 1))

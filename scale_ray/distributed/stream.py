@@ -1,0 +1,210 @@
+"""Videos to stores, as one Ray Data stream.
+
+    plan     driver           pending videos, cut into shards                 1 : N
+    decode   CPU tasks        a few videos -> blocks of pixels, one by one    1 : N
+    embed    backbone actors  a block of pixels -> features of every target   1 : 1
+    commit   driver           features of a shard -> one Parquet part         N : 1
+
+Features are small (16 x 768 float16 are 24 kB a video), so the driver gathers them: it holds the shards
+that are under way and writes each one when its last video has come. Whatever dies, a shard is there
+whole or not at all, and the same command does what is missing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from scale_ray.config import (
+    Cluster,
+    Extraction,
+    Sampling,
+)
+from scale_ray.console import Progress
+from scale_ray.decoding.decode import video_bytes
+from scale_ray.decoding.decoder_process import Decoder
+from scale_ray.distributed.cluster import connected
+from scale_ray.distributed.resources import Size, sizes_of
+from scale_ray.errors import RunFailed
+from scale_ray.extraction.pixel_blocks import decode_videos, pixels_of
+from scale_ray.extraction.run import Run
+from scale_ray.extraction.summary import ExtractionSummary
+
+if TYPE_CHECKING:  # the decoding tasks import this module, and do without torch: 4 s and 500 MB each
+    from scale_ray.backbones import Backbone
+# How often a shard is tried whose videos did not all come back, as when a worker died in the middle.
+_ROUNDS = 3
+
+
+def _through(
+    run: Run, what: str, sampling: Sampling, extraction: Extraction, cluster: Cluster, quiet: bool, verbose: bool
+) -> list[ExtractionSummary]:
+    """Stream what is pending, until it is committed."""
+    if run.shards:
+        with (
+            connected(cluster, verbose=verbose) as size,
+            Progress(what, run.num_pending, "videos", quiet=quiet) as progress,
+        ):
+            for _ in range(_ROUNDS):
+                if run.incomplete():
+                    _stream(run, sampling, extraction, size, progress)
+        if run.incomplete():
+            raise RunFailed(f"{len(run.incomplete())} shards did not come back from the cluster; run it again")
+    return run.finish()
+
+
+def _stream(run: Run, sampling: Sampling, extraction: Extraction, size: Size, progress: Progress) -> None:
+    """Decode and embed what is not committed yet, and commit shard by shard."""
+    sizes = sizes_of(size, extraction)
+    sides = sorted({target.encoder.input_px for target in run.targets})
+    video = max(video_bytes(run.shards[number].mode, sampling, sides) for number in run.incomplete())
+    # Large blocks, so that Ray's cost of one (some 30 ms) is small; but work for every decoder.
+    fair = -(-run.num_pending // (4 * sizes.decoders))
+    per_block = max(min(extraction.block_mib * 2**20 // video, fair), 1)
+    context = ray.data.DataContext.get_current()
+    limits = context.execution_options.resource_limits
+    kept = context.target_max_block_size, limits
+    # Ray joins blocks below this size and cuts those of half as much again, which copies them: ours fit.
+    context.target_max_block_size = int(0.8 * per_block * video)
+    # By itself it lets decoders run ahead until half of the object store is full.
+    waiting = 2 * sizes.decoders + extraction.blocks_ahead * sizes.actors
+    context.execution_options.resource_limits = limits.copy(object_store_memory=waiting * per_block * video)
+    try:
+        stream = (
+            ray.data.from_arrow(list(_tasks(run, per_block, fair)))
+            .map_batches(
+                partial(decode_block, sampling=sampling, sides_px=sides, per_block=per_block, extraction=extraction),
+                batch_size=None,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                # Equal requests of both stages would make Ray fuse them into one: no overlap then.
+                num_cpus=sizes.decoder_cpus - 0.001,
+                compute=ray.data.TaskPoolStrategy(size=sizes.decoders),
+            )
+            .map_batches(
+                EmbedBlock,
+                fn_constructor_args=(
+                    [ray.put(target.encoder) for target in run.targets],
+                    [shard.targets for shard in run.shards],
+                    sampling,
+                    extraction.batch_clips,
+                    sizes.actor_threads,
+                ),
+                batch_size=None,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                compute=ray.data.ActorPoolStrategy(size=sizes.actors),
+                **sizes.actor_resources,
+            )
+        )
+        # Nothing is fetched ahead: a result waits for no other before it is committed.
+        for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in block.to_pylist():
+                run.take(row, sampling)
+                progress.advance(1)
+    finally:
+        context.target_max_block_size, context.execution_options.resource_limits = kept
+
+
+def _tasks(run: Run, per_block: int, fair: int) -> Iterator[pa.Table]:
+    """The videos of one decoding task each: whole blocks of one shard, not many more than is fair."""
+    for number in run.incomplete():
+        shard = run.shards[number]
+        step = -(-min(fair, len(shard.video_ids)) // per_block) * per_block
+        for start in range(0, len(shard.video_ids), step):
+            ids = shard.video_ids[start : start + step]
+            yield pa.table(
+                {
+                    "video_id": ids,
+                    "path": shard.paths[start : start + step],
+                    "mode": [shard.mode] * len(ids),
+                    "shard": [number] * len(ids),
+                }
+            )
+
+
+# One a worker process, kept from task to task.
+_decoder: Decoder | None = None
+
+
+def decode_block(
+    block: pa.Table, *, sampling: Sampling, sides_px: Sequence[int], per_block: int, extraction: Extraction
+) -> Iterator[pa.Table]:
+    """Videos to blocks of pixels; a video that cannot be used becomes a row with its reason and no pixels."""
+    global _decoder
+    if _decoder is None:
+        _decoder = Decoder(timeout_s=extraction.decode_timeout_s, memory_gib=extraction.decode_memory_gib)
+        atexit.register(_decoder.close)
+    yield from decode_videos(block.to_pylist(), _decoder, sampling, sides_px, per_block)
+
+
+class EmbedBlock:
+    """The frozen backbones in an actor: a block's clips in batches, wherever its videos end."""
+
+    def __init__(
+        self,
+        encoders: list[ray.ObjectRef],
+        targets_of_shards: list[tuple[int, ...]],
+        sampling: Sampling,
+        batch_clips: int,
+        cpu_threads: int,
+    ) -> None:
+        import copy
+
+        import torch
+
+        devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+        if not devices:
+            devices = [torch.device("cpu")]
+            torch.set_num_threads(cpu_threads)
+        self._devices = devices
+        # A copy a GPU; batches are dealt out to them.
+        self._encoders: list[list[Backbone]] = [
+            [copy.deepcopy(encoder).to(device) for device in devices] for encoder in ray.get(encoders)
+        ]
+        self._targets_of_shards = targets_of_shards
+        self._sampling, self._batch_clips = sampling, batch_clips
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        wanted = {target for shard in set(block["shard"].to_pylist()) for target in self._targets_of_shards[shard]}
+        decoded = block["positions"].is_valid().to_pylist()
+        columns: dict[str, pa.Array] = {}
+        for number, copies in enumerate(self._encoders):
+            values: Iterator[bytes] = iter(())
+            if number in wanted and any(decoded):
+                clips = pixels_of(block, self._sampling, copies[0].input_px)
+                features = self._features(copies, clips).reshape(sum(decoded), -1)
+                values = (row.tobytes() for row in features)
+            filled = [next(values, None) if is_decoded else None for is_decoded in decoded]
+            columns[f"features_{number}"] = pa.array(filled, pa.binary())
+        kept = [name for name in block.column_names if not name.startswith("pixels_")]
+        return pa.table({**{name: block[name] for name in kept}, **columns})
+
+    def _features(self, copies: Sequence[Backbone], clips: np.ndarray) -> np.ndarray:
+        """float16 (clips, D)."""
+        import torch
+
+        def embedded(number: int) -> Any:
+            batch = clips[number * self._batch_clips : (number + 1) * self._batch_clips]
+            which = number % len(copies)
+            with warnings.catch_warnings():
+                # The object store's memory is read-only, and so is what we do with it.
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                return copies[which](torch.from_numpy(batch).to(self._devices[which]))
+
+        numbers = range(-(-len(clips) // self._batch_clips))
+        if len(copies) == 1:
+            outputs = [embedded(number) for number in numbers]
+        else:
+            with ThreadPoolExecutor(len(copies)) as threads:
+                outputs = list(threads.map(embedded, numbers))
+        return torch.cat([output.cpu() for output in outputs]).to(torch.float16).numpy()

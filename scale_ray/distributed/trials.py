@@ -1,0 +1,175 @@
+"""The search over mask ratio and set size, as Ray Tune trials.
+
+A trial trains in one process: a small aggregator needs no more, and as many trials run side by side as
+there are CPUs or GPUs. Settings are ranked on videos held out of the training split; the test split is
+never seen. The driver alone writes to MLflow: one parent run, a child run a trial.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray.tune
+
+from scale_ray.config import PretrainConfig, Probing, Searching
+from scale_ray.console import Progress
+from scale_ray.distributed.resources import Size
+from scale_ray.errors import RunFailed, UserError
+from scale_ray.store.clip_reader import StoredClips, training_clips
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.tracking.mlflow import Experiment, RunRecord
+from scale_ray.tracking.run_folder import RunFolder
+
+_REPORT_S = 1.0
+_MONITORS = ("validation_knn_top1", "validation_halves_top1")
+_LOSSES = ("loss", "set_loss", "clip_loss", "set_top1", "clip_top1", "validation_loss")
+_LOGGED = (*_LOSSES, "learning_rate", *_MONITORS)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One trial: the options it set, by dotted name, and what it reached on the validation videos."""
+
+    options: dict[str, Any]
+    monitor: str
+    value: float
+    loss: float
+
+
+def validation_split(store: FeatureStore, share: float, name: str | None = None) -> tuple[StoredClips, StoredClips]:
+    """The training split cut in two: to train on, and to rank settings with.
+
+    Raises
+    ------
+    UserError
+        Where either part would be empty.
+    """
+    train, validation = training_clips(store, share, split=name)
+    if not len(train) or not len(validation):
+        raise UserError(
+            f"validation_share: expected videos on both sides, found {len(train)} to train on and "
+            f"{len(validation)} to rank settings with; use more videos or another share"
+        )
+    return train, validation
+
+
+def _search(
+    folder: RunFolder,
+    store: FeatureStore,
+    grid: Mapping[str, Sequence[Any]],
+    config: PretrainConfig,
+    searching: Searching,
+    probing: Probing,
+    experiment: Experiment,
+    parent: RunRecord,
+    size: Size,
+    quiet: bool,
+) -> list[Setting]:
+    num_trials = math.prod(len(values) for values in grid.values())
+    trial = ray.tune.with_parameters(
+        _trial,
+        store=store.location,
+        config=config.to_dict(),
+        searching=searching.to_dict(),
+        probing=probing.to_dict(),
+    )
+    resources = {"GPU": 1.0} if size.gpus else {"CPU": 1.0}
+    with Progress("sweep", num_trials * config.training.epochs, "epochs", quiet=quiet) as progress:
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(trial, resources),
+            param_space={name: ray.tune.grid_search(list(values)) for name, values in grid.items()},
+            tune_config=ray.tune.TuneConfig(max_concurrent_trials=searching.trials_at_once or None),
+            run_config=ray.tune.RunConfig(
+                name=f"trials-{parent.run_id[:8]}",
+                storage_path=folder.location,
+                callbacks=[_TrialRecords(experiment, parent, progress)],
+                verbose=0,
+            ),
+        )
+        results = tuner.fit()
+    errors = [result.error for result in results if result.error]
+    if errors:
+        lines = [line for line in str(errors[0]).splitlines() if line.strip()]
+        raise RunFailed(f"{len(errors)} of {num_trials} trials failed, the first with: {lines[-1].strip()}")
+    settings = []
+    for result in results:
+        metrics, options = result.metrics, result.config
+        assert metrics is not None
+        assert options is not None
+        monitor = next(name for name in _MONITORS if name in metrics)
+        settings.append(Setting(dict(options), monitor, metrics[monitor], metrics["loss"]))
+    # Equal values are told apart by their options, so that the order does not depend on who came first.
+    return sorted(settings, key=lambda setting: (-setting.value, str(setting.options)))
+
+
+def _trial(
+    values: dict[str, Any],
+    *,
+    store: str,
+    config: dict[str, Any],
+    searching: dict[str, Any],
+    probing: dict[str, Any],
+) -> None:
+    """One setting, trained to the end in this process."""
+    import torch
+
+    from scale_ray.clip_sets.sources import Held
+    from scale_ray.pretraining.trainer import Metrics, Trainer, fit
+    from scale_ray.probes.monitor import validation_monitor
+
+    setting = PretrainConfig.from_dict(config).with_values(values)
+    features_store = FeatureStore(store)
+    share = Searching.from_dict(searching).validation_share
+    split = validation_split(features_store, share, setting.splits.split)
+    train, validation = (clips.read() for clips in split)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = Trainer(Held.of(train, device), setting, device=device, held_out=Held.of(validation, device))
+
+    class Reports:
+        """Now and then how it goes, and at the end what it was worth."""
+
+        told_s = time.monotonic()
+
+        def after_step(self, trainer: Trainer, values: dict[str, torch.Tensor]) -> None: ...
+
+        def after_epoch(self, trainer: Trainer, metrics: Metrics) -> None:
+            if trainer.finished:
+                name, value = validation_monitor(
+                    trainer.model, train, validation, features_store.labels(), Probing.from_dict(probing)
+                )
+                ray.tune.report({**metrics, name: value})
+            elif time.monotonic() - self.told_s > _REPORT_S:
+                self.told_s = time.monotonic()
+                ray.tune.report(dict(metrics))
+
+    fit(trainer, Reports())
+
+
+class _TrialRecords(ray.tune.Callback):
+    """Trials as children of one MLflow run, written by the driver: a stopped trial ends its run too."""
+
+    def __init__(self, experiment: Experiment, parent: RunRecord, progress: Progress) -> None:
+        self._experiment, self._parent, self._progress = experiment, parent, progress
+        self._records: dict[str, RunRecord] = {}
+        self._epochs: dict[str, int] = {}
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        name = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in trial.config.items())
+        self._records[trial.trial_id] = self._experiment.start(name, trial.config, parent=self._parent.run_id)
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        self._epochs[trial.trial_id] = int(result["epoch"])
+        values = {name: result[name] for name in _LOGGED if name in result}
+        self._records[trial.trial_id].metrics(values, int(result["epoch"]))
+        self._progress.to(sum(self._epochs.values()), f"loss {result['loss']:.3f}")
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._records[trial.trial_id].end()
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        if trial.trial_id in self._records:
+            self._records[trial.trial_id].end(failed=True)

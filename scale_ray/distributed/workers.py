@@ -1,0 +1,214 @@
+"""Store to aggregator, as Ray Train workers.
+
+Each worker reads the store itself, trains its share of every global batch, and all report together when
+there is a checkpoint. Metrics go from the first worker over a channel to the driver, which alone shows
+progress and writes to MLflow.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from scale_ray.clip_sets.sources import Held, opened_source
+from scale_ray.config import PretrainConfig, Probing
+from scale_ray.console import Progress
+from scale_ray.distributed.channel import Channel, Listener
+from scale_ray.distributed.resources import Size
+from scale_ray.errors import RunFailed, UserError
+from scale_ray.pretraining.trainer import Metrics, Trainer, fit
+from scale_ray.probes.monitor import TrainingMonitor
+from scale_ray.store.clip_reader import StoredClips, training_clips
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.tracking.mlflow import RunRecord
+from scale_ray.tracking.run_folder import RunFolder
+
+# How often the metrics of single steps are sent on.
+_SEND_S = 2.0
+_STATE_FILE = "state.pt"
+
+
+def _clips(store: FeatureStore, config: PretrainConfig) -> tuple[StoredClips, StoredClips]:
+    """What is trained on, and what is held out of it."""
+    return training_clips(
+        store,
+        config.training.held_out_share,
+        split=config.splits.split,
+        everything=config.training.pretrain_on == "all",
+    )
+
+
+def _train(
+    folder: RunFolder,
+    store: FeatureStore,
+    config: PretrainConfig,
+    workers: tuple[int, int],
+    size: Size,
+    record: RunRecord,
+    quiet: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Run the workers to the end; the last checkpoint's state."""
+    channel = ray.remote(num_cpus=0)(Channel).remote()
+    use_gpu = size.gpus > 0
+    training = config.training
+    by_validation = {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"store": store.location, "config": config.to_dict(), "channel": channel},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers[0] if workers[0] == workers[1] else workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"GPU": 1} if use_gpu else {"CPU": min(1.0, size.cpus / workers[1])},
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",
+            storage_path=folder.location,
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=training.keep_checkpoints, **(by_validation if training.held_out_share else {})
+            ),
+            failure_config=ray.train.FailureConfig(max_failures=training.max_restarts),
+        ),
+    )
+    with Progress("pretrain", training.epochs, "epochs", quiet=quiet) as progress:
+        listener = Listener(channel, progress, record, say)
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            listener.stop()
+            raise listener.failure or RunFailed(f"training failed: {_cause_of(error)}") from error
+        finally:
+            listener.stop()
+    if listener.failure is not None:
+        raise listener.failure
+    assert result.checkpoint is not None, "a finished training has a checkpoint"
+    return _read_state(result.checkpoint)
+
+
+def _work(job: dict[str, Any]) -> None:
+    """One worker: read the store, continue from a checkpoint if there is one, train to the end.
+
+    What would fail again in the same way is told over the channel: a restarted worker then gives up at once.
+    """
+    channel = job["channel"]
+    if ray.get(channel.failure.remote()) is not None:
+        return
+    try:
+        _train_share(job)
+    except (UserError, RunFailed) as error:
+        ray.get(channel.fail.remote(error))
+        raise
+
+
+def _train_share(job: dict[str, Any]) -> None:
+    config = PretrainConfig.from_dict(job["config"])
+    context = ray.train.get_context()
+    device = get_device()
+    store = FeatureStore(job["store"])
+    clips, held_out = _clips(store, config)
+    source = opened_source(clips, config.ingest, device, context.get_local_world_size())
+    first = context.get_world_rank() == 0
+    trainer = Trainer(
+        source, config, device=device, held_out=Held.of(held_out.read(), device) if len(held_out) else None
+    )
+    reports = _Reports(job["channel"] if first else None)
+    state = _newest_state(job["channel"] if first else None)
+    if state is not None:
+        reports.history = state["history"]
+        trainer.restore(state)
+    watch = TrainingMonitor(store, clips, Probing()) if first and config.training.monitor_epochs else None
+    fit(trainer, reports, lambda trainer: {} if watch is None else watch(trainer.model))
+
+
+class _Reports:
+    """What leaves a worker: metrics of steps and epochs over the channel, checkpoints through Ray Train."""
+
+    def __init__(self, channel: Any) -> None:
+        """`channel` only in the first worker: it alone speaks and saves."""
+        self.history: list[Metrics] = []
+        self._channel = channel
+        self._steps: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self._sent_s = time.monotonic()
+
+    def after_step(self, trainer: Trainer, values: dict[str, torch.Tensor]) -> None:
+        if self._channel is not None:
+            self._steps.append((trainer.steps, values))
+            if time.monotonic() - self._sent_s > _SEND_S:
+                self._send_steps()
+        every = trainer.config.training.checkpoint_steps
+        # After the last step of an epoch the epoch itself is reported.
+        if every and trainer.steps % every == 0 and trainer.step_of_epoch < trainer.steps_per_epoch:
+            self._checkpoint(trainer, {"epoch": trainer.epoch})
+
+    def after_epoch(self, trainer: Trainer, metrics: Metrics) -> None:
+        self.history.append(metrics)
+        if self._channel is not None:
+            self._send_steps()
+            self._channel.put.remote(("epoch", metrics))
+        training = trainer.config.training
+        by_epoch = training.checkpoint_epochs and trainer.epoch % training.checkpoint_epochs == 0
+        by_step = training.checkpoint_steps and trainer.steps % training.checkpoint_steps == 0
+        if trainer.finished or by_epoch or by_step:
+            self._checkpoint(trainer, metrics)
+
+    def _send_steps(self) -> None:
+        told = [(step, {name: float(value) for name, value in values.items()}) for step, values in self._steps]
+        self._channel.put.remote(("steps", told))
+        self._steps, self._sent_s = [], time.monotonic()
+
+    def _checkpoint(self, trainer: Trainer, metrics: Metrics) -> None:
+        """The first worker's state, when all have come here."""
+        trainer.check_finite()
+        with tempfile.TemporaryDirectory() if self._channel is not None else nullcontext() as local:
+            saved = None
+            if local is not None:
+                torch.save({**trainer.state(), "history": self.history}, os.path.join(local, _STATE_FILE))
+                saved = ray.train.Checkpoint.from_directory(local)
+            ray.train.report({**metrics, "step": trainer.steps}, checkpoint=saved)
+
+
+def _newest_state(channel: Any) -> dict[str, Any] | None:
+    """The state of the newest checkpoint that can be read; None where there is none at all.
+
+    Raises
+    ------
+    RunFailed
+        Where there are checkpoints, and none of them can be read.
+    """
+    if ray.train.get_checkpoint() is None:
+        return None
+    reported = ray.train.get_all_reported_checkpoints()
+    for one in sorted(reported, key=lambda one: -one.metrics["step"]):
+        try:
+            return _read_state(one.checkpoint)
+        except Exception as error:  # noqa: BLE001 - damaged files raise whatever their reader happens upon
+            if channel is not None:
+                name = os.path.basename(one.checkpoint.path)
+                line = f"checkpoint {name} cannot be read ({_first_line(error)}); going on from the one before it"
+                ray.get(channel.put.remote(("note", line)))
+    raise RunFailed(f"expected a checkpoint that can be read, found {len(reported)} damaged ones; use another --run")
+
+
+def _read_state(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
+    with checkpoint.as_directory() as local:
+        return torch.load(os.path.join(local, _STATE_FILE), map_location="cpu", weights_only=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _cause_of(error: BaseException) -> str:
+    """The worker's own last line, from under Ray's wrapping."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""The plan, the commit and the account of an extraction."""

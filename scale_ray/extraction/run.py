@@ -1,0 +1,199 @@
+"""What an extraction is, apart from who does the work: the plan, the commit and the account.
+
+The pending videos are cut into shards before anything is read. Results come back video by video and in any
+order; a shard is committed when its last one is there, or not at all. `distributed/stream.py` does the
+work on Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scale_ray.clips import MODES, VideoGeometry
+from scale_ray.config import Extraction, Sampling
+from scale_ray.corpus.corpus import Corpus
+from scale_ray.corpus.splits import modes_of
+from scale_ray.errors import UserError
+from scale_ray.extraction.summary import ExtractionSummary
+from scale_ray.extraction.targets import Target
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store.schema import Failure, VideoFeatures
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Videos that are committed together: ids in order, with their paths.
+
+    `targets` are the numbers of the targets that lack them, `attempts` the earlier failed attempts at each
+    video, for each of these.
+    """
+
+    mode: str
+    video_ids: list[str]
+    paths: list[str]
+    targets: tuple[int, ...]
+    attempts: list[tuple[int, ...]]
+
+
+class Run:
+    """One extraction of a corpus into the stores of its targets: planned, gathered, accounted for."""
+
+    def __init__(self, corpus: Corpus, targets: Sequence[Target], extraction: Extraction) -> None:
+        self.targets = targets
+        self._corpus, self._extraction = corpus, extraction
+        for target in targets:
+            _refuse_changed_videos(target.store, corpus)
+        # Before anything is read, so that a store whose run dies knows its videos; again at the end, when
+        # their sizes and lengths are known.
+        self._corrected = [target.store.replace_videos(corpus.videos) for target in targets]
+        several = len(corpus.split_names) > 1
+        ids, splits = (corpus.videos[name].to_pylist() for name in ("video_id", "splits"))
+        self._wanted = {
+            video_id: modes_of(dict(sides), several=several) if extraction.mode == "auto" else (extraction.mode,)
+            for video_id, sides in zip(ids, splits, strict=True)
+        }
+        self._failed_before = [{(f.video_id, f.mode): f.attempts for f in t.store.failures()} for t in targets]
+        self._done_before = [self._done(target) for target in targets]
+        self._committed: set[int] = set()
+        self.shards = self._plan()
+        self._arrived: dict[int, dict[str, list[VideoFeatures | Failure]]] = {}
+
+    @property
+    def num_pending(self) -> int:
+        """Videos to decode, counted once for each mode."""
+        return sum(len(shard.video_ids) for shard in self.shards)
+
+    def incomplete(self) -> list[int]:
+        """Numbers of the shards that are not committed yet."""
+        return [number for number in range(len(self.shards)) if number not in self._committed]
+
+    def take(self, row: dict[str, Any], sampling: Sampling) -> None:
+        """Take in the result of one video; commits its shard if it was the last one.
+
+        `row` has `shard`, `video_id` and either `positions`, the geometry and a `features_N` for each
+        target N, or `stage`, `reason` and `exception`.
+        """
+        number = row["shard"]
+        if number in self._committed:
+            return  # a worker died and its work was done again
+        shard = self.shards[number]
+        arrived = self._arrived.setdefault(number, {})
+        arrived[row["video_id"]] = _results(row, shard, sampling)
+        if len(arrived) == len(shard.video_ids):
+            self._commit(number, self._arrived.pop(number))
+
+    def finish(self) -> list[ExtractionSummary]:
+        """Bring videos.parquet up to date and count."""
+        return [self._summary(number, target) for number, target in enumerate(self.targets)]
+
+    def _plan(self) -> list[Shard]:
+        """The pending videos in the order of their ids, cut into shards."""
+        paths = dict(zip(*(self._corpus.videos[name].to_pylist() for name in ("video_id", "path")), strict=True))
+        shards: list[Shard] = []
+        for mode in MODES:
+            pending: dict[tuple[int, ...], list[str]] = {}
+            done = [target.store.done(mode) for target in self.targets]
+            for video_id, modes in self._wanted.items():
+                if mode not in modes:
+                    continue
+                lacking = tuple(
+                    number
+                    for number in range(len(self.targets))
+                    if video_id not in done[number]
+                    and (self._extraction.retry_failed or (video_id, mode) not in self._failed_before[number])
+                )
+                if lacking:
+                    pending.setdefault(lacking, []).append(video_id)
+            for targets, ids in sorted(pending.items()):
+                for start in range(0, len(ids), self._extraction.shard_videos):
+                    part = ids[start : start + self._extraction.shard_videos]
+                    attempts = [
+                        tuple(self._failed_before[number].get((video_id, mode), 0) for number in targets)
+                        for video_id in part
+                    ]
+                    shards.append(Shard(mode, part, [paths[video_id] for video_id in part], targets, attempts))
+        return shards
+
+    def _commit(self, number: int, results: dict[str, list[VideoFeatures | Failure]]) -> None:
+        """Failures first: once the part is there, its shard is never planned again."""
+        shard = self.shards[number]
+        for place, index in enumerate(shard.targets):
+            store = self.targets[index].store
+            self.targets[index].lease.check()
+            in_order = [results[video_id][place] for video_id in shard.video_ids]
+            store.enter_failures([result for result in in_order if isinstance(result, Failure)])
+            videos = [result for result in in_order if isinstance(result, VideoFeatures)]
+            if videos:
+                store.commit(store.part_name(shard.mode, shard.video_ids), shard.mode, videos)
+        self._committed.add(number)
+
+    def _done(self, target: Target) -> set[str]:
+        """Videos of this corpus of which the store holds every wanted mode."""
+        done = {mode: target.store.done(mode) for mode in MODES}
+        return {video_id for video_id, modes in self._wanted.items() if all(video_id in done[mode] for mode in modes)}
+
+    def _summary(self, number: int, target: Target) -> ExtractionSummary:
+        if self.shards:
+            target.lease.check()
+            target.store.replace_videos(self._corpus.videos)
+        done = self._done(target)
+        failures = [f for f in target.store.failures() if f.mode in self._wanted.get(f.video_id, ())]
+        before = self._failed_before[number]
+        tried = {f.video_id for f in failures if before.get((f.video_id, f.mode), 0) != f.attempts}
+        skipped = {f.video_id for f in failures} - tried
+        assert len(done) + len(tried) + len(skipped) == len(self._wanted), "every video is accounted for"
+        return ExtractionSummary(
+            store=target.store.location,
+            num_videos=len(self._wanted),
+            num_done=len(done),
+            num_failed=len(tried),
+            num_skipped=len(skipped),
+            num_extracted=len(done - self._done_before[number]),
+            corrected=self._corrected[number],
+            failures=failures,
+        )
+
+
+def _results(row: dict[str, Any], shard: Shard, sampling: Sampling) -> list[VideoFeatures | Failure]:
+    """One result for each of the shard's targets."""
+    place = shard.video_ids.index(row["video_id"])
+
+    def failed(number: int, stage: str, reason: str, exception: str) -> Failure:
+        attempts = shard.attempts[place][number] + 1
+        return Failure(row["video_id"], shard.mode, shard.paths[place], stage, reason, exception, attempts)
+
+    results: list[VideoFeatures | Failure] = []
+    for number, target in enumerate(shard.targets):
+        if row["positions"] is None:
+            results.append(failed(number, row["stage"], row["reason"], row["exception"]))
+            continue
+        features = np.frombuffer(row[f"features_{target}"], np.float16).reshape(sampling.num_clips(shard.mode), -1)
+        if not np.isfinite(features).all():
+            reason = "a feature is not finite or beyond what float16 holds (65504)"
+            results.append(failed(number, "backbone", reason, ""))
+            continue
+        positions = np.frombuffer(row["positions"], np.float32).reshape(len(features), -1)
+        geometry = VideoGeometry(row["height_px"], row["width_px"], row["duration_s"], row["fps"])
+        results.append(VideoFeatures(row["video_id"], features, positions, geometry))
+    return results
+
+
+def _refuse_changed_videos(store: FeatureStore, corpus: Corpus) -> None:
+    known = set().union(*(store.done(mode) for mode in MODES))
+    if not known:
+        return
+    before = {row["video_id"]: row for row in store.videos().select(["video_id", "path", "size_bytes"]).to_pylist()}
+    for row in corpus.videos.select(["video_id", "path", "size_bytes"]).to_pylist():
+        stored = before.get(row["video_id"])
+        if stored is None or row["video_id"] not in known:
+            continue
+        for name in ("path", "size_bytes"):
+            if stored[name] != row[name]:
+                raise UserError(
+                    f"{row['video_id']}: expected the video that the store holds under this id ({name} "
+                    f"{stored[name]}), found {row[name]}; give another corpus an --id-prefix, or use another --store"
+                )

@@ -1,0 +1,1 @@
+"""What a corpus holds, and what its extraction will cost."""

@@ -1,0 +1,202 @@
+"""A few videos decoded for real and a few batches through the backbones: what an estimate rests on."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from shutil import copyfileobj
+from typing import TYPE_CHECKING
+
+from scale_ray.config import BackboneOptions, Extraction, Sampling
+from scale_ray.console import Progress
+from scale_ray.decoding.decode import video_bytes
+from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
+from scale_ray.errors import VideoError
+from scale_ray.inspection.cost import BackboneTrial, DecodingTrial, Machine
+from scale_ray.inspection.headers import Header, Unreadable
+from scale_ray.locations import is_uri, open_input
+
+if TYPE_CHECKING:  # torch takes seconds, and headers can be read without it
+    from scale_ray.backbones import Backbone
+
+# Batches are timed for so long, but neither fewer nor more than these.
+_TIMED_S = 2.0
+_BATCHES = (3, 20)
+# A batch that would take longer on CPUs, where its size matters little, is made smaller.
+_LONGEST_BATCH_S = 5.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was measured: `num_turned` of the decoded videos are shown turned by a quarter."""
+
+    decoding: list[DecodingTrial]
+    backbones: list[BackboneTrial]
+    unreadable: list[Unreadable]
+    num_turned: int
+
+    def lines(self) -> list[str]:
+        num_decoded = len({trial.video_id for trial in self.decoding})
+        batches = "; ".join(
+            f"{one.name} {statistics.fmean(one.seconds_per_clip):.2g} s a clip in batches of {one.batch_clips}"
+            for one in self.backbones
+        )
+        turned = f", {self.num_turned} of them shown turned by a quarter" * bool(self.num_turned)
+        lines = [f"Its extraction, judged by {num_decoded} videos decoded here{turned}; {batches}:"]
+        return lines + [f"  failed      {one.video_id} ({one.stage}: {one.reason})" for one in self.unreadable]
+
+
+def measure(
+    videos: Sequence[tuple[Header, str]],
+    modes: Sequence[str],
+    machine: Machine,
+    sampling: Sampling,
+    backbone: BackboneOptions,
+    extraction: Extraction,
+    *,
+    quiet: bool = False,
+) -> Sample:
+    """Decode videos, given with their paths, in every mode, and time the backbones.
+
+    Raises
+    ------
+    UserError
+        Where a backbone cannot be had.
+    """
+    from scale_ray.backbones import load_backbone
+
+    encoders = [load_backbone(one, sampling.frames) for one in backbone.each()]
+    sides = sorted({encoder.input_px for encoder in encoders})
+    decoding, unreadable, num_turned = try_decoding(videos, modes, sampling, sides, extraction, quiet=quiet)
+    backbones = []
+    with Progress("time", len(encoders), "backbones", quiet=quiet) as progress:
+        for encoder in encoders:
+            backbones.append(try_backbone(encoder, sampling.frames, extraction.batch_clips, machine))
+            progress.advance(1)
+    return Sample(decoding, backbones, unreadable, num_turned)
+
+
+def cores_here() -> int:
+    """Cores that this process may use: of the machine, its affinity and a container's limit, the least."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(min(cores, int(quota) // int(period)), 1)
+
+
+def gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def spread_sample(headers: Sequence[Header], count: int, seed: int) -> list[Header]:
+    """`count` of the videos, one drawn from each of as many parts of equal size, from the shortest to the longest."""
+    ordered = sorted(headers, key=lambda header: (header.duration_s or 0.0, header.video_id))
+    count = min(count, len(ordered))
+    generator = random.Random(seed)
+    bounds = [number * len(ordered) // max(count, 1) for number in range(count + 1)]
+    return [ordered[generator.randrange(low, high)] for low, high in pairwise(bounds)]
+
+
+def try_decoding(
+    videos: Sequence[tuple[Header, str]],
+    modes: Sequence[str],
+    sampling: Sampling,
+    sides_px: Sequence[int],
+    extraction: Extraction,
+    *,
+    quiet: bool = False,
+) -> tuple[list[DecodingTrial], list[Unreadable], int]:
+    """Decode videos, given with their paths, one by one in every mode, as an extraction does.
+
+    Returns the timings, the videos that failed, and the number of those that are shown turned by a quarter.
+    """
+    trials: list[DecodingTrial] = []
+    unreadable: list[Unreadable] = []
+    num_turned, is_warm = 0, False
+    pixels = SharedPixels(max(video_bytes(mode, sampling, sides_px) for mode in modes))
+    with (
+        Progress("sample", len(videos), "videos", quiet=quiet) as progress,
+        Decoder(timeout_s=extraction.decode_timeout_s, memory_gib=extraction.decode_memory_gib) as decoder,
+    ):
+        for header, path in videos:
+            try:
+                with _local(path) as (local_path, read_s):
+                    for mode in modes:
+                        offsets = accumulate((video_bytes(mode, sampling, [side]) for side in sides_px), initial=0)
+                        request = Request(
+                            local_path, header.video_id, mode, sampling, tuple(sides_px), tuple(offsets)[:-1]
+                        )
+                        if not is_warm:  # starts the process, loads its libraries
+                            decoder.decode(request, pixels)
+                            is_warm = True
+                        started_s = time.perf_counter()
+                        decoded = decoder.decode(request, pixels)
+                        trials.append(DecodingTrial(header.video_id, mode, time.perf_counter() - started_s, read_s))
+                shown_px = (decoded.geometry.width_px, decoded.geometry.height_px)
+                num_turned += shown_px != (header.width_px, header.height_px) == shown_px[::-1]
+            except VideoError as error:
+                unreadable.append(Unreadable(header.video_id, path, error.stage, error.reason))
+            except OSError as error:
+                unreadable.append(Unreadable(header.video_id, path, "open", str(error.strerror or error)))
+            progress.advance(1)
+    return trials, unreadable, num_turned
+
+
+@contextmanager
+def _local(path: str) -> Iterator[tuple[str, float | None]]:
+    """A path to decode from, and the seconds that it took to fetch the file; None for a local one.
+
+    How long a local file takes that is not in memory already cannot be known from outside.
+    """
+    if not is_uri(path):
+        yield path, None
+        return
+    with tempfile.NamedTemporaryFile() as copy:
+        started_s = time.perf_counter()
+        with open_input(path) as file:
+            copyfileobj(file, copy, 2**20)
+        copy.flush()
+        yield copy.name, time.perf_counter() - started_s
+
+
+def try_backbone(encoder: Backbone, num_frames: int, batch_clips: int, machine: Machine) -> BackboneTrial:
+    """Time batches of black clips through a backbone on one of the machine's devices."""
+    import torch
+
+    def seconds(num_clips: int) -> tuple[float, float]:
+        clips = torch.zeros((num_clips, num_frames, encoder.input_px, encoder.input_px, 3), dtype=torch.uint8)
+        started_s, started_core_s = time.perf_counter(), time.process_time()
+        encoder(clips.to(machine.device)).cpu()  # waits for the GPU
+        return (time.perf_counter() - started_s) / num_clips, (time.process_time() - started_core_s) / num_clips
+
+    threads_before = torch.get_num_threads()
+    if machine.device == "cpu":
+        torch.set_num_threads(machine.threads)
+    try:
+        encoder.to(machine.device)
+        feature_width = encoder.feature_width(num_frames)  # the first clip, and so a warm-up
+        batch = batch_clips
+        if machine.device == "cpu":
+            batch = min(batch, max(int(_LONGEST_BATCH_S / min(seconds(1)[0] for _ in range(2))), 1))
+        seconds(batch)
+        timed: list[tuple[float, float]] = []
+        started_s = time.perf_counter()
+        while len(timed) < _BATCHES[0] or (len(timed) < _BATCHES[1] and time.perf_counter() - started_s < _TIMED_S):
+            timed.append(seconds(batch))
+    finally:
+        torch.set_num_threads(threads_before)
+    return BackboneTrial(
+        encoder.name, feature_width, batch, [wall_s for wall_s, _ in timed], [core_s for _, core_s in timed]
+    )

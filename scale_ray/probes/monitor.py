@@ -1,0 +1,112 @@
+"""What is watched while an aggregator trains, and what ranks the settings of a search: never the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scale_ray.aggregator.model import Aggregator
+from scale_ray.aggregator.representation import clip_representations, set_tokens
+from scale_ray.clip_sets.draws import normalised_positions
+from scale_ray.config import Probing
+from scale_ray.hashing import hash_share
+from scale_ray.probes.knn import centred, knn_scores, voted
+from scale_ray.store.clip_reader import ClipFeatures, StoredClips
+from scale_ray.store.feature_store import FeatureStore
+
+_VIDEOS_AT_ONCE = 1024
+
+
+def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, probing: Probing) -> float:
+    """Top-1 of weighted k-nearest neighbours, a fraction in [0, 1].
+
+    `bank` (n, d) and `queries` (m, d) are video representations; each split is centred on its own mean
+    and brought to unit norm. The first of `knn_k` and of `knn_temperature` count.
+    """
+    k, temperature = probing.knn_k[0], probing.knn_temperature[0]
+    dense = torch.nn.functional.one_hot(bank_labels).float()
+    [scores] = knn_scores(centred(bank), dense, centred(queries), [k], [temperature]).values()
+    return _top1(scores, query_labels)
+
+
+def knn_top1_within(videos: Tensor, labels: Tensor, groups: Tensor, probing: Probing) -> float:
+    """Top-1 of k-nearest neighbours among the videos themselves, those of a video's own group left out.
+
+    For watching a training: `videos` (n, d) are representations of one split, `groups` int64 (n,). In [0, 1].
+    """
+    videos = centred(videos)
+    cosine = (videos @ videos.T).masked_fill(groups[:, None] == groups, -torch.inf)
+    cosine, nearest = cosine.topk(min(probing.knn_k[0], len(videos)), dim=1)
+    votes = torch.nn.functional.one_hot(labels).float()[nearest]
+    return _top1(voted(cosine, votes, probing.knn_temperature[0]), labels)
+
+
+def _top1(scores: Tensor, labels: Tensor) -> float:
+    return float((scores.argmax(1) == labels).float().mean())
+
+
+def validation_monitor(
+    aggregator: Aggregator, train: ClipFeatures, validation: ClipFeatures, labels: dict[str, str], probing: Probing
+) -> tuple[str, float]:
+    """What ranks settings without touching the test split: its name, and its value in [0, 1].
+
+    k-NN top-1 of the validation videos where they are labelled; otherwise how often a video's set token
+    finds that of the other half of its clips.
+    """
+    classes = sorted({labels[i] for i in (*train.video_ids, *validation.video_ids) if i in labels})
+    if len(classes) > 1 and any(i in labels for i in validation.video_ids):
+        (bank, bank_labels), (queries, query_labels) = (
+            _labelled_representations(clips, labels, classes, aggregator) for clips in (train, validation)
+        )
+        return "validation_knn_top1", knn_top1(bank, bank_labels, queries, query_labels, probing)
+    features = torch.from_numpy(validation.features)
+    positions = normalised_positions(torch.from_numpy(validation.positions))
+    halves = [set_tokens(aggregator, features[:, half::2], positions[:, half::2]) for half in (0, 1)]
+    return "validation_halves_top1", halves_top1(*halves)
+
+
+class TrainingMonitor:
+    """k-NN top-1 among labelled training videos, as a training goes on; groups are kept apart.
+
+    At most `most` of the videos, drawn by their ids.
+    """
+
+    def __init__(self, store: FeatureStore, train: StoredClips, probing: Probing, most: int = 2000) -> None:
+        labels, groups = store.labels(), store.groups()
+        labelled = sorted((i for i in train.video_ids if i in labels), key=lambda i: hash_share(f"monitor\0{i}"))[:most]
+        self._classes = sorted({labels[video_id] for video_id in labelled})
+        self._labels, self._probing = labels, probing
+        self._clips = StoredClips(store, train.mode, set(labelled)).read() if len(self._classes) > 1 else None
+        if self._clips is not None:
+            of_clips = [groups[video_id] for video_id in self._clips.video_ids]
+            self._groups = torch.tensor([sorted(set(of_clips)).index(group) for group in of_clips])
+
+    def __call__(self, aggregator: Aggregator) -> dict[str, float]:
+        """`monitor_knn_top1`; nothing where there are no labels of two classes."""
+        if self._clips is None:
+            return {}
+        videos, labels = _labelled_representations(self._clips, self._labels, self._classes, aggregator)
+        return {"monitor_knn_top1": knn_top1_within(videos, labels, self._groups, self._probing)}
+
+
+def _labelled_representations(
+    clips: ClipFeatures, labels: dict[str, str], classes: Sequence[str], aggregator: Aggregator
+) -> tuple[Tensor, Tensor]:
+    known = clips.subset([row for row, video_id in enumerate(clips.video_ids) if video_id in labels])
+    features = torch.from_numpy(known.features)
+    positions = normalised_positions(torch.from_numpy(known.positions))
+    whole = clip_representations(features, set_tokens(aggregator, features, positions)).mean(1)
+    return whole, torch.tensor([classes.index(labels[video_id]) for video_id in known.video_ids])
+
+
+def halves_top1(first: Tensor, second: Tensor) -> float:
+    """How often a video's set token finds that of the other half of its clips first, in [0, 1].
+
+    A measure without labels that is comparable over set sizes and mask ratios.
+    """
+    others = F.normalize(second, dim=1).T
+    nearest = torch.cat([(part @ others).argmax(1) for part in F.normalize(first, dim=1).split(_VIDEOS_AT_ONCE)])
+    return float((nearest == torch.arange(len(first))).float().mean())

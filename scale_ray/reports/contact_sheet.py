@@ -1,0 +1,80 @@
+"""Contact sheets: a frame of each video, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scale_ray.config import Extraction, Sampling
+from scale_ray.decoding.decode import video_bytes
+from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
+from scale_ray.errors import VideoError
+from scale_ray.reports.figures import (
+    _drawn,
+)
+from scale_ray.store.feature_store import FeatureStore
+
+# Two starts, at the beginning and in the middle, of clips of one frame; a square from its centre.
+_TWO_FRAMES = Sampling(frames=1, stride=1, eval_times=2, eval_crops=1)
+
+
+def thumbnails(paths: Sequence[str], side_px: int = 160) -> Iterator[np.ndarray | None]:
+    """The central square of each video's middle frame, uint8 (side, side, 3), RGB; None where it cannot be read."""
+    limits = Extraction()
+    pixels = SharedPixels(video_bytes("eval", _TWO_FRAMES, [side_px]))
+    with Decoder(timeout_s=limits.decode_timeout_s, memory_gib=limits.decode_memory_gib) as decoder:
+        for path in paths:
+            request = Request(path, path, "eval", _TWO_FRAMES, (side_px,), (0,))
+            try:
+                decoder.decode(request, pixels)
+            except VideoError:
+                yield None
+                continue
+            both = np.frombuffer(pixels.memory, np.uint8).reshape(2, side_px, side_px, 3)
+            yield both[1].copy()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A video on a contact sheet: a frame of it, if there is one, words, and whether it agrees with its query."""
+
+    image: np.ndarray | None
+    caption: str
+    agrees: bool | None = None
+
+
+def contact_sheet(rows: Sequence[Sequence[Tile]], title: str) -> bytes:
+    """Each row a query and its nearest neighbours, framed green where they agree with it and red where not."""
+    columns = max(map(len, rows))
+    with _drawn(1.75 * columns + 0.2, 2.15 * len(rows) + 0.5) as (figure, picture):
+        figure.suptitle(title, fontsize=10)
+        grid = figure.subplots(len(rows), columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for tiles, line in zip(rows, grid, strict=True):
+            for tile, axes in zip(tiles, line, strict=False):
+                axes.set_axis_on()
+                axes.set_xticks([])
+                axes.set_yticks([])
+                if tile.image is None:
+                    axes.set_facecolor("lightgrey")
+                    axes.set_aspect("equal")
+                    axes.text(0.5, 0.5, "no frame", ha="center", va="center", transform=axes.transAxes, fontsize=8)
+                else:
+                    axes.imshow(tile.image)
+                colour = {None: "black", True: "tab:green", False: "tab:red"}[tile.agrees]
+                for spine in axes.spines.values():
+                    spine.set_color(colour)
+                    spine.set_linewidth(2.5)
+                axes.set_title(tile.caption, fontsize=7)
+    return picture.png
+
+
+def frames_of(store: FeatureStore, video_ids: list[str]) -> dict[str, np.ndarray | None]:
+    """A frame of each of some videos of a store; None where the file is not there any more or cannot be read."""
+    videos = store.videos()
+    paths = dict(zip(videos["video_id"].to_pylist(), videos["path"].to_pylist(), strict=True))
+    wanted = list(dict.fromkeys(video_ids))
+    return dict(zip(wanted, thumbnails([paths[video_id] for video_id in wanted]), strict=True))

@@ -1,0 +1,148 @@
+"""Stored clips read back: which shard holds whose, and the clips of any of them in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from scale_ray.clips import POSITION_FIELDS
+from scale_ray.hashing import hash_share
+from scale_ray.store.feature_store import FeatureStore
+
+# Shards that are read at once: an object store answers late, and then fast.
+_SHARDS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """Clips of several videos, in the order of `video_ids`.
+
+    `features` float16 (videos, clips, D); `positions` float32 (videos, clips, 7), in pixels and seconds.
+    """
+
+    video_ids: list[str]
+    features: np.ndarray
+    positions: np.ndarray
+
+    def subset(self, rows: Sequence[int] | np.ndarray) -> ClipFeatures:
+        return ClipFeatures([self.video_ids[row] for row in rows], self.features[rows], self.positions[rows])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A shard: its path, which of its rows are wanted, and the places of these among all videos."""
+
+    path: str
+    rows: np.ndarray
+    places: np.ndarray
+
+
+class StoredClips:
+    """The clips of one mode of some of a store's videos: known by their ids, read when they are asked for.
+
+    `video_ids` are in rising order; a place is a number in that order. Of a video that two shards hold, as
+    while a compaction is under way, one is taken.
+
+    Raises
+    ------
+    UserError
+        On opening and on reading, where a shard is damaged: the message names it.
+    """
+
+    def __init__(self, store: FeatureStore, mode: str, wanted: Collection[str] | None = None) -> None:
+        self.store, self.mode = store, mode
+        paths = store.parts(f"features/part-{mode}-")
+        with ThreadPoolExecutor(_SHARDS_AT_ONCE) as threads:
+            listed = list(threads.map(lambda path: store.read_part(path, ["video_id"])["video_id"].to_pylist(), paths))
+        first: dict[str, tuple[int, int]] = {}
+        for part, ids in enumerate(listed):
+            for row, video_id in enumerate(ids):
+                if wanted is None or video_id in wanted:
+                    first.setdefault(video_id, (part, row))
+        self.video_ids = sorted(first)
+        of_parts: dict[int, list[tuple[int, int]]] = {}
+        for place, video_id in enumerate(self.video_ids):
+            part, row = first[video_id]
+            of_parts.setdefault(part, []).append((row, place))
+        self.parts = [_part(paths[part], of_parts[part]) for part in sorted(of_parts)]
+        self.num_clips, self.feature_width = store.clip_shape(self.parts[0].path) if self.parts else (0, 0)
+
+    def __len__(self) -> int:
+        return len(self.video_ids)
+
+    @property
+    def num_bytes(self) -> int:
+        """What all of the clips take: features and positions."""
+        return len(self) * self.num_clips * (2 * self.feature_width + 4 * len(POSITION_FIELDS))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Shapes of the features, float16, and of the positions, float32, of all videos."""
+        return (
+            (len(self), self.num_clips, self.feature_width),
+            (len(self), self.num_clips, len(POSITION_FIELDS)),
+        )
+
+    def read_into(self, features: np.ndarray, positions: np.ndarray) -> None:
+        """Read all, each at its place; a few shards are in memory at once."""
+        with ThreadPoolExecutor(_SHARDS_AT_ONCE) as threads:
+            list(threads.map(lambda part: self._fill(part, features, positions), self.parts))
+
+    def read(self) -> ClipFeatures:
+        features, positions = (np.empty(*of) for of in zip(self.shapes, (np.float16, np.float32), strict=True))
+        self.read_into(features, positions)
+        return ClipFeatures(self.video_ids, features, positions)
+
+    def read_positions(self) -> np.ndarray:
+        """The positions alone, float32 (videos, clips, 7), in pixels and seconds."""
+        positions = np.empty(self.shapes[1], np.float32)
+        for part in self.parts:
+            table = self.store.read_part(part.path, ["positions"])
+            positions[part.places] = _values(table["positions"])[part.rows]
+        return positions
+
+    def read_rows(self, part: int, begin: int, end: int) -> ClipFeatures:
+        """Wanted rows `begin` to `end` of one shard, in the shard's own order."""
+        chosen = self.parts[part]
+        features, positions = self._tensors(chosen, chosen.rows[begin:end])
+        return ClipFeatures([self.video_ids[place] for place in chosen.places[begin:end]], features, positions)
+
+    def _fill(self, part: _Part, features: np.ndarray, positions: np.ndarray) -> None:
+        features[part.places], positions[part.places] = self._tensors(part, part.rows)
+
+    def _tensors(self, part: _Part, rows: np.ndarray) -> Iterator[np.ndarray]:
+        table = self.store.read_part(part.path, ["features", "positions"])
+        return (_values(table[name])[rows] for name in ("features", "positions"))
+
+
+def training_clips(
+    store: FeatureStore, held_out_share: float = 0.0, *, split: str | None = None, everything: bool = False
+) -> tuple[StoredClips, StoredClips]:
+    """What the aggregator may see, `train` clips of the training split: to train on, and held out of it.
+
+    Held out are about so many of 1, by a hash of the group (of the id where there is none), so that no
+    group is on both sides. With `everything` all videos are taken, whatever their side.
+    """
+    groups, sides = store.groups(), store.splits(split)
+    train = [video_id for video_id in groups if everything or sides.get(video_id) == "train"]
+    held_out = {i for i in train if hash_share(f"validation\0{groups[i]}") < held_out_share}
+    return StoredClips(store, "train", set(train) - held_out), StoredClips(store, "train", held_out)
+
+
+def read_clips(store: FeatureStore, mode: str) -> ClipFeatures:
+    """All stored clips of one mode, in the order of the ids."""
+    return StoredClips(store, mode).read()
+
+
+def _part(path: str, rows_and_places: list[tuple[int, int]]) -> _Part:
+    rows, places = np.array(sorted(rows_and_places), np.int64).T
+    return _Part(path, rows, places)
+
+
+def _values(column: pa.ChunkedArray) -> np.ndarray:
+    arrays = [chunk.to_numpy_ndarray() for chunk in column.chunks]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

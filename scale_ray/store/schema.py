@@ -1,0 +1,83 @@
+"""The format of a feature store: its schemas, its rows, and the fingerprint of what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+
+from scale_ray.clips import MODES, VideoGeometry
+from scale_ray.config import Sampling
+from scale_ray.corpus.corpus import COLUMNS
+
+FORMAT = 2
+GEOMETRY = pa.schema(
+    [
+        ("height_px", pa.int32()),
+        ("width_px", pa.int32()),
+        ("duration_s", pa.float64()),
+        ("fps", pa.float64()),
+    ]
+)
+_LEDGER = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("mode", pa.string()),
+        ("path", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("exception", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)
+# The columns of videos.parquet that the store itself needs; a manifest's own follow them.
+_VIDEOS = pa.schema([*list(COLUMNS)[:3], *GEOMETRY, *list(COLUMNS)[3:]])
+
+
+_SHARED = ("frames", "stride", "fps")
+_RANDOM = (*_SHARED, "clips", "flip_probability")
+_LOOKS = ("area_", "aspect_", "jitter", "grey_", "blur_")
+# The options that decide the clips of each mode.
+_SAMPLED_BY = {
+    "train": (*_RANDOM, "scale_min_px", "scale_max_px", "crop_px"),
+    "augmented": (*_RANDOM, *(field.name for field in fields(Sampling) if field.name.startswith(_LOOKS))),
+    "eval": (*_SHARED, "eval_times", "eval_crops"),
+}
+assert set(_SAMPLED_BY) == set(MODES)
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """One video's part of a shard: `features` float16 (clips, D), `positions` float32 (clips, 7)."""
+
+    video_id: str
+    features: np.ndarray
+    positions: np.ndarray
+    geometry: VideoGeometry
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An entry of the ledger."""
+
+    video_id: str
+    mode: str
+    path: str
+    stage: str
+    reason: str
+    exception: str
+    attempts: int
+
+
+def fingerprint_of(backbone: Mapping[str, Any], sampling: Sampling) -> dict[str, Any]:
+    """What must be equal for features to belong into one store."""
+    options = sampling.to_dict()
+    return {
+        **backbone,
+        "sampling_seed": options["sampling_seed"],
+        "sampling": {mode: {name: options[name] for name in names} for mode, names in _SAMPLED_BY.items()},
+    }
