@@ -37,7 +37,7 @@ CLIPS, WIDTH, CLASSES, VIDEOS_OF_PART = 16, 768, 101, 1000
 def made_store(folder: Path, num_videos: int) -> FeatureStore:
     """One video in five is a test video; the store is made once and kept."""
     location = folder / f"store-{num_videos}"
-    if FeatureStore.present(str(location)) and len(FeatureStore(str(location)).videos()):
+    if FeatureStore.is_store(str(location)) and len(FeatureStore(str(location)).videos()):
         return FeatureStore(str(location))
     store = FeatureStore.create(str(location), fingerprint_of({"backbone": "made up", "weights": "none"}, Sampling()))
     rng = np.random.default_rng(0)

@@ -95,16 +95,16 @@ def stream_rate(
     videos: Path, store: Path, encoder: Backbone, extraction: Extraction, cores: int
 ) -> tuple[float, float, float]:
     """Videos a second between the first and the last block, seconds until the first one, seconds in all."""
-    from scale_ray.extraction import run as account
+    from scale_ray.extraction import ExtractionRun, Target
     from scale_ray.store.feature_store import FeatureStore
-    from scale_ray.store.lease import held
+    from scale_ray.store.lease import write_lease
     from scale_ray.store.schema import fingerprint_of
 
     listed = read_corpus(str(videos), CorpusOptions())
     features = FeatureStore.create(str(store), fingerprint_of(encoder.identity(), SAMPLING))
     arrivals = Arrivals()
-    with held(str(store)) as lease:
-        run = account.Run(listed, [account.Target(encoder, features, lease)], extraction)
+    with write_lease(str(store)) as lease:
+        run = ExtractionRun(listed, [Target(encoder, features, lease)], extraction)
         began_s = time.perf_counter()
         with connected(Cluster(cpus=cores)) as size:
             stage._stream(run, SAMPLING, extraction, size, arrivals)  # type: ignore[arg-type]

@@ -1,42 +1,71 @@
-"""Progress of a stage, for a person: a bar on a terminal, a line now and then in a log."""
+"""Messages, progress and results for a person: in a terminal, in a log and in a notebook."""
 
 from __future__ import annotations
 
+import base64
+import html
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LOG_EVERY_S = 10.0
 
 
-class Progress:
-    """Counts done of total, with the rate and an estimate of the time left, on standard error.
+@dataclass(frozen=True)
+class Console:
+    """Where a stage reports while it runs: standard error, so that results alone are on standard output.
 
-    Used as a context. `quiet` prints nothing.
+    `quiet` prints nothing but errors; `verbose` lets the libraries log, too.
     """
 
-    def __init__(self, what: str, total: int, unit: str, *, quiet: bool = False) -> None:
-        self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
+    quiet: bool = False
+    verbose: bool = False
+
+    def say(self, line: str) -> None:
+        """Print a message."""
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    def progress(self, name: str, total: int, unit: str) -> Progress:
+        """A progress display for `total` steps of work, to be used as a context."""
+        return Progress(name, total, unit, quiet=self.quiet)
+
+
+class Progress:
+    """Shows how much of a stage is done, with the rate and an estimate of the time left, on standard error.
+
+    A bar in a terminal and in a notebook, otherwise a line every 10 s. To be used as a context; `quiet` shows
+    nothing.
+    """
+
+    def __init__(self, name: str, total: int, unit: str, *, quiet: bool = False) -> None:
+        self.name, self.total, self.unit, self.quiet = name, total, unit, quiet
         self._count = 0
         self._first: tuple[float, int] | None = None
-        self._began_s = self._told_s = time.monotonic()
-        self._bar: tqdm | None = None
-        if not quiet and sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=what, unit=f" {unit}", dynamic_ncols=True, leave=True)
+        self._started_s = self._printed_s = time.monotonic()
+        self._bar: Any = None
+        if not quiet and (sys.stderr.isatty() or _in_notebook()):
+            from tqdm.auto import tqdm  # only here: it looks for a notebook when it is imported
+
+            self._bar = tqdm(total=total, desc=name, unit=f" {unit}", dynamic_ncols=True, leave=True)
 
     def __enter__(self) -> Progress:
         if not self.quiet and self._bar is None:
-            self._say(f"{self.what}: {self.total} {self.unit}")
+            self._print(f"{self.name}: {self.total} {self.unit}")
         return self
 
-    def advance(self, step: int) -> None:
-        """`step` more are done."""
-        self.to(self._count + step)
+    def advance(self, steps: int) -> None:
+        """Count `steps` more."""
+        self.to(self._count + steps)
 
     def to(self, count: int, note: str = "") -> None:
-        """`count` are done now; `note` stands behind, such as the loss."""
+        """Set the count; `note` is shown behind it, for example the loss."""
         step, self._count = count - self._count, count
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
@@ -45,15 +74,15 @@ class Progress:
         now_s = time.monotonic()
         if self._first is None:
             self._first = (now_s, count)
-        if not self.quiet and now_s - self._told_s >= _LOG_EVERY_S:
-            self._told_s = now_s
-            # Counted from the first result on: what starts up before it says nothing of the rate.
-            first_s, first_count = self._first or (self._began_s, 0)
+        if not self.quiet and now_s - self._printed_s >= _LOG_EVERY_S:
+            self._printed_s = now_s
+            # Counted from the first result on: the start-up before it says nothing about the rate.
+            first_s, first_count = self._first
             rate = (count - first_count) / max(now_s - first_s, 1e-3)
-            told = [f"{self.what}: {count}/{self.total} {self.unit}"]
+            parts = [f"{self.name}: {count}/{self.total} {self.unit}"]
             if rate > 0:
-                told += [f"{rate:.3g}/s", f"{(self.total - count) / rate:.0f} s left"]
-            self._say(", ".join([*told, note] if note else told))
+                parts += [f"{rate:.3g}/s", f"{(self.total - count) / rate:.0f} s left"]
+            self._print(", ".join([*parts, note] if note else parts))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -61,9 +90,46 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif not self.quiet and kind is None:
-            took_s = time.monotonic() - self._began_s
-            self._say(f"{self.what}: {self._count} {self.unit} in {took_s:.1f} s")
+            elapsed_s = time.monotonic() - self._started_s
+            self._print(f"{self.name}: {self._count} {self.unit} in {elapsed_s:.1f} s")
 
     @staticmethod
-    def _say(line: str) -> None:
+    def _print(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
+
+
+class Result:
+    """Base of what a stage returns: prints as text, and shows itself as a table with pictures in a notebook."""
+
+    def lines(self) -> Sequence[str]:
+        """The result as text, as the command prints it."""
+        raise NotImplementedError
+
+    def values(self) -> dict[str, Any]:
+        """The result as plain values, as `--json` prints it."""
+        raise NotImplementedError
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The result as a table."""
+        raise NotImplementedError
+
+    def pictures(self) -> Sequence[bytes]:
+        """PNG files that belong to the result."""
+        return ()
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        images = "".join(
+            f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" style="max-width: 100%">'
+            for png in self.pictures()
+        )
+        return f"<pre>{html.escape(str(self))}</pre>{images}"
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook; nothing is imported to find out."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return type(shell).__name__ == "ZMQInteractiveShell"

@@ -29,3 +29,13 @@ class VideoError(Exception):
 
     def __str__(self) -> str:
         return self.reason
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not empty, or the name of its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message that is not empty: the cause, below what Ray wraps around it."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

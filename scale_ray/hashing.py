@@ -1,10 +1,15 @@
-"""Hashes that stand in for random draws: a function of a key alone, equal on every machine."""
+"""Hashes: functions of a key alone, equal on every machine and after every restart."""
 
 from __future__ import annotations
 
 import hashlib
 
 
-def hash_share(key: str) -> float:
-    """A number in [0, 1) that depends on the key alone: the draw behind every split of ours."""
+def uniform_hash(key: str) -> float:
+    """A number in [0, 1) that depends on the key alone: the draw behind every split that we make."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def digest(text: str) -> str:
+    """20 hexadecimal digits that identify a text: the names of shards and of cached files."""
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()

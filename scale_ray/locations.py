@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from pyarrow import fs
 
-from scale_ray.errors import UserError
+from scale_ray.errors import UserError, first_line
 
 # Requests to a remote file system that are under way at once.
 REQUESTS_AT_ONCE = 16
@@ -95,10 +95,10 @@ def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
             return filesystem, filesystem.handler.fs._strip_protocol(plain)
         filesystem, root = _pyarrow_filesystem(uri._replace(path="/").text())
     except ImportError as error:
-        raise UserError(f"{location}: expected the package for such URIs, found none: {_line(error)}") from error
+        raise UserError(f"{location}: expected the package for such URIs, found none: {first_line(error)}") from error
     except Exception as error:  # a driver raises what it likes
         raise UserError(
-            f"expected a path or a URI such as s3://bucket/folder, found {location!r}: {_line(error)}"
+            f"expected a path or a URI such as s3://bucket/folder, found {location!r}: {first_line(error)}"
         ) from error
     between = "/" if root and not root.endswith("/") else ""
     return filesystem, f"{root}{between}{unquote(uri.path)[1:]}".rstrip("/") or root
@@ -137,10 +137,6 @@ def _fsspec_filesystem(root: str) -> fs.PyFileSystem:
     url, _, options = root.partition("?")
     driver, _ = fsspec.core.url_to_fs(url, **dict(parse_qsl(options)))
     return fs.PyFileSystem(fs.FSSpecHandler(driver))
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def exists(location: str) -> bool:

@@ -1,1 +1,12 @@
 """The set transformer."""
+
+from scale_ray.aggregator.model import HEAD_WIDTH, Aggregator
+from scale_ray.aggregator.representation import clip_representations, set_tokens, tokens_of_clips
+
+__all__ = [
+    "HEAD_WIDTH",
+    "Aggregator",
+    "clip_representations",
+    "set_tokens",
+    "tokens_of_clips",
+]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scale_ray.config import AggregatorOptions
-from scale_ray.errors import UserError
+from scale_ray.errors import UserError, first_line
 from scale_ray.locations import exists, join, read_bytes, written_whole
 
 HEAD_WIDTH = 32
@@ -134,7 +134,7 @@ class Aggregator(nn.Module, ModelHubMixin):
             aggregator.load_state_dict(safetensors.torch.load(read_bytes(join(folder, "model.safetensors"))))
         except (OSError, KeyError, RuntimeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
             raise UserError(
-                f"expected a whole aggregator, found a damaged one at {folder}: {str(error).splitlines()[0]}"
+                f"expected a whole aggregator, found a damaged one at {folder}: {first_line(error)}"
             ) from error
         return aggregator.eval()
 

@@ -14,13 +14,16 @@ listing.py             what a backbone costs, for `scale-ray backbones`
 
 from scale_ray.backbones.backbone import Backbone
 from scale_ray.backbones.costs import BackboneFacts, facts_of, facts_of_torchvision
-from scale_ray.backbones.loading import backbone_names, load_backbone
+from scale_ray.backbones.loading import load_backbone
+from scale_ray.backbones.weights import hash_of, load_strictly, read_weights
 
 __all__ = [
     "Backbone",
     "BackboneFacts",
-    "backbone_names",
     "facts_of",
     "facts_of_torchvision",
+    "hash_of",
     "load_backbone",
+    "load_strictly",
+    "read_weights",
 ]

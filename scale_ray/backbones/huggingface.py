@@ -31,7 +31,7 @@ from scale_ray.backbones.huggingface_files import folder_of, json_in, processing
 from scale_ray.backbones.random_weights import seeded
 from scale_ray.backbones.weights import hash_of, read_weights, state_in
 from scale_ray.config import BackboneOptions
-from scale_ray.errors import UserError
+from scale_ray.errors import UserError, first_line
 
 PREFIX = "hf:"
 
@@ -215,8 +215,7 @@ def _one_line_for(expected: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # files of a stranger: the readers raise whatever they lead to
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise UserError(f"weights: {expected}, found: {reason}") from error
+        raise UserError(f"weights: {expected}, found: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scale_ray.errors import UserError
+from scale_ray.errors import UserError, first_line
 
 _PROBE_S = 5.0
 # In the order of preference: tensors alone before pickles, one file before many.
@@ -70,8 +70,7 @@ def folder_of(source: str, *, with_weights: bool) -> Path:
         files = _wanted(hub.list_repo_files(source), with_weights)
         return Path(hub.snapshot_download(source, allow_patterns=files, tqdm_class=_silent_bar()))
     except Exception as error:  # a network and a stranger's server: anything may come
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise UserError(f"backbone: expected to download {source}, found: {reason}; {offer}") from error
+        raise UserError(f"backbone: expected to download {source}, found: {first_line(error)}; {offer}") from error
 
 
 def json_in(folder: Path, file_name: str) -> dict[str, Any]:

@@ -9,13 +9,8 @@ from scale_ray.backbones.slow_r50 import NAME as SLOW
 from scale_ray.backbones.slow_r50 import load_slow
 from scale_ray.backbones.svt import NAME as SVT
 from scale_ray.backbones.svt import load_svt
-from scale_ray.backbones.torchvision_models import load_torchvision, torchvision_names
+from scale_ray.backbones.torchvision_models import load_torchvision
 from scale_ray.config import BackboneOptions
-
-
-def backbone_names() -> list[str]:
-    """Every name that `load_backbone` takes by itself; beside them `hf:ID_OR_FOLDER` and `package.module:function`."""
-    return [*torchvision_names(), SLOW, SVT]
 
 
 def load_backbone(options: BackboneOptions, num_frames: int | None) -> Backbone:

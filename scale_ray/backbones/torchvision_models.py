@@ -20,7 +20,7 @@ from scale_ray.backbones.backbone import Backbone, require_frames
 from scale_ray.backbones.random_weights import seeded, settle_batch_norms
 from scale_ray.backbones.weights import hash_of, load_strictly, read_weights, state_in
 from scale_ray.config import BackboneOptions
-from scale_ray.errors import UserError
+from scale_ray.errors import UserError, first_line
 
 # Families whose output with the classification layer taken off is one pooled vector.
 _VIDEO_FAMILIES = ("r3d", "mc3", "r2plus1d", "s3d", "mvit", "swin3d")
@@ -172,7 +172,7 @@ def _require_fit(name: str, num_frames: int, input_px: int, size_px: int) -> Non
             features = trunk(torch.zeros((1, 3, *frames, input_px, input_px), device="meta"))
         fits, reason = features.shape == (1, width), f"features of shape {tuple(features.shape)}"
     except (RuntimeError, ValueError, AssertionError) as error:
-        fits, reason = False, str(error).splitlines()[0]
+        fits, reason = False, first_line(error)
     if not fits:
         raise UserError(
             f"input_px, frames: expected a size that backbone {name} takes, "

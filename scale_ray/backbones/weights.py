@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scale_ray.errors import UserError
+from scale_ray.errors import UserError, first_line
 
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 # What training scripts leave beside the tensors: their arguments, and learning rates as numbers of numpy.
@@ -49,8 +49,9 @@ def read_weights(weights: str) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of any kind: the readers raise whatever its bytes lead to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"weights: expected a file of tensors alone, found in {weights!r}: {reason}") from error
+        raise UserError(
+            f"weights: expected a file of tensors alone, found in {weights!r}: {first_line(error)}"
+        ) from error
     if not isinstance(state, dict):
         raise UserError(f"weights: expected a dictionary of tensors in {weights!r}, found {type(state).__name__}")
     return state

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from scale_ray.cli.options import Caller, checkpoint_option, command, runs_option, store_option
-from scale_ray.config import (
-    BackboneSource,
-    Representing,
-)
+from scale_ray.config import NeighboursConfig
 
 
 @click.command()
@@ -18,10 +13,10 @@ from scale_ray.config import (
 @store_option
 @checkpoint_option
 @runs_option
-@click.option("--count", default=11, show_default=True, type=click.IntRange(1, 1000), help="Neighbours to show.")
-@click.option("--picture", default="neighbours.png", show_default=True, metavar="FILE", help="The contact sheet.")
-@click.option("--open", "open_", is_flag=True, help="Open the contact sheet, too.")
-@command(Representing, BackboneSource)
+@click.option("--count", default=11, show_default=True, type=click.IntRange(1, 1000), help="Number of neighbours.")
+@click.option("--picture", metavar="FILE", help="File for the contact sheet; in RUN/neighbours by default.")
+@click.option("--open", "open_", is_flag=True, help="Open the contact sheet.")
+@command(NeighboursConfig)
 def neighbours(
     caller: Caller,
     query: str,
@@ -29,32 +24,20 @@ def neighbours(
     checkpoint: str,
     runs: str,
     count: int,
-    picture: str,
+    picture: str | None,
     open_: bool,
-    representing: Representing,
-    source: BackboneSource,
+    config: NeighboursConfig,
 ) -> int:
-    """The videos of a store that are nearest to QUERY: a video file, or the id of a stored video.
+    """Find the videos of a store that are nearest to QUERY: a video file, or the id of a stored video.
 
-    Told with cosine, label and path, and drawn on a contact sheet with a frame of each.
+    Prints cosine, label and id, and draws a contact sheet with a frame of each.
     """
-    from scale_ray.aggregator.model import Aggregator
-    from scale_ray.embedding.neighbours import find_neighbours
-    from scale_ray.locations import written_whole
-    from scale_ray.pretraining.provenance import require_width
-    from scale_ray.stages.neighbours import picture_of_neighbours
-    from scale_ray.store.feature_store import FeatureStore
-    from scale_ray.tracking.run_folder import aggregator_of
+    from scale_ray.stages.neighbours import neighbours as run_neighbours
 
-    features = FeatureStore(store)
-    aggregator = Aggregator.load(aggregator_of(checkpoint, runs))
-    require_width(features, aggregator)
-    found = find_neighbours(query, features, aggregator, count, representing, source.weights_at)
-    with written_whole(picture) as file:
-        file.write(picture_of_neighbours(found, features))
-    width = max((len(near.label or "-") for near in found.neighbours), default=1)
-    lines = [f"{near.cosine:6.3f}  {near.label or '-':<{width}}  {near.video_id}" for near in found.neighbours]
-    caller.answer([*lines, f"picture: {picture}"], {**asdict(found), "picture": picture})
-    if open_:
-        click.launch(picture)
+    result = run_neighbours(
+        query, store, checkpoint, runs=runs, count=count, picture=picture, config=config, console=caller.console
+    )
+    caller.print_result(result)
+    if open_ and result.picture is not None:
+        click.launch(result.picture)
     return 0

@@ -1,4 +1,4 @@
-"""Click options generated from `config.py`, and what every command has in common."""
+"""Click options generated from `scale_ray.config`, and what every command has in common."""
 
 from __future__ import annotations
 
@@ -7,69 +7,74 @@ import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
 
-from scale_ray.config import SECTIONS
-from scale_ray.config.option import Options, flag_of, option_types
-from scale_ray.errors import UserError
+from scale_ray.config import SECTIONS, Options, StageConfig, flag_of, option_types
+from scale_ray.console import Console, Result
+from scale_ray.errors import UserError, first_line
 from scale_ray.locations import absolute, is_uri
+
+if TYPE_CHECKING:  # it brings PyAV, which most commands do without
+    from scale_ray.extraction import ExtractionSummary
 
 Command = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Caller:
-    """How the user wants to be spoken to, and whether the command runs as a cluster job."""
+    """How the results of a command are printed, and whether it runs as a cluster job."""
 
+    console: Console
     json: bool
-    quiet: bool
-    verbose: bool
     job: bool
 
-    def say(self, line: str) -> None:
-        """A remark on the way, on standard error."""
-        if not self.quiet:
-            click.echo(line, err=True)
-
-    def answer(self, lines: Sequence[str], values: Mapping[str, Any]) -> None:
-        """The result, on standard output."""
+    def print_result(self, result: Result) -> None:
+        """Print a result on standard output."""
         if self.json:
-            click.echo(json.dumps(values, indent=2, default=str))
-        elif not self.quiet:
-            click.echo("\n".join(lines))
+            click.echo(json.dumps(result.values(), indent=2, default=str))
+        elif not self.console.quiet:
+            click.echo(str(result))
 
-    def place(self, flag: str, location: str) -> str:
-        """A location as given; in a job, whose own folder vanishes, only one that stays."""
+    def check_path(self, flag: str, location: str) -> str:
+        """A location as given; in a job, whose working folder vanishes, a relative path is refused."""
         if self.job and not is_uri(location) and not os.path.isabs(location):
             raise UserError(f"{flag}: expected an absolute path or a URI in a job, found {location!r}")
         return location
 
+    def code_of(self, summaries: Sequence[ExtractionSummary], allowed_fraction: float) -> int:
+        """The exit code of an extraction: a job fails by the fraction of failed videos, a command reports any."""
+        if self.job:
+            return 1 if max(summary.failed_fraction for summary in summaries) > allowed_fraction else 0
+        if all(summary.num_done == 0 for summary in summaries):
+            return 1
+        return 3 if any(summary.failures for summary in summaries) else 0
 
-def command(*sections: type[Options]) -> Callable[[Command], Command]:
-    """Give a command the options of these sections, and the common ones.
 
-    The function is called with a `Caller`, its own click parameters and one object a section, named as
-    the section is.
+def command(stage: type[StageConfig] | None = None) -> Callable[[Command], Command]:
+    """Give a command the options of a stage, and the common ones.
+
+    The function is called with a `Caller`, its own click parameters and, if it has a stage, its `config`.
     """
+    sections = {} if stage is None else stage.sections()
 
     def decorate(function: Command) -> Command:
         @click.pass_context
         @functools.wraps(function)
         def called(context: click.Context, /, **values: Any) -> Any:
-            caller = Caller(
-                values.pop("json_"), values.pop("quiet"), values.pop("verbose"), bool((context.obj or {}).get("job"))
-            )
+            console = Console(quiet=values.pop("quiet"), verbose=values.pop("verbose"))
+            caller = Caller(console, values.pop("json_"), bool((context.obj or {}).get("job")))
             for name in ("config_file", "debug", "help_all"):
                 values.pop(name, None)
-            given = {section.section: _section_of(section, values) for section in sections}
-            return function(caller, **values, **given)
+            if stage is not None:
+                values["config"] = stage.from_dict({name: _taken(name, values) for name in sections})
+            return function(caller, **values)
 
-        for section in reversed(sections):
+        for name, section in reversed(sections.items()):
             for field in reversed(dataclasses.fields(section)):  # type: ignore[arg-type]
-                called = _click_option(section, field)(called)
+                called = _click_option(name, section, field)(called)
         for common in reversed(_common(sections)):
             called = common(called)
         return called
@@ -123,26 +128,7 @@ class ValueList(click.ParamType):
             self.fail(f"expected {self.plain.__name__}s separated by commas, found {value!r}", param, context)
 
 
-def sweep_options(section: type[Options]) -> Callable[[Command], Command]:
-    """Every option of the section as a list of values to try."""
-
-    def decorate(function: Command) -> Command:
-        for field in reversed(dataclasses.fields(section)):  # type: ignore[arg-type]
-            tried = field.metadata["sweep"]
-            function = click.option(
-                flag_of(field.name),
-                f"grid__{field.name}",
-                type=ValueList(option_types(section)[field.name].plain),
-                default=",".join(map(str, tried)),
-                show_default=True,
-                help=f"{field.metadata['help']} The values to try.",
-            )(function)
-        return function
-
-    return decorate
-
-
-def _click_option(section: type[Options], field: dataclasses.Field) -> Callable[[Command], Command]:
+def _click_option(name: str, section: type[Options], field: dataclasses.Field) -> Callable[[Command], Command]:
     plain, _, item = option_types(section)[field.name]
     unit, default = field.metadata["unit"], field.default
     if plain is bool:
@@ -154,7 +140,7 @@ def _click_option(section: type[Options], field: dataclasses.Field) -> Callable[
         shown = "" if default is None else "  [" + " ".join(filter(None, [told, unit])) + "]"
     return click.option(
         flag_of(field.name),
-        f"{section.section}__{field.name}",
+        f"{name}__{field.name}",
         default=default,
         hidden=not field.metadata["main"],
         envvar=f"SCALE_RAY_{field.name.upper()}",
@@ -163,13 +149,13 @@ def _click_option(section: type[Options], field: dataclasses.Field) -> Callable[
     )
 
 
-def _section_of(section: type[Options], values: dict[str, Any]) -> Options:
-    prefix = f"{section.section}__"
-    mine = [name for name in values if name.startswith(prefix)]
-    return section.from_dict({name.removeprefix(prefix): values.pop(name) for name in mine})
+def _taken(section: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a section's options by name, taken out of `values`."""
+    prefix = f"{section}__"
+    return {name.removeprefix(prefix): values.pop(name) for name in list(values) if name.startswith(prefix)}
 
 
-def _common(sections: Sequence[type[Options]]) -> list[Callable[[Command], Command]]:
+def _common(sections: Mapping[str, type[Options]]) -> list[Callable[[Command], Command]]:
     def read_config(context: click.Context, _: click.Parameter, path: str | None) -> None:
         if path is not None:
             context.default_map = _defaults_from(path, sections)
@@ -184,7 +170,7 @@ def _common(sections: Sequence[type[Options]]) -> list[Callable[[Command], Comma
 
     hidden_options = any(
         not field.metadata["main"]
-        for section in sections
+        for section in sections.values()
         for field in dataclasses.fields(section)  # type: ignore[arg-type]
     )
     common: list[Callable[[Command], Command]] = [
@@ -211,21 +197,22 @@ def _common(sections: Sequence[type[Options]]) -> list[Callable[[Command], Comma
     return common
 
 
-def _defaults_from(path: str, sections: Sequence[type[Options]]) -> dict[str, Any]:
+def _defaults_from(path: str, sections: Mapping[str, type[Options]]) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise UserError(f"--config: expected a YAML file, found none at {absolute(path)}")
     with open(path, encoding="utf-8") as file:
         try:
             written = yaml.safe_load(file) or {}
         except yaml.YAMLError as error:
-            raise UserError(f"--config: expected YAML, found in {path}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"--config: expected YAML, found in {path}: {first_line(error)}") from error
     if not isinstance(written, dict):
         raise UserError(f"--config: expected sections of options in {path}, found {type(written).__name__}")
+    known = {**SECTIONS, **sections}
     defaults: dict[str, Any] = {}
     for name, values in written.items():
-        if name not in SECTIONS or not isinstance(values, dict):
-            raise UserError(f"--config: expected sections named {', '.join(SECTIONS)}, found {name!r} in {path}")
-        SECTIONS[name].from_dict(values)
-        if SECTIONS[name] in sections:
+        if name not in known or not isinstance(values, dict):
+            raise UserError(f"--config: expected sections named {', '.join(known)}, found {name!r} in {path}")
+        known[name].from_dict(values)
+        if name in sections:
             defaults |= {f"{name}__{key}": value for key, value in values.items()}
     return defaults

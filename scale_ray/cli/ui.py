@@ -10,20 +10,20 @@ import sys
 import click
 
 from scale_ray.cli.options import Caller, command, runs_option
-from scale_ray.config import Tracking
+from scale_ray.config import UiConfig
 
 
 @click.command()
 @runs_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
-@command(Tracking)
-def ui(caller: Caller, runs: str, host: str, port: int, tracking: Tracking) -> int:
+@command(UiConfig)
+def ui(caller: Caller, runs: str, host: str, port: int, config: UiConfig) -> int:
     """Serve MLflow's page of all runs on this machine."""
-    from scale_ray.tracking.mlflow import server_command
+    from scale_ray.tracking import server_command
 
-    program, *arguments = server_command(tracking, runs, host, port)
-    # The program of the environment that we run in, whether or not it is activated.
+    program, *arguments = server_command(config.tracking, runs, host, port)
+    # The program of the environment that this one runs in, activated or not.
     beside = os.path.join(os.path.dirname(sys.executable), program)
-    caller.say(f"MLflow at http://{host}:{port} (Ctrl-C ends it)")
+    caller.console.say(f"MLflow at http://{host}:{port} (Ctrl-C ends it)")
     return subprocess.call([beside if os.path.exists(beside) else shutil.which(program) or program, *arguments])

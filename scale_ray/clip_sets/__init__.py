@@ -1,1 +1,20 @@
 """Clip sets, drawn from stored clips."""
+
+from scale_ray.clip_sets.batches import Batch, Share, Source, Videos
+from scale_ray.clip_sets.draws import draw_clips, dropout_seed, normalised_positions, shuffled, video_keys
+from scale_ray.clip_sets.sources import Held, cache_of, opened_source
+
+__all__ = [
+    "Batch",
+    "Held",
+    "Share",
+    "Source",
+    "Videos",
+    "cache_of",
+    "draw_clips",
+    "dropout_seed",
+    "normalised_positions",
+    "opened_source",
+    "shuffled",
+    "video_keys",
+]

@@ -33,7 +33,7 @@ from scale_ray.clip_sets.batches import Batch, Share, Source, Videos
 from scale_ray.clip_sets.draws import draw_sets, normalised_positions, shuffled, video_keys
 from scale_ray.config import Ingest, Sets
 from scale_ray.errors import UserError
-from scale_ray.store.clip_reader import ClipFeatures, StoredClips
+from scale_ray.store import ClipFeatures, StoredClips
 
 _WAYS = ("memory", "disk", "stream")
 # Videos whose positions are normalised at once while features are copied to disk.

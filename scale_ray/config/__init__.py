@@ -1,27 +1,35 @@
 """Every option of every stage, once: its type, default, unit and check.
 
-Each stage's options are one frozen dataclass, and each option one `option(...)` field. The command
-line, the jobs, the sweeps and the saved files are all generated from these fields, so that no default
-and no limit is written twice.
+Options come in sections, one frozen dataclass each, and each option is one `option(...)` field. A stage's
+configuration is a keyword-only dataclass of sections. The command line, the Python functions, the jobs, the
+sweeps and the saved files are all generated from these fields, so that no default and no limit is written twice.
 
-videos.py        corpus, clips, backbone, extraction
-pretraining.py   splits, sets, aggregator, objective, training
-using.py         probes, vectors, the search
-surroundings.py  MLflow and the Ray cluster
+option.py        what an option is
+stage.py         what a stage's configuration is
+extraction.py    corpus, clips, backbone, extraction, inspection
+pretraining.py   splits, clip sets, aggregator, objective, training, ingest
+probing.py       probes, representations
+embedding.py     vectors, export
+sweep.py         the search
+pipeline.py      all stages one after the other
+runtime.py       MLflow and the Ray cluster
 """
 
 from __future__ import annotations
 
-from scale_ray.config.embedding import BackboneSource, Embedding
+from scale_ray.config.embedding import BackboneSource, EmbedConfig, Embedding, ExportConfig, NeighboursConfig
 from scale_ray.config.extraction import (
     BackboneOptions,
     CorpusOptions,
+    ExtractConfig,
     Extraction,
+    InspectConfig,
     Inspection,
     Sampling,
     store_folder_name,
 )
-from scale_ray.config.option import Options
+from scale_ray.config.option import Options, flag_of, option_types
+from scale_ray.config.pipeline import PipelineConfig
 from scale_ray.config.pretraining import (
     AggregatorOptions,
     Ingest,
@@ -31,9 +39,10 @@ from scale_ray.config.pretraining import (
     Splits,
     Training,
 )
-from scale_ray.config.probing import PROBES, Probing, Representing
-from scale_ray.config.runtime import Cluster, Tracking
-from scale_ray.config.sweep import Searching
+from scale_ray.config.probing import PROBES, ProbeConfig, Probing, Representing
+from scale_ray.config.runtime import Cluster, DemoConfig, Tracking, UiConfig
+from scale_ray.config.stage import StageConfig
+from scale_ray.config.sweep import Searching, SweepConfig
 
 __all__ = [
     "PROBES",
@@ -43,20 +52,34 @@ __all__ = [
     "BackboneSource",
     "Cluster",
     "CorpusOptions",
+    "DemoConfig",
+    "EmbedConfig",
     "Embedding",
+    "ExportConfig",
+    "ExtractConfig",
     "Extraction",
     "Ingest",
+    "InspectConfig",
     "Inspection",
+    "NeighboursConfig",
     "ObjectiveOptions",
+    "Options",
+    "PipelineConfig",
     "PretrainConfig",
+    "ProbeConfig",
     "Probing",
     "Representing",
     "Sampling",
     "Searching",
     "Sets",
     "Splits",
+    "StageConfig",
+    "SweepConfig",
     "Tracking",
     "Training",
+    "UiConfig",
+    "flag_of",
+    "option_types",
     "store_folder_name",
 ]
 

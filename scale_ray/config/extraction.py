@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 
 from scale_ray.config.option import Check, Options, above, at_least, one_of, option, share
+from scale_ray.config.runtime import Cluster
+from scale_ray.config.stage import StageConfig
 from scale_ray.errors import UserError
 
 _IN_0_1 = Check("in (0, 1]", lambda value: 0 < value <= 1)
@@ -221,3 +223,25 @@ class Inspection(Options):
         12, "Videos that are decoded for the estimate; 0: no estimate.", check=at_least(0), main=True
     )
     inspect_seed: int = option(0, "Seed of what is drawn.", check=at_least(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(StageConfig):
+    """The options of `inspect`."""
+
+    corpus: CorpusOptions = CorpusOptions()
+    sampling: Sampling = Sampling()
+    backbone: BackboneOptions = BackboneOptions()
+    extraction: Extraction = Extraction()
+    inspection: Inspection = Inspection()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig(StageConfig):
+    """The options of `extract`."""
+
+    corpus: CorpusOptions = CorpusOptions()
+    sampling: Sampling = Sampling()
+    backbone: BackboneOptions = BackboneOptions()
+    extraction: Extraction = Extraction()
+    cluster: Cluster = Cluster()

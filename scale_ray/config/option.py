@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,10 +15,17 @@ from scale_ray.errors import UserError
 
 @dataclass(frozen=True)
 class Check:
-    """A condition on one option's value, with the words that tell a user of it."""
+    """A condition on an option's value, with the words for a message; with `per_part` on each part of a list."""
 
     expected: str
     holds: Callable[[Any], bool]
+    per_part: bool = False
+
+    def refuse(self, name: str, value: Any) -> None:
+        """Raise a UserError if the value, or a part of it, does not meet the condition."""
+        for part in value if self.per_part else (value,):
+            if not self.holds(part):
+                raise UserError(f"{name}: expected a value {self.expected}, found {part!r}")
 
 
 def at_least(low: float) -> Check:
@@ -39,8 +47,8 @@ def one_of(*choices: str) -> Check:
 
 
 def each(check: Check) -> Check:
-    """Of a list: not empty, and the check holds for every value."""
-    return Check(f"with every part {check.expected}", lambda values: bool(values) and all(map(check.holds, values)))
+    """The check for every part of a list."""
+    return dataclasses.replace(check, per_part=True)
 
 
 def option(
@@ -76,8 +84,10 @@ class Options:
             value = _coerced(field.name, value, types_[field.name])
             object.__setattr__(self, field.name, value)
             check: Check | None = field.metadata["check"]
-            if check is not None and value is not None and not check.holds(value):
-                raise UserError(f"{field.name}: expected a value {check.expected}, found {value!r}")
+            if value == () and field.default:
+                raise UserError(f"{field.name}: expected at least one value, found none")
+            if check is not None and value is not None:
+                check.refuse(field.name, value)
 
     @classmethod
     def from_dict(cls: type[_Section], values: Mapping[str, Any]) -> _Section:
@@ -91,7 +101,7 @@ class Options:
         known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         for name in values:
             if name not in known:
-                raise UserError(f"{cls.section}.{name}: unknown option, expected one of {', '.join(known)}")
+                raise UserError(f"{cls.section}.{name}: unknown option, expected {nearest(name, known)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,6 +146,29 @@ def _coerced(name: str, value: Any, type_: OptionType) -> Any:
     if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
         return value
     raise UserError(f"{name}: expected a value of type {plain.__name__}, found {value!r}")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The known names that are most like an unknown one, for a message; all of them where none is like it."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return "one of " + ", ".join(close or known)
+
+
+def grid_of(section: type[Options]) -> type[Options]:
+    """A section named `grid` with the options of another one, each a list of values for a search to try."""
+    types_ = option_types(section)
+    fields: list[tuple[str, Any, Any]] = []
+    for field in dataclasses.fields(section):  # type: ignore[arg-type]
+        check: Check | None = field.metadata["check"]
+        tried = option(
+            field.metadata["sweep"],
+            f"{field.metadata['help']} The values to try.",
+            unit=field.metadata["unit"],
+            check=None if check is None else each(check),
+            main=True,
+        )
+        fields.append((field.name, types.GenericAlias(tuple, (types_[field.name].plain, ...)), tried))
+    return dataclasses.make_dataclass("Grid", fields, bases=(Options,), frozen=True, namespace={"section": "grid"})
 
 
 def flag_of(name: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from scale_ray.config.option import Check, Options, above, at_least, one_of, option, share
+from scale_ray.config.runtime import Cluster, Tracking
+from scale_ray.config.stage import StageConfig
 from scale_ray.errors import UserError
 
 _WORKERS = re.compile(r"(\d+)(?:\.\.(\d+))?")
@@ -189,9 +188,9 @@ class Ingest(Options):
     window_mib: int = option(1024, "Streamed features that are shuffled together.", unit="MiB", check=at_least(1))
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """All that decides what a pretraining run computes."""
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(StageConfig):
+    """The options of `pretrain`: what a run computes, where it runs and who keeps the record."""
 
     sets: Sets = Sets()
     aggregator: AggregatorOptions = AggregatorOptions()
@@ -199,23 +198,5 @@ class PretrainConfig:
     training: Training = Training()
     ingest: Ingest = Ingest()
     splits: Splits = Splits()
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        return {field.name: getattr(self, field.name).to_dict() for field in dataclasses.fields(self)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> PretrainConfig:
-        plain = cls()
-        sections: dict[str, Any] = {
-            field.name: type(getattr(plain, field.name)).from_dict(values.get(field.name, {}))
-            for field in dataclasses.fields(cls)
-        }
-        return cls(**sections)
-
-    def with_values(self, values: Mapping[str, Any]) -> PretrainConfig:
-        """A copy with values of dotted names put in, as `{"sets.mask_ratio": 0.5}`."""
-        merged = self.to_dict()
-        for dotted, value in values.items():
-            section, _, name = dotted.partition(".")
-            merged[section][name] = value
-        return PretrainConfig.from_dict(merged)
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()

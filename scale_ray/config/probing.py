@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scale_ray.config.option import Check, Options, above, at_least, each, one_of, option
+from scale_ray.config.pretraining import Ingest, Splits
+from scale_ray.config.runtime import Tracking
+from scale_ray.config.stage import StageConfig
 
 # The probes by name, in the order of the table.
 PROBES = ("knn", "linear", "mlp", "attentive", "finetuned", "lowshot", "retrieval", "clustering")
@@ -74,3 +77,14 @@ class Representing(Options):
     ensemble: int = option(
         0, "Clips of the sets that a video's clips are dealt into; 0: all in one set.", check=at_least(0)
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(StageConfig):
+    """The options of `probe`."""
+
+    probing: Probing = Probing()
+    representing: Representing = Representing()
+    splits: Splits = Splits()
+    ingest: Ingest = Ingest()
+    tracking: Tracking = Tracking()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scale_ray.config.option import Options, at_least, option
+from scale_ray.config.stage import StageConfig
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,18 @@ class Cluster(Options):
 
     address: str | None = option(None, "Address of a running Ray cluster; else a Ray of our own.", main=True)
     cpus: int = option(0, "CPUs of a Ray of our own; 0: all.", check=at_least(0), main=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(StageConfig):
+    """The options of `demo` beside its own few."""
+
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()
+
+
+@dataclass(frozen=True, kw_only=True)
+class UiConfig(StageConfig):
+    """The options of `ui`."""
+
+    tracking: Tracking = Tracking()

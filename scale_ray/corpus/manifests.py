@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from scale_ray.corpus.splits import DEFAULT, SPLITS, side_of
-from scale_ray.errors import UserError
+from scale_ray.errors import UserError, first_line
 from scale_ray.locations import REQUESTS_AT_ONCE, filesystem_of, is_uri, join, parent, read_bytes, without_options
 
 MANIFEST_SUFFIXES = (".csv", ".parquet")
@@ -79,7 +79,7 @@ def _read_table(source: str) -> pa.Table:
     try:
         table = pq.read_table(io.BytesIO(data)) if is_parquet else _read_csv(data)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"expected a readable manifest, found in {source}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"expected a readable manifest, found in {source}: {first_line(error)}") from error
     names = table.column_names
     if "path" not in names:
         raise UserError(f"{source}: expected a column 'path', found {', '.join(names) or 'none'}")

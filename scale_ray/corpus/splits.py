@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from scale_ray.errors import UserError
-from scale_ray.hashing import hash_share
+from scale_ray.hashing import uniform_hash
 
 SPLITS = ("train", "validation", "test")
 # The name of a split that has no name of its own.
@@ -51,7 +51,7 @@ def hashed_splits(
     if not any(labelled):
         return [{DEFAULT: "train"} for _ in ids], "no labels: all videos are training videos"
     splits = [
-        {DEFAULT: "test" if known and hash_share(group or video_id) < test_share else "train"}
+        {DEFAULT: "test" if known and uniform_hash(group or video_id) < test_share else "train"}
         for video_id, group, known in zip(ids, groups, labelled, strict=True)
     ]
     by = "group" if any(groups) else "video"

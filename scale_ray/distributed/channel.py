@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from scale_ray.console import Progress
-from scale_ray.tracking.mlflow import RunRecord
+from scale_ray.tracking import RunRecord
 
 _POLL_S = 0.5
 

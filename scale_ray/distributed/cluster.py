@@ -22,7 +22,7 @@ import ray
 
 from scale_ray.config import Cluster
 from scale_ray.distributed.resources import Size
-from scale_ray.errors import UserError
+from scale_ray.errors import UserError, first_line
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def connected(cluster: Cluster, *, verbose: bool = False) -> Iterator[Size]:
                 )
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"a Ray cluster at {address}" if address else "Ray to start on this machine"
-        raise UserError(f"address: expected {where}, found: {str(error).splitlines()[0]}") from error
+        raise UserError(f"address: expected {where}, found: {first_line(error)}") from error
     try:
         _quieten(level)
         yield _size()

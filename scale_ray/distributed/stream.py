@@ -29,32 +29,44 @@ from scale_ray.config import (
     Extraction,
     Sampling,
 )
-from scale_ray.console import Progress
-from scale_ray.decoding.decode import video_bytes
-from scale_ray.decoding.decoder_process import Decoder
+from scale_ray.console import Console, Progress
+from scale_ray.decoding import Decoder, video_bytes
 from scale_ray.distributed.cluster import connected
 from scale_ray.distributed.resources import Size, sizes_of
 from scale_ray.errors import RunFailed
-from scale_ray.extraction.pixel_blocks import decode_videos, pixels_of
-from scale_ray.extraction.run import Run
-from scale_ray.extraction.summary import ExtractionSummary
+from scale_ray.extraction import (
+    ExtractionRun,
+    ExtractionSummary,
+    decode_videos,
+    decoded_mask,
+    features_column,
+    pixels_of,
+    read_results,
+    without_pixels,
+)
 
 if TYPE_CHECKING:  # the decoding tasks import this module, and do without torch: 4 s and 500 MB each
     from scale_ray.backbones import Backbone
-# How often a shard is tried whose videos did not all come back, as when a worker died in the middle.
-_ROUNDS = 3
+# Attempts per shard whose videos did not all return, for example after a worker died.
+_ATTEMPTS = 3
 
 
-def _through(
-    run: Run, what: str, sampling: Sampling, extraction: Extraction, cluster: Cluster, quiet: bool, verbose: bool
+def run_stream(
+    run: ExtractionRun, name: str, sampling: Sampling, extraction: Extraction, cluster: Cluster, console: Console
 ) -> list[ExtractionSummary]:
-    """Stream what is pending, until it is committed."""
+    """Stream the pending videos until all of their shards are committed; a summary per target.
+
+    Raises
+    ------
+    RunFailed
+        If results are still missing after several attempts.
+    """
     if run.shards:
         with (
-            connected(cluster, verbose=verbose) as size,
-            Progress(what, run.num_pending, "videos", quiet=quiet) as progress,
+            connected(cluster, verbose=console.verbose) as size,
+            console.progress(name, run.num_pending, "videos") as progress,
         ):
-            for _ in range(_ROUNDS):
+            for _ in range(_ATTEMPTS):
                 if run.incomplete():
                     _stream(run, sampling, extraction, size, progress)
         if run.incomplete():
@@ -62,12 +74,12 @@ def _through(
     return run.finish()
 
 
-def _stream(run: Run, sampling: Sampling, extraction: Extraction, size: Size, progress: Progress) -> None:
+def _stream(run: ExtractionRun, sampling: Sampling, extraction: Extraction, size: Size, progress: Progress) -> None:
     """Decode and embed what is not committed yet, and commit shard by shard."""
     sizes = sizes_of(size, extraction)
     sides = sorted({target.encoder.input_px for target in run.targets})
     video = max(video_bytes(run.shards[number].mode, sampling, sides) for number in run.incomplete())
-    # Large blocks, so that Ray's cost of one (some 30 ms) is small; but work for every decoder.
+    # Large enough to amortise Ray's 30 ms per block, small enough to keep every decoder busy.
     fair = -(-run.num_pending // (4 * sizes.decoders))
     per_block = max(min(extraction.block_mib * 2**20 // video, fair), 1)
     context = ray.data.DataContext.get_current()
@@ -108,14 +120,14 @@ def _stream(run: Run, sampling: Sampling, extraction: Extraction, size: Size, pr
         )
         # Nothing is fetched ahead: a result waits for no other before it is committed.
         for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for row in block.to_pylist():
-                run.take(row, sampling)
+            for result in read_results(block):
+                run.add_result(result)
                 progress.advance(1)
     finally:
         context.target_max_block_size, context.execution_options.resource_limits = kept
 
 
-def _tasks(run: Run, per_block: int, fair: int) -> Iterator[pa.Table]:
+def _tasks(run: ExtractionRun, per_block: int, fair: int) -> Iterator[pa.Table]:
     """The videos of one decoding task each: whole blocks of one shard, not many more than is fair."""
     for number in run.incomplete():
         shard = run.shards[number]
@@ -176,18 +188,18 @@ class EmbedBlock:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         wanted = {target for shard in set(block["shard"].to_pylist()) for target in self._targets_of_shards[shard]}
-        decoded = block["positions"].is_valid().to_pylist()
+        decoded = decoded_mask(block)
         columns: dict[str, pa.Array] = {}
         for number, copies in enumerate(self._encoders):
             values: Iterator[bytes] = iter(())
-            if number in wanted and any(decoded):
+            if number in wanted and decoded.any():
                 clips = pixels_of(block, self._sampling, copies[0].input_px)
-                features = self._features(copies, clips).reshape(sum(decoded), -1)
+                features = self._features(copies, clips).reshape(int(decoded.sum()), -1)
                 values = (row.tobytes() for row in features)
             filled = [next(values, None) if is_decoded else None for is_decoded in decoded]
-            columns[f"features_{number}"] = pa.array(filled, pa.binary())
-        kept = [name for name in block.column_names if not name.startswith("pixels_")]
-        return pa.table({**{name: block[name] for name in kept}, **columns})
+            columns[features_column(number)] = pa.array(filled, pa.binary())
+        kept = without_pixels(block)
+        return pa.table({**{name: kept[name] for name in kept.column_names}, **columns})
 
     def _features(self, copies: Sequence[Backbone], clips: np.ndarray) -> np.ndarray:
         """float16 (clips, D)."""

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray.tune
 
-from scale_ray.config import PretrainConfig, Probing, Searching
-from scale_ray.console import Progress
+from scale_ray.config import PretrainConfig, Probing, Searching, SweepConfig
+from scale_ray.console import Console, Progress
 from scale_ray.distributed.resources import Size
-from scale_ray.errors import RunFailed, UserError
-from scale_ray.store.clip_reader import StoredClips, training_clips
-from scale_ray.store.feature_store import FeatureStore
-from scale_ray.tracking.mlflow import Experiment, RunRecord
-from scale_ray.tracking.run_folder import RunFolder
+from scale_ray.errors import RunFailed, UserError, last_line
+from scale_ray.store import FeatureStore, StoredClips, training_clips
+from scale_ray.tracking import Experiment, RunFolder, RunRecord
 
 _REPORT_S = 1.0
 _MONITORS = ("validation_knn_top1", "validation_halves_top1")
@@ -31,7 +28,7 @@ _LOGGED = (*_LOSSES, "learning_rate", *_MONITORS)
 
 
 @dataclass(frozen=True)
-class Setting:
+class Trial:
     """One trial: the options it set, by dotted name, and what it reached on the validation videos."""
 
     options: dict[str, Any]
@@ -57,32 +54,37 @@ def validation_split(store: FeatureStore, share: float, name: str | None = None)
     return train, validation
 
 
-def _search(
+def run_trials(
     folder: RunFolder,
     store: FeatureStore,
-    grid: Mapping[str, Sequence[Any]],
-    config: PretrainConfig,
-    searching: Searching,
-    probing: Probing,
+    config: SweepConfig,
     experiment: Experiment,
     parent: RunRecord,
     size: Size,
-    quiet: bool,
-) -> list[Setting]:
-    num_trials = math.prod(len(values) for values in grid.values())
+    console: Console,
+) -> list[Trial]:
+    """Run every trial of the grid, each as a child of the `parent` MLflow run; best first.
+
+    Raises
+    ------
+    RunFailed
+        If a trial ended with an error.
+    """
+    grid, pretrain = config.tried(), config.part(PretrainConfig)
+    num_trials = math.prod(map(len, grid.values()))
     trial = ray.tune.with_parameters(
         _trial,
         store=store.location,
-        config=config.to_dict(),
-        searching=searching.to_dict(),
-        probing=probing.to_dict(),
+        config=pretrain.to_dict(),
+        searching=config.searching.to_dict(),
+        probing=config.probing.to_dict(),
     )
     resources = {"GPU": 1.0} if size.gpus else {"CPU": 1.0}
-    with Progress("sweep", num_trials * config.training.epochs, "epochs", quiet=quiet) as progress:
+    with console.progress("sweep", num_trials * config.training.epochs, "epochs") as progress:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(trial, resources),
             param_space={name: ray.tune.grid_search(list(values)) for name, values in grid.items()},
-            tune_config=ray.tune.TuneConfig(max_concurrent_trials=searching.trials_at_once or None),
+            tune_config=ray.tune.TuneConfig(max_concurrent_trials=config.searching.trials_at_once or None),
             run_config=ray.tune.RunConfig(
                 name=f"trials-{parent.run_id[:8]}",
                 storage_path=folder.location,
@@ -93,17 +95,20 @@ def _search(
         results = tuner.fit()
     errors = [result.error for result in results if result.error]
     if errors:
-        lines = [line for line in str(errors[0]).splitlines() if line.strip()]
-        raise RunFailed(f"{len(errors)} of {num_trials} trials failed, the first with: {lines[-1].strip()}")
-    settings = []
+        raise RunFailed(f"{len(errors)} of {num_trials} trials failed, the first with: {last_line(errors[0])}")
+    return _ranked(results)
+
+
+def _ranked(results: ray.tune.ResultGrid) -> list[Trial]:
+    trials = []
     for result in results:
         metrics, options = result.metrics, result.config
         assert metrics is not None
         assert options is not None
         monitor = next(name for name in _MONITORS if name in metrics)
-        settings.append(Setting(dict(options), monitor, metrics[monitor], metrics["loss"]))
-    # Equal values are told apart by their options, so that the order does not depend on who came first.
-    return sorted(settings, key=lambda setting: (-setting.value, str(setting.options)))
+        trials.append(Trial(dict(options), monitor, metrics[monitor], metrics["loss"]))
+    # Equal values are ordered by their options, so that the order does not depend on which trial ended first.
+    return sorted(trials, key=lambda trial: (-trial.value, str(trial.options)))
 
 
 def _trial(
@@ -117,9 +122,9 @@ def _trial(
     """One setting, trained to the end in this process."""
     import torch
 
-    from scale_ray.clip_sets.sources import Held
-    from scale_ray.pretraining.trainer import Metrics, Trainer, fit
-    from scale_ray.probes.monitor import validation_monitor
+    from scale_ray.clip_sets import Held
+    from scale_ray.pretraining import Metrics, Trainer, fit
+    from scale_ray.probes import validation_monitor
 
     setting = PretrainConfig.from_dict(config).with_values(values)
     features_store = FeatureStore(store)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,25 +18,23 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from scale_ray.clip_sets.sources import Held, opened_source
+from scale_ray.clip_sets import Held, opened_source
 from scale_ray.config import PretrainConfig, Probing
-from scale_ray.console import Progress
+from scale_ray.console import Console
 from scale_ray.distributed.channel import Channel, Listener
 from scale_ray.distributed.resources import Size
-from scale_ray.errors import RunFailed, UserError
-from scale_ray.pretraining.trainer import Metrics, Trainer, fit
-from scale_ray.probes.monitor import TrainingMonitor
-from scale_ray.store.clip_reader import StoredClips, training_clips
-from scale_ray.store.feature_store import FeatureStore
-from scale_ray.tracking.mlflow import RunRecord
-from scale_ray.tracking.run_folder import RunFolder
+from scale_ray.errors import RunFailed, UserError, first_line, last_line
+from scale_ray.pretraining import Metrics, Trainer, fit
+from scale_ray.probes import TrainingMonitor
+from scale_ray.store import FeatureStore, StoredClips, training_clips
+from scale_ray.tracking import RunFolder, RunRecord
 
 # How often the metrics of single steps are sent on.
 _SEND_S = 2.0
 _STATE_FILE = "state.pt"
 
 
-def _clips(store: FeatureStore, config: PretrainConfig) -> tuple[StoredClips, StoredClips]:
+def pretraining_clips(store: FeatureStore, config: PretrainConfig) -> tuple[StoredClips, StoredClips]:
     """What is trained on, and what is held out of it."""
     return training_clips(
         store,
@@ -47,15 +44,14 @@ def _clips(store: FeatureStore, config: PretrainConfig) -> tuple[StoredClips, St
     )
 
 
-def _train(
+def run_workers(
     folder: RunFolder,
     store: FeatureStore,
     config: PretrainConfig,
     workers: tuple[int, int],
     size: Size,
     record: RunRecord,
-    quiet: bool,
-    say: Callable[[str], None],
+    console: Console,
 ) -> dict[str, Any]:
     """Run the workers to the end; the last checkpoint's state."""
     channel = ray.remote(num_cpus=0)(Channel).remote()
@@ -80,13 +76,13 @@ def _train(
             failure_config=ray.train.FailureConfig(max_failures=training.max_restarts),
         ),
     )
-    with Progress("pretrain", training.epochs, "epochs", quiet=quiet) as progress:
-        listener = Listener(channel, progress, record, say)
+    with console.progress("pretrain", training.epochs, "epochs") as progress:
+        listener = Listener(channel, progress, record, console.say)
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             listener.stop()
-            raise listener.failure or RunFailed(f"training failed: {_cause_of(error)}") from error
+            raise listener.failure or RunFailed(f"training failed: {last_line(error)}") from error
         finally:
             listener.stop()
     if listener.failure is not None:
@@ -115,7 +111,7 @@ def _train_share(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     device = get_device()
     store = FeatureStore(job["store"])
-    clips, held_out = _clips(store, config)
+    clips, held_out = pretraining_clips(store, config)
     source = opened_source(clips, config.ingest, device, context.get_local_world_size())
     first = context.get_world_rank() == 0
     trainer = Trainer(
@@ -194,7 +190,7 @@ def _newest_state(channel: Any) -> dict[str, Any] | None:
         except Exception as error:  # noqa: BLE001 - damaged files raise whatever their reader happens upon
             if channel is not None:
                 name = os.path.basename(one.checkpoint.path)
-                line = f"checkpoint {name} cannot be read ({_first_line(error)}); going on from the one before it"
+                line = f"checkpoint {name} cannot be read ({first_line(error)}); going on from the one before it"
                 ray.get(channel.put.remote(("note", line)))
     raise RunFailed(f"expected a checkpoint that can be read, found {len(reported)} damaged ones; use another --run")
 
@@ -202,13 +198,3 @@ def _newest_state(channel: Any) -> dict[str, Any] | None:
 def _read_state(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
     with checkpoint.as_directory() as local:
         return torch.load(os.path.join(local, _STATE_FILE), map_location="cpu", weights_only=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _cause_of(error: BaseException) -> str:
-    """The worker's own last line, from under Ray's wrapping."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scale_ray.aggregator.model import Aggregator
+from scale_ray.aggregator import Aggregator
 from scale_ray.clips import MODES
 from scale_ray.config import Representing
 from scale_ray.embedding.video_model import VideoModel, vectors_of
 from scale_ray.errors import UserError
 from scale_ray.locations import absolute
-from scale_ray.store.clip_reader import StoredClips
-from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store import FeatureStore, StoredClips
 
 _VIDEOS_AT_ONCE = 1024
 
@@ -29,7 +28,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The query as it was given, its label if it is a stored video, and its neighbours, nearest first."""
 
     query: str
@@ -44,7 +43,7 @@ def find_neighbours(
     count: int,
     representing: Representing,
     weights_at: str | None = None,
-) -> Found:
+) -> SearchResult:
     """The `count` videos of the store that are nearest to the query: the id of one of them, or a video file.
 
     Vectors are centred on the mean of the store's and brought to unit norm. The query itself is left out.
@@ -78,7 +77,7 @@ def find_neighbours(
         Neighbour(ids[place], float(cosine[place]), known[ids[place]]["label"], known[ids[place]]["path"])
         for place in order
     ]
-    return Found(query, label, neighbours)
+    return SearchResult(query, label, neighbours)
 
 
 def _vectors(store: FeatureStore, aggregator: Aggregator, representing: Representing) -> tuple[list[str], np.ndarray]:
@@ -87,7 +86,7 @@ def _vectors(store: FeatureStore, aggregator: Aggregator, representing: Represen
     ids: list[str] = []
     vectors: list[np.ndarray] = []
     for mode in ("eval", *(mode for mode in MODES if mode != "eval")):
-        clips = StoredClips(store, mode, store.done(mode) - seen)
+        clips = StoredClips(store, mode, store.stored_ids(mode) - seen)
         for number, part in enumerate(clips.parts):
             for begin in range(0, len(part.rows), _VIDEOS_AT_ONCE):
                 read = clips.read_rows(number, begin, begin + _VIDEOS_AT_ONCE)

@@ -13,29 +13,30 @@ and what is done is not done again. The aggregator turns features into vectors w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from scale_ray.aggregator.model import Aggregator
-from scale_ray.backbones.weights import hash_of
+from scale_ray.aggregator import Aggregator
+from scale_ray.backbones import hash_of
 from scale_ray.clips import MODES, POSITION_FIELDS, VideoGeometry
 from scale_ray.config import Representing
 from scale_ray.embedding.video_model import vectors_of
 from scale_ray.errors import UserError
-from scale_ray.store.clip_reader import StoredClips
-from scale_ray.store.feature_store import FeatureStore
-from scale_ray.store.schema import GEOMETRY, VideoFeatures
+from scale_ray.store import GEOMETRY, FeatureStore, ShardStore, StoredClips, VideoFeatures
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _VIDEOS_OF_PART = 1024
 
 
-class VectorStore(FeatureStore):
+class VectorStore(ShardStore):
     """A store of vectors at a folder or URI; `prepare` it before anything is committed."""
 
-    HEAD, FOLDER, KIND, MADE_BY = "vectors.json", "vectors", "a folder of vectors", "embed"
-    ALIKE, FLAG = "the vectors of one aggregator, backbone and sampling", "--out"
+    HEADER, FOLDER, KIND, MADE_BY = "vectors.json", "vectors", "a folder of vectors", "embed"
+    CONTENTS, FLAG = "the vectors of one aggregator, backbone and sampling", "--out"
 
     def prepare(self, aggregator: Aggregator, representing: Representing, *, per_clip: bool, split: str | None) -> None:
         """What the next commits compute, and the split whose sides they write."""
@@ -46,6 +47,14 @@ class VectorStore(FeatureStore):
             split,
         )
         self._known: tuple[dict[str, str], dict[str, str]] | None = None
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row per video: `video_id`, `mode`, `label`, `split` and `vector` (float32, D + E)."""
+        import pandas as pd
+
+        columns = ["video_id", "mode", "label", "split", "vector"]
+        table = self._read_parts(f"{self.FOLDER}/part-", columns)
+        return pd.DataFrame(columns=columns) if table is None else table.sort_by("video_id").to_pandas()
 
     def refuse_others(self, store: FeatureStore) -> None:
         """Raise a UserError where the vector of one of a store's videos says another label or side than the store."""
@@ -111,9 +120,9 @@ def embed_store(store: FeatureStore, vectors: VectorStore, progress: Any) -> int
     known = store.videos()
     vectors.replace_videos(known.drop_columns([name for name in GEOMETRY.names if name in known.column_names]))
     sides = store.splits(vectors._split)
-    stored = {mode: store.done(mode) for mode in MODES}
-    done = set().union(*(vectors.done(mode) for mode in MODES))
-    measured = store.measured()
+    stored = {mode: store.stored_ids(mode) for mode in MODES}
+    done = set().union(*(vectors.stored_ids(mode) for mode in MODES))
+    measured = store.geometries()
     wanted: dict[str, set[str]] = {mode: set() for mode in MODES}
     for video_id in sorted(set().union(*stored.values())):
         first = "eval" if sides.get(video_id) == "test" else "train"
@@ -133,7 +142,7 @@ def embed_store(store: FeatureStore, vectors: VectorStore, progress: Any) -> int
                 vectors.commit(vectors.part_name(mode, read.video_ids, "embed"), mode, videos)
                 progress.advance(len(videos))
     vectors.replace_videos(known.drop_columns([name for name in GEOMETRY.names if name in known.column_names]))
-    return len(set().union(*(vectors.done(mode) for mode in MODES)))
+    return len(set().union(*(vectors.stored_ids(mode) for mode in MODES)))
 
 
 def _geometry(row: Mapping[str, Any]) -> VideoGeometry:

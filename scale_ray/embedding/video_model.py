@@ -19,14 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from scale_ray.aggregator.model import Aggregator
-from scale_ray.aggregator.representation import clip_representations, tokens_of_clips
-from scale_ray.backbones import Backbone, load_backbone
-from scale_ray.backbones.weights import hash_of, load_strictly, read_weights
-from scale_ray.clip_sets.draws import normalised_positions
+from scale_ray.aggregator import Aggregator, clip_representations, tokens_of_clips
+from scale_ray.backbones import Backbone, hash_of, load_backbone, load_strictly, read_weights
+from scale_ray.clip_sets import normalised_positions
 from scale_ray.config import BackboneOptions, Extraction, Representing, Sampling
-from scale_ray.decoding.decode import video_bytes
-from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
+from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
 from scale_ray.errors import UserError, VideoError
 from scale_ray.locations import join, read_bytes, written_whole
 

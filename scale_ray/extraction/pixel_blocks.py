@@ -14,23 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from scale_ray.config import Sampling
-from scale_ray.decoding.decode import video_bytes
-from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
+from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
 from scale_ray.errors import VideoError
-from scale_ray.store.schema import GEOMETRY
-
-_ROW = pa.schema(
-    [
-        ("video_id", pa.string()),
-        ("mode", pa.string()),
-        ("shard", pa.int64()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("exception", pa.string()),
-        ("positions", pa.binary()),
-        *GEOMETRY,
-    ]
-)
+from scale_ray.extraction.results import ROW, pixels_column
 
 
 def decode_videos(
@@ -85,7 +71,7 @@ def _room(num_bytes: int) -> SharedPixels:
 
 def pixels_of(block: pa.Table, sampling: Sampling, side_px: int) -> np.ndarray:
     """The decoded clips of a block, without copying: uint8 (clips, frames, side, side, 3)."""
-    chunks = block[f"pixels_{side_px}"].chunks
+    chunks = block[pixels_column(side_px)].chunks
     # Not combine_chunks, which copies a single chunk, too.
     column = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
@@ -107,7 +93,7 @@ def _block(
     sides_px: Sequence[int],
     videos_per_block: int,
 ) -> pa.Table:
-    table = pa.Table.from_pylist(rows, schema=_ROW)
+    table = pa.Table.from_pylist(rows, schema=ROW)
     decoded = np.array([row.get("positions") is not None for row in rows])
     valid = pa.py_buffer(np.packbits(decoded, bitorder="little"))
     for side, size, start in zip(sides_px, sizes, _starts(sizes, videos_per_block), strict=True):
@@ -116,5 +102,5 @@ def _block(
         column = pa.LargeBinaryArray.from_buffers(
             pa.large_binary(), len(rows), [valid, pa.py_buffer(offsets), values], int((~decoded).sum())
         )
-        table = table.append_column(f"pixels_{side}", column)
+        table = table.append_column(pixels_column(side), column)
     return table

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from scale_ray.clips import MODES, VideoGeometry
-from scale_ray.config import Extraction, Sampling
-from scale_ray.corpus.corpus import Corpus
-from scale_ray.corpus.splits import modes_of
-from scale_ray.errors import UserError
+from scale_ray.clips import MODES
+from scale_ray.config import Extraction
+from scale_ray.corpus import Corpus, modes_of
+from scale_ray.errors import UserError, VideoError
+from scale_ray.extraction.results import VideoResult
 from scale_ray.extraction.summary import ExtractionSummary
 from scale_ray.extraction.targets import Target
-from scale_ray.store.feature_store import FeatureStore
-from scale_ray.store.schema import Failure, VideoFeatures
+from scale_ray.store import Failure, ShardStore, VideoFeatures
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Shard:
     attempts: list[tuple[int, ...]]
 
 
-class Run:
+class ExtractionRun:
     """One extraction of a corpus into the stores of its targets: planned, gathered, accounted for."""
 
     def __init__(self, corpus: Corpus, targets: Sequence[Target], extraction: Extraction) -> None:
@@ -71,18 +69,14 @@ class Run:
         """Numbers of the shards that are not committed yet."""
         return [number for number in range(len(self.shards)) if number not in self._committed]
 
-    def take(self, row: dict[str, Any], sampling: Sampling) -> None:
-        """Take in the result of one video; commits its shard if it was the last one.
-
-        `row` has `shard`, `video_id` and either `positions`, the geometry and a `features_N` for each
-        target N, or `stage`, `reason` and `exception`.
-        """
-        number = row["shard"]
+    def add_result(self, result: VideoResult) -> None:
+        """Add the result of one video; commits its shard if it was the last one."""
+        number = result.shard
         if number in self._committed:
             return  # a worker died and its work was done again
         shard = self.shards[number]
         arrived = self._arrived.setdefault(number, {})
-        arrived[row["video_id"]] = _results(row, shard, sampling)
+        arrived[result.video_id] = _per_target(result, shard)
         if len(arrived) == len(shard.video_ids):
             self._commit(number, self._arrived.pop(number))
 
@@ -96,7 +90,7 @@ class Run:
         shards: list[Shard] = []
         for mode in MODES:
             pending: dict[tuple[int, ...], list[str]] = {}
-            done = [target.store.done(mode) for target in self.targets]
+            done = [target.store.stored_ids(mode) for target in self.targets]
             for video_id, modes in self._wanted.items():
                 if mode not in modes:
                     continue
@@ -125,7 +119,7 @@ class Run:
             store = self.targets[index].store
             self.targets[index].lease.check()
             in_order = [results[video_id][place] for video_id in shard.video_ids]
-            store.enter_failures([result for result in in_order if isinstance(result, Failure)])
+            store.add_failures([result for result in in_order if isinstance(result, Failure)])
             videos = [result for result in in_order if isinstance(result, VideoFeatures)]
             if videos:
                 store.commit(store.part_name(shard.mode, shard.video_ids), shard.mode, videos)
@@ -133,7 +127,7 @@ class Run:
 
     def _done(self, target: Target) -> set[str]:
         """Videos of this corpus of which the store holds every wanted mode."""
-        done = {mode: target.store.done(mode) for mode in MODES}
+        done = {mode: target.store.stored_ids(mode) for mode in MODES}
         return {video_id for video_id, modes in self._wanted.items() if all(video_id in done[mode] for mode in modes)}
 
     def _summary(self, number: int, target: Target) -> ExtractionSummary:
@@ -158,32 +152,34 @@ class Run:
         )
 
 
-def _results(row: dict[str, Any], shard: Shard, sampling: Sampling) -> list[VideoFeatures | Failure]:
-    """One result for each of the shard's targets."""
-    place = shard.video_ids.index(row["video_id"])
+def _per_target(result: VideoResult, shard: Shard) -> list[VideoFeatures | Failure]:
+    """The result for each of the shard's targets: features to store, or an entry of the ledger."""
+    place = shard.video_ids.index(result.video_id)
 
-    def failed(number: int, stage: str, reason: str, exception: str) -> Failure:
+    def failed(number: int, error: VideoError) -> Failure:
         attempts = shard.attempts[place][number] + 1
-        return Failure(row["video_id"], shard.mode, shard.paths[place], stage, reason, exception, attempts)
+        path = shard.paths[place]
+        return Failure(result.video_id, shard.mode, path, error.stage, error.reason, error.exception, attempts)
 
     results: list[VideoFeatures | Failure] = []
     for number, target in enumerate(shard.targets):
-        if row["positions"] is None:
-            results.append(failed(number, row["stage"], row["reason"], row["exception"]))
+        if result.error is not None:
+            results.append(failed(number, result.error))
             continue
-        features = np.frombuffer(row[f"features_{target}"], np.float16).reshape(sampling.num_clips(shard.mode), -1)
+        assert result.features is not None
+        assert result.positions is not None
+        assert result.geometry is not None
+        features = result.features[target]
         if not np.isfinite(features).all():
-            reason = "a feature is not finite or beyond what float16 holds (65504)"
-            results.append(failed(number, "backbone", reason, ""))
+            error = VideoError("backbone", "a feature is not finite or beyond what float16 holds (65504)")
+            results.append(failed(number, error))
             continue
-        positions = np.frombuffer(row["positions"], np.float32).reshape(len(features), -1)
-        geometry = VideoGeometry(row["height_px"], row["width_px"], row["duration_s"], row["fps"])
-        results.append(VideoFeatures(row["video_id"], features, positions, geometry))
+        results.append(VideoFeatures(result.video_id, features, result.positions, result.geometry))
     return results
 
 
-def _refuse_changed_videos(store: FeatureStore, corpus: Corpus) -> None:
-    known = set().union(*(store.done(mode) for mode in MODES))
+def _refuse_changed_videos(store: ShardStore, corpus: Corpus) -> None:
+    known = set().union(*(store.stored_ids(mode) for mode in MODES))
     if not known:
         return
     before = {row["video_id"]: row for row in store.videos().select(["video_id", "path", "size_bytes"]).to_pylist()}

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from scale_ray.store.schema import Failure
+from scale_ray.console import Result
+from scale_ray.store import Failure
 
-# As many failures are listed by name; the ledger holds all.
+if TYPE_CHECKING:
+    import pandas as pd
+
+# At most this many failures are listed; the ledger has all of them.
 _FAILURES_SHOWN = 20
 
 
 @dataclass(frozen=True)
-class ExtractionSummary:
+class ExtractionSummary(Result):
     """What a run found and did: `num_done` + `num_failed` + `num_skipped` = `num_videos`.
 
     Skipped are the videos that failed in an earlier run and were not tried again.
@@ -27,7 +33,8 @@ class ExtractionSummary:
     failures: list[Failure] = field(default_factory=list)
 
     @property
-    def failed_share(self) -> float:
+    def failed_fraction(self) -> float:
+        """Videos that failed, now or in an earlier run, of all videos: in [0, 1]."""
         return (self.num_failed + self.num_skipped) / self.num_videos
 
     def lines(self) -> list[str]:
@@ -49,3 +56,36 @@ class ExtractionSummary:
             more = len(self.failures) - _FAILURES_SHOWN
             lines.append(f"  and {more} more: the ledger in {self.store}/failures lists them all")
         return lines
+
+    def values(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row per store, with the counts."""
+        return ExtractionResult([self]).to_pandas()
+
+
+@dataclass(frozen=True)
+class ExtractionResult(Result):
+    """What an extraction did in the store of each backbone."""
+
+    stores: Sequence[ExtractionSummary]
+
+    @property
+    def failed_fraction(self) -> float:
+        """The largest fraction of failed videos of any store, in [0, 1]."""
+        return max(summary.failed_fraction for summary in self.stores)
+
+    def lines(self) -> list[str]:
+        return [line for summary in self.stores for line in summary.lines()]
+
+    def values(self) -> dict[str, Any]:
+        values = [summary.values() for summary in self.stores]
+        return values[0] if len(values) == 1 else {"stores": values}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row per store, with the counts."""
+        import pandas as pd
+
+        rows = [{name: value for name, value in row.values().items() if name != "failures"} for row in self.stores]
+        return pd.DataFrame(rows)

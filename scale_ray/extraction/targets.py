@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scale_ray.config import BackboneOptions, Sampling, store_folder_name
 from scale_ray.errors import UserError
 from scale_ray.locations import absolute, join
-from scale_ray.store.feature_store import FeatureStore
-from scale_ray.store.lease import Lease, held
-from scale_ray.store.maintenance import tidy
-from scale_ray.store.schema import fingerprint_of
+from scale_ray.store import FeatureStore, Lease, ShardStore, fingerprint_of, repair, write_lease
 
 if TYPE_CHECKING:  # whoever decodes does without torch: 4 s and 500 MB
     from scale_ray.backbones import Backbone
@@ -24,7 +21,7 @@ class Target:
     """One backbone and the store that its features go to."""
 
     encoder: Backbone
-    store: FeatureStore
+    store: ShardStore
     lease: Lease
 
 
@@ -43,21 +40,21 @@ def opened_targets(store: str, options: BackboneOptions, sampling: Sampling) -> 
 
     several = options.each()
     encoders = [load_backbone(one, sampling.frames) for one in several]
-    if len(several) > 1 and FeatureStore.present(store):
+    if len(several) > 1 and FeatureStore.is_store(store):
         raise UserError(f"{store}: expected a folder for the stores of {len(several)} backbones, found a store itself")
     places = [store] if len(several) == 1 else [join(store, store_folder_name(one.backbone)) for one in several]
     with ExitStack() as leases:
         targets = []
         for encoder, place, one in zip(encoders, places, several, strict=True):
             fingerprint = fingerprint_of(encoder.identity(), sampling)
-            features_store = FeatureStore.create(place, fingerprint, made_with(one))
-            targets.append(Target(encoder, features_store, leases.enter_context(held(features_store.location))))
+            features_store = FeatureStore.create(place, fingerprint, loading_options(one))
+            targets.append(Target(encoder, features_store, leases.enter_context(write_lease(features_store.location))))
         for target in targets:
-            tidy(target.store)
+            repair(target.store)
         yield targets
 
 
-def made_with(options: BackboneOptions) -> dict[str, Any]:
-    """How to have the same backbone again: its options, a file of weights by its absolute path."""
+def loading_options(options: BackboneOptions) -> dict[str, Any]:
+    """How to load the same backbone again: its options, with a file of weights by its absolute path."""
     weights = options.weights if options.weights in ("default", "none") else absolute(options.weights)
     return {**options.to_dict(), "weights": weights}

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from scale_ray.corpus.corpus import Corpus
+from scale_ray.corpus import Corpus
 from scale_ray.inspection.headers import Header, Unreadable
 
 # As many unreadable files are listed by name in the text; the JSON holds all.

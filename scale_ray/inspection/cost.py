@@ -19,7 +19,7 @@ from math import ceil, sqrt
 
 from scale_ray.clips import POSITION_FIELDS
 from scale_ray.config import Sampling
-from scale_ray.corpus.splits import modes_of
+from scale_ray.corpus import modes_of
 
 # Student's t: 95 % of all samples of 2, 3, ... values have their true mean within so many standard errors.
 _STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)

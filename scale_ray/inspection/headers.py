@@ -15,10 +15,9 @@ import av
 import av.error
 
 from scale_ray.config import Extraction
-from scale_ray.console import Progress
-from scale_ray.corpus.corpus import Corpus
-from scale_ray.decoding.decoder_process import Decoder, source_of
-from scale_ray.decoding.frames import opened, rate_of, told_duration_s, video_stream
+from scale_ray.console import Console
+from scale_ray.corpus import Corpus
+from scale_ray.decoding import Decoder, opened, rate_of, source_of, told_duration_s, video_stream
 from scale_ray.errors import VideoError
 from scale_ray.locations import REQUESTS_AT_ONCE, is_uri
 
@@ -54,7 +53,7 @@ def chosen(corpus: Corpus, most: int, seed: int) -> list[dict[str, Any]]:
 
 
 def read_headers(
-    rows: Sequence[dict[str, Any]], extraction: Extraction, *, quiet: bool = False
+    rows: Sequence[dict[str, Any]], extraction: Extraction, console: Console
 ) -> tuple[list[Header], list[Unreadable]]:
     """The headers of files given as `video_id` and `path`, in the order of the ids.
 
@@ -74,7 +73,7 @@ def read_headers(
             idle.put(decoder)
 
     with (
-        Progress("headers", len(rows), "files", quiet=quiet) as progress,
+        console.progress("headers", len(rows), "files") as progress,
         ExitStack() as children,
         ThreadPoolExecutor(at_once) as threads,
     ):

@@ -14,10 +14,9 @@ from itertools import accumulate, pairwise
 from shutil import copyfileobj
 from typing import TYPE_CHECKING
 
-from scale_ray.config import BackboneOptions, Extraction, Sampling
-from scale_ray.console import Progress
-from scale_ray.decoding.decode import video_bytes
-from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
+from scale_ray.config import Extraction, InspectConfig, Sampling
+from scale_ray.console import Console
+from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
 from scale_ray.errors import VideoError
 from scale_ray.inspection.cost import BackboneTrial, DecodingTrial, Machine
 from scale_ray.inspection.headers import Header, Unreadable
@@ -57,11 +56,8 @@ def measure(
     videos: Sequence[tuple[Header, str]],
     modes: Sequence[str],
     machine: Machine,
-    sampling: Sampling,
-    backbone: BackboneOptions,
-    extraction: Extraction,
-    *,
-    quiet: bool = False,
+    config: InspectConfig,
+    console: Console,
 ) -> Sample:
     """Decode videos, given with their paths, in every mode, and time the backbones.
 
@@ -72,11 +68,12 @@ def measure(
     """
     from scale_ray.backbones import load_backbone
 
-    encoders = [load_backbone(one, sampling.frames) for one in backbone.each()]
+    sampling, extraction = config.sampling, config.extraction
+    encoders = [load_backbone(one, sampling.frames) for one in config.backbone.each()]
     sides = sorted({encoder.input_px for encoder in encoders})
-    decoding, unreadable, num_turned = try_decoding(videos, modes, sampling, sides, extraction, quiet=quiet)
+    decoding, unreadable, num_turned = try_decoding(videos, modes, sampling, sides, extraction, console)
     backbones = []
-    with Progress("time", len(encoders), "backbones", quiet=quiet) as progress:
+    with console.progress("time", len(encoders), "backbones") as progress:
         for encoder in encoders:
             backbones.append(try_backbone(encoder, sampling.frames, extraction.batch_clips, machine))
             progress.advance(1)
@@ -115,8 +112,7 @@ def try_decoding(
     sampling: Sampling,
     sides_px: Sequence[int],
     extraction: Extraction,
-    *,
-    quiet: bool = False,
+    console: Console,
 ) -> tuple[list[DecodingTrial], list[Unreadable], int]:
     """Decode videos, given with their paths, one by one in every mode, as an extraction does.
 
@@ -127,7 +123,7 @@ def try_decoding(
     num_turned, is_warm = 0, False
     pixels = SharedPixels(max(video_bytes(mode, sampling, sides_px) for mode in modes))
     with (
-        Progress("sample", len(videos), "videos", quiet=quiet) as progress,
+        console.progress("sample", len(videos), "videos") as progress,
         Decoder(timeout_s=extraction.decode_timeout_s, memory_gib=extraction.decode_memory_gib) as decoder,
     ):
         for header, path in videos:

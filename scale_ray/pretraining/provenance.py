@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scale_ray.aggregator.model import Aggregator
+from scale_ray.aggregator import Aggregator
 from scale_ray.errors import UserError
-from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store import FeatureStore
 
 
 def trained_on(store: FeatureStore, video_ids: Sequence[str], set_size: int) -> dict[str, Any]:

@@ -16,10 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scale_ray.aggregator.model import Aggregator
-from scale_ray.clip_sets.batches import Batch, Share, Source, Videos
-from scale_ray.clip_sets.draws import dropout_seed
-from scale_ray.clip_sets.sources import Held
+from scale_ray.aggregator import Aggregator
+from scale_ray.clip_sets import Batch, Held, Share, Source, Videos, dropout_seed
 from scale_ray.config import PretrainConfig
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.pretraining.collectives import average_over_workers

@@ -1,1 +1,21 @@
 """What representations are worth."""
+
+from scale_ray.probes.evaluation import BACKBONE_ALONE, TRAINED_AGGREGATOR, FigureData, num_representations, probe_table
+from scale_ray.probes.monitor import TrainingMonitor, validation_monitor
+from scale_ray.probes.table import ProbeTable, mean_table, title_of
+from scale_ray.probes.targets import CLASSES, NUMBERS
+
+__all__ = [
+    "BACKBONE_ALONE",
+    "CLASSES",
+    "NUMBERS",
+    "TRAINED_AGGREGATOR",
+    "FigureData",
+    "ProbeTable",
+    "TrainingMonitor",
+    "mean_table",
+    "num_representations",
+    "probe_table",
+    "title_of",
+    "validation_monitor",
+]

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scale_ray.clip_sets.draws import normalised_positions, video_keys
-from scale_ray.clip_sets.sources import Held, cache_of, opened_source
+from scale_ray.clip_sets import Held, cache_of, normalised_positions, opened_source, video_keys
 from scale_ray.config import Ingest
 from scale_ray.errors import UserError
-from scale_ray.hashing import hash_share
+from scale_ray.hashing import uniform_hash
 from scale_ray.probes.targets import Targets
-from scale_ray.store.clip_reader import StoredClips
-from scale_ray.store.feature_store import FeatureStore
-from scale_ray.store.schema import GEOMETRY
+from scale_ray.store import GEOMETRY, FeatureStore, StoredClips
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class Sides:
         """Rows of `train` to fit on, and to choose by; the second is empty where there is one group alone."""
         if not bool(self.is_training.all()):
             return self.is_training.nonzero()[:, 0], (~self.is_training).nonzero()[:, 0]
-        order = sorted(set(self.train.groups), key=lambda group: hash_share(f"choice {seed}\0{group}"))
+        order = sorted(set(self.train.groups), key=lambda group: uniform_hash(f"choice {seed}\0{group}"))
         # By number of groups, not by their hashes alone: of ten groups none might be drawn.
         chosen = set(order[: min(round(share * len(order)) or 1, len(order) - 1)])
         choosing = torch.tensor([group in chosen for group in self.train.groups])
@@ -91,7 +88,7 @@ def read_sides(store: FeatureStore, targets: Targets, split: str, ingest: Ingest
     """
     sides, groups = store.splits(split), store.groups()
     known = {video_id for video_id in sides if video_id in targets.of}
-    sizes = store.measured()
+    sizes = store.geometries()
 
     def read(mode: str, of: Sequence[str], told: str) -> Side:
         stored = StoredClips(store, mode, {video_id for video_id in known if sides[video_id] in of})

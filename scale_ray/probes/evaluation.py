@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scale_ray.aggregator.model import Aggregator
+from scale_ray.aggregator import Aggregator
 from scale_ray.config import Ingest, Probing
 from scale_ray.errors import UserError
 from scale_ray.probes import suite as probes
@@ -20,7 +20,7 @@ from scale_ray.probes.metrics import Measured, mean_of, measured_clusters, measu
 from scale_ray.probes.suite import Lessons
 from scale_ray.probes.table import ProbeRow, ProbeTable
 from scale_ray.probes.targets import CLASSES, MULTILABEL, NUMBERS, Targets, read_targets
-from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store import FeatureStore
 
 GEOMETRY_ALONE = "position and geometry alone"
 BACKBONE_ALONE = "backbone feature alone"
@@ -42,7 +42,7 @@ class _Representation:
 
 
 @dataclass
-class Pictured:
+class FigureData:
     """What the pictures show, of the first seed: sides, predictions of the linear probe, centred vectors of videos."""
 
     sides: Sides
@@ -60,7 +60,7 @@ def probe_table(
     ensemble: int = 0,
     ingest: Ingest | None = None,
     progress: Callable[[int, str], None] = lambda _count, _name: None,
-) -> tuple[ProbeTable, Pictured]:
+) -> tuple[ProbeTable, FigureData]:
     """Every chosen probe of every representation, from the clips that the store holds.
 
     Fitted on the `train` clips of the training videos; the test videos are seen through their `eval` clips
@@ -80,7 +80,7 @@ def probe_table(
         raise UserError(f"expected labelled training videos, found none in {store.location}")
     sides = read_sides(store, targets, split, ingest or Ingest())
     num_seeds = max(probing.probe_seeds, len(aggregators))
-    pictured = Pictured(sides)
+    pictured = FigureData(sides)
     measured: dict[str, dict[str, list[Measured]]] = {}
     fixed: dict[tuple[str, int], list[Measured]] = {}
     done = 0
@@ -163,7 +163,7 @@ def _without_training(row: _Representation, sides: Sides, probing: Probing) -> l
 
 
 def _probed(
-    row: _Representation, sides: Sides, probing: Probing, seed: int, pictured: Pictured, is_first: bool
+    row: _Representation, sides: Sides, probing: Probing, seed: int, pictured: FigureData, is_first: bool
 ) -> list[Measured]:
     """What is trained or drawn: fitted on the training side, and then scored on the test side."""
     lessons, targets, test = _lessons(row, sides, probing, seed), sides.targets, sides.test

@@ -13,8 +13,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scale_ray.clip_sets.draws import dropout_seed, shuffled
-from scale_ray.pretraining.optimizer import schedule_of
+from scale_ray.clip_sets import dropout_seed, shuffled
 from scale_ray.probes.targets import CLASSES, MULTILABEL, Targets
 
 _VIDEOS_AT_ONCE = 256
@@ -141,7 +140,7 @@ def _train(
         for decays in (True, False)
     ]
     optimizer = torch.optim.AdamW(groups, fused=True)
-    schedule = schedule_of(optimizer, epochs * steps_per_epoch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps_per_epoch)
     for head in heads:
         head.train()
     for epoch in range(epochs):

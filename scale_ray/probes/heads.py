@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scale_ray.aggregator.model import HEAD_WIDTH, Aggregator
+from scale_ray.aggregator import HEAD_WIDTH, Aggregator
 
 _MLP_WIDTHS = (2048, 2048, 512)
 _ATTENTION_HEADS = 8

@@ -8,9 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from scale_ray.aggregator.model import Aggregator
-from scale_ray.aggregator.representation import clip_representations, set_tokens, tokens_of_clips
-from scale_ray.clip_sets.draws import draw_clips
+from scale_ray.aggregator import Aggregator, clip_representations, set_tokens, tokens_of_clips
+from scale_ray.clip_sets import draw_clips
 from scale_ray.probes.data import Side
 from scale_ray.probes.knn import centred
 from scale_ray.probes.mapped import by_parts

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scale_ray.aggregator.model import Aggregator
-from scale_ray.aggregator.representation import clip_representations, set_tokens
-from scale_ray.clip_sets.draws import normalised_positions
+from scale_ray.aggregator import Aggregator, clip_representations, set_tokens
+from scale_ray.clip_sets import normalised_positions
 from scale_ray.config import Probing
-from scale_ray.hashing import hash_share
+from scale_ray.hashing import uniform_hash
 from scale_ray.probes.knn import centred, knn_scores, voted
-from scale_ray.store.clip_reader import ClipFeatures, StoredClips
-from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store import ClipFeatures, FeatureStore, StoredClips
 
 _VIDEOS_AT_ONCE = 1024
 
@@ -76,7 +74,9 @@ class TrainingMonitor:
 
     def __init__(self, store: FeatureStore, train: StoredClips, probing: Probing, most: int = 2000) -> None:
         labels, groups = store.labels(), store.groups()
-        labelled = sorted((i for i in train.video_ids if i in labels), key=lambda i: hash_share(f"monitor\0{i}"))[:most]
+        labelled = sorted((i for i in train.video_ids if i in labels), key=lambda i: uniform_hash(f"monitor\0{i}"))[
+            :most
+        ]
         self._classes = sorted({labels[video_id] for video_id in labelled})
         self._labels, self._probing = labels, probing
         self._clips = StoredClips(store, train.mode, set(labelled)).read() if len(self._classes) > 1 else None

@@ -18,9 +18,9 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scale_ray.aggregator.model import Aggregator
+from scale_ray.aggregator import Aggregator
 from scale_ray.config import Probing
-from scale_ray.hashing import hash_share
+from scale_ray.hashing import uniform_hash
 from scale_ray.probes.fitting import Course, Fitted, Inputs, Problem, Setting, fit
 from scale_ray.probes.heads import AttentiveHead, FineTunedHead, LinearHead, MlpHead
 from scale_ray.probes.inputs import SetInputs, View
@@ -154,7 +154,7 @@ def clusters(view: View, num_clusters: int, seed: int) -> np.ndarray:
 
 def _few(lessons: Lessons, amount: float) -> Tensor:
     side, rows = lessons.view.side, lessons.refit_rows.tolist()
-    order = sorted(rows, key=lambda row: hash_share(f"low-shot {lessons.seed}\0{side.video_ids[row]}"))
+    order = sorted(rows, key=lambda row: uniform_hash(f"low-shot {lessons.seed}\0{side.video_ids[row]}"))
     if lessons.described.kind != CLASSES:
         return torch.tensor(sorted(order[: max(round(amount * len(order)), 2)]))
     of_classes: dict[int, list[int]] = {}

@@ -7,11 +7,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scale_ray.config import PROBES
 from scale_ray.probes.bootstrap import Estimate
 from scale_ray.probes.targets import CLASSES, MULTILABEL
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _COLUMNS_OF_SCREEN = 5
 _MEASURES = {"top1": "top-1", "map": "mAP", "mse": "MSE"}
@@ -51,6 +54,18 @@ class ProbeTable:
     def values(self) -> dict[str, Any]:
         """Plain values, as for JSON."""
         return asdict(self)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row per representation and metric: `value`, and `low` and `high` of the 95 % interval."""
+        import pandas as pd
+
+        rows = [
+            {"split": self.split, "representation": row.representation, "metric": name}
+            | {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+            for row in [*self.rows, ProbeRow(_GAIN, self.gains)]
+            for name, estimate in row.measures.items()
+        ]
+        return pd.DataFrame(rows)
 
     def measure_names(self, *, main: bool = False) -> list[str]:
         """Every measure of any row; or only those that are shown on the screen, the variants left out."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scale_ray.errors import UserError
-from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store import FeatureStore
 
 CLASSES, MULTILABEL, NUMBERS = "classes", "multilabel", "numbers"
 

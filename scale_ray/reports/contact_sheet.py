@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from scale_ray.config import Extraction, Sampling
-from scale_ray.decoding.decode import video_bytes
-from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
+from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
 from scale_ray.errors import VideoError
 from scale_ray.reports.figures import (
-    _drawn,
+    drawn,
 )
-from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store import FeatureStore
 
 # Two starts, at the beginning and in the middle, of clips of one frame; a square from its centre.
 _TWO_FRAMES = Sampling(frames=1, stride=1, eval_times=2, eval_crops=1)
@@ -48,7 +47,7 @@ class Tile:
 def contact_sheet(rows: Sequence[Sequence[Tile]], title: str) -> bytes:
     """Each row a query and its nearest neighbours, framed green where they agree with it and red where not."""
     columns = max(map(len, rows))
-    with _drawn(1.75 * columns + 0.2, 2.15 * len(rows) + 0.5) as (figure, picture):
+    with drawn(1.75 * columns + 0.2, 2.15 * len(rows) + 0.5) as (figure, picture):
         figure.suptitle(title, fontsize=10)
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for axes in grid.flat:

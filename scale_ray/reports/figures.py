@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scale_ray.probes.table import ProbeTable, title_of
+from scale_ray.probes import ProbeTable, title_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ class _Picture:
 
 
 @contextmanager
-def _drawn(width_in: float, height_in: float) -> Iterator[tuple[Figure, _Picture]]:
+def drawn(width_in: float, height_in: float) -> Iterator[tuple[Figure, _Picture]]:
     """A figure to draw on; the picture when it is done."""
     # The object interface: pyplot would look for a screen.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -41,11 +41,18 @@ def results_picture(table: ProbeTable, history: Sequence[Mapping[str, float]] | 
     """The first measures of every representation with their intervals, and the losses over the epochs."""
     names = [name for name in table.measure_names(main=True) if not name.endswith("_mse")][:_BARS_SHOWN]
     names = names or table.measure_names(main=True)[:1]
-    with _drawn(11 if history else 7.5, 0.75 * len(table.rows) + 1.2) as (figure, picture):
+    with drawn(11 if history else 7.5, 0.75 * len(table.rows) + 1.2) as (figure, picture):
         axes = figure.subplots(1, 2 if history else 1, squeeze=False, width_ratios=(3, 2) if history else (1,))[0]
         _bars(axes[0], table, names)
         if history:
             _losses(axes[1], history)
+    return picture.png
+
+
+def losses_figure(history: Sequence[Mapping[str, float]]) -> bytes:
+    """The losses of a pretraining over its epochs."""
+    with drawn(5, 3.5) as (figure, picture):
+        _losses(figure.subplots(), history)
     return picture.png
 
 
@@ -91,7 +98,7 @@ def confusion_picture(names: Sequence[str], true: np.ndarray, predicted: np.ndar
     shares = shares / np.maximum(shares.sum(1, keepdims=True), 1)
     few = len(names) <= _CLASSES_SHOWN
     side = min(2.6 + 0.42 * len(names), 12)
-    with _drawn(side + 1.4, side) as (figure, picture):
+    with drawn(side + 1.4, side) as (figure, picture):
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
@@ -123,7 +130,7 @@ def classes_picture(
     order = [place for place in np.argsort(-np.nan_to_num(gain), kind="stable") if not np.isnan(gain[place])]
     if len(order) > _CLASSES_SHOWN:
         order = [*order[: _CLASSES_SHOWN // 2], *order[-(_CLASSES_SHOWN // 2) :]]
-    with _drawn(8, 0.36 * len(order) + 1.4) as (figure, picture):
+    with drawn(8, 0.36 * len(order) + 1.4) as (figure, picture):
         axes = figure.subplots()
         places = np.arange(len(order))
         axes.barh(places - 0.2, of[ours][order], 0.38, label=ours)
@@ -143,7 +150,7 @@ def map_picture(vectors: Mapping[str, np.ndarray], classes: np.ndarray, names: S
     from sklearn.manifold import TSNE
 
     kept = np.random.default_rng(seed).permutation(len(classes))[:_VIDEOS_OF_MAP]
-    with _drawn(5.2 * len(vectors) + 1.8, 5) as (figure, picture):
+    with drawn(5.2 * len(vectors) + 1.8, 5) as (figure, picture):
         for axes, (title, of) in zip(figure.subplots(1, len(vectors), squeeze=False)[0], vectors.items(), strict=True):
             components = min(50, len(kept) - 1, of.shape[1])
             reduced = PCA(components, random_state=seed).fit_transform(of[kept])

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from scale_ray.hashing import hash_share
-from scale_ray.probes.evaluation import BACKBONE_ALONE, TRAINED_AGGREGATOR, Pictured
-from scale_ray.probes.table import ProbeTable
-from scale_ray.probes.targets import CLASSES, NUMBERS
+from scale_ray.hashing import uniform_hash
+from scale_ray.probes import BACKBONE_ALONE, CLASSES, NUMBERS, TRAINED_AGGREGATOR, FigureData, ProbeTable
 from scale_ray.reports.contact_sheet import Tile, contact_sheet, frames_of
 from scale_ray.reports.figures import classes_picture, confusion_picture, map_picture, results_picture
-from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store import FeatureStore
 
 _QUERIES_SHOWN, _NEIGHBOURS_SHOWN = 6, 6
 
 
-def _metrics(tables: list[ProbeTable]) -> dict[str, float]:
+def report_files(
+    tables: Sequence[ProbeTable],
+    figures: Sequence[FigureData],
+    store: FeatureStore,
+    history: Sequence[Mapping[str, float]] | None,
+) -> dict[str, bytes]:
+    """The files of a report by name: pictures of every split, and the tables as text, Markdown, CSV and JSON.
+
+    With several splits the last table is their mean, which has no pictures. With `history` the losses of the
+    pretraining stand beside the results.
+    """
+    files: dict[str, bytes] = {}
+    for table, data in zip(tables, figures, strict=False):
+        suffix = f"-{_plain(table.split)}" if len(figures) > 1 else ""
+        files |= {f"{kind}{suffix}.png": png for kind, png in _pictures(table, data, store, history)}
+    return files | _texts(tables)
+
+
+def probe_metrics(tables: Sequence[ProbeTable]) -> dict[str, float]:
     """Every estimate with its interval, under names that MLflow takes."""
     metrics: dict[str, float] = {}
     for table in tables:
@@ -30,23 +46,8 @@ def _metrics(tables: list[ProbeTable]) -> dict[str, float]:
     return metrics
 
 
-def _texts(tables: list[ProbeTable]) -> dict[str, bytes]:
-    """The tables as text, Markdown, CSV and JSON; of several splits one after the other."""
-    heads = [f"split {table.split}\n" if len(tables) > 1 else "" for table in tables]
-    text = "\n".join(head + "\n".join(table.lines()) + "\n" for head, table in zip(heads, tables, strict=True))
-    markdown = "\n".join(head + "\n" * bool(head) + of.markdown() for head, of in zip(heads, tables, strict=True))
-    first, *others = (table.csv() for table in tables)
-    values = tables[0].values() if len(tables) == 1 else {"splits": [table.values() for table in tables]}
-    return {
-        "table.txt": text.encode(),
-        "table.md": markdown.encode(),
-        "table.csv": "".join([first, *(other.partition("\n")[2] for other in others)]).encode(),
-        "table.json": json.dumps(values, indent=2).encode(),
-    }
-
-
 def _pictures(
-    table: ProbeTable, pictured: Pictured, store: FeatureStore, history: list[dict[str, float]] | None
+    table: ProbeTable, pictured: FigureData, store: FeatureStore, history: Sequence[Mapping[str, float]] | None
 ) -> Iterator[tuple[str, bytes]]:
     yield "results", results_picture(table, history)
     sides = pictured.sides
@@ -64,13 +65,28 @@ def _pictures(
         yield "neighbours", _neighbours_picture(pictured, store)
 
 
-def _neighbours_picture(pictured: Pictured, store: FeatureStore) -> bytes:
+def _texts(tables: Sequence[ProbeTable]) -> dict[str, bytes]:
+    """The tables as text, Markdown, CSV and JSON; of several splits one after the other."""
+    heads = [f"split {table.split}\n" if len(tables) > 1 else "" for table in tables]
+    text = "\n".join(head + "\n".join(table.lines()) + "\n" for head, table in zip(heads, tables, strict=True))
+    markdown = "\n".join(head + "\n" * bool(head) + of.markdown() for head, of in zip(heads, tables, strict=True))
+    first, *others = (table.csv() for table in tables)
+    values = tables[0].values() if len(tables) == 1 else {"splits": [table.values() for table in tables]}
+    return {
+        "table.txt": text.encode(),
+        "table.md": markdown.encode(),
+        "table.csv": "".join([first, *(other.partition("\n")[2] for other in others)]).encode(),
+        "table.json": json.dumps(values, indent=2).encode(),
+    }
+
+
+def _neighbours_picture(pictured: FigureData, store: FeatureStore) -> bytes:
     """Some test videos, drawn by their ids and of different classes where there are any, and their nearest."""
     sides = pictured.sides
     train, test, targets = sides.train, sides.test, sides.targets
     bank = pictured.train_vectors[TRAINED_AGGREGATOR]
     queries = pictured.test_vectors[TRAINED_AGGREGATOR]
-    order = sorted(range(len(test)), key=lambda row: hash_share(f"shown\0{test.video_ids[row]}"))
+    order = sorted(range(len(test)), key=lambda row: uniform_hash(f"shown\0{test.video_ids[row]}"))
     first_of: dict[str, int] = {}
     for row in order:
         first_of.setdefault(str(targets.of[test.video_ids[row]]), row)

@@ -1,70 +1,114 @@
-"""Videos to vectors, straight through."""
+"""Videos, or a feature store, to one vector per video."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from scale_ray.config import (
-    BackboneSource,
-    Cluster,
-    CorpusOptions,
-    Embedding,
-    Extraction,
-    Representing,
-    Splits,
-)
-from scale_ray.corpus.corpus import read_corpus
-from scale_ray.distributed.stream import _through
-from scale_ray.extraction.run import Run
-from scale_ray.extraction.summary import ExtractionSummary
-from scale_ray.extraction.targets import Target
-from scale_ray.store.lease import held
-from scale_ray.store.maintenance import tidy
+from scale_ray.aggregator import Aggregator
+from scale_ray.config import EmbedConfig
+from scale_ray.console import Console, Result
+from scale_ray.corpus import read_corpus
+from scale_ray.distributed.stream import run_stream
+from scale_ray.embedding import VectorStore, backbone_of, embed_store, fingerprint_of_vectors, sampling_of
+from scale_ray.errors import UserError
+from scale_ray.extraction import ExtractionRun, ExtractionSummary, Target
+from scale_ray.pretraining import require_width
+from scale_ray.store import FeatureStore, Lease, repair, write_lease
+from scale_ray.tracking import aggregator_of
 
-if TYPE_CHECKING:  # the decoding tasks import this module, and do without torch: 4 s and 500 MB each
-    from scale_ray.aggregator.model import Aggregator
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def embed_videos(
-    videos: str,
+@dataclass(frozen=True)
+class EmbedResult(Result):
+    """The folder of the vectors, and how many of the videos it holds; `summary` if videos were decoded."""
+
+    out: str
+    num_videos: int
+    num_done: int
+    summary: ExtractionSummary | None = None
+
+    def lines(self) -> list[str]:
+        if self.summary is not None:
+            return self.summary.lines()
+        return [f"{self.num_done} of {self.num_videos} videos are in {self.out}"]
+
+    def values(self) -> dict[str, Any]:
+        if self.summary is not None:
+            return self.summary.values()
+        return {"out": self.out, "num_videos": self.num_videos, "num_done": self.num_done}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row per video: `video_id`, `mode`, `label`, `split` and `vector`."""
+        return VectorStore(self.out).to_pandas()
+
+
+def embed(
+    videos: str | None,
+    checkpoint: str,
     out: str,
-    aggregator: Aggregator,
     *,
-    corpus: CorpusOptions,
-    splits: Splits,
-    extraction: Extraction,
-    representing: Representing,
-    embedding: Embedding,
-    source: BackboneSource,
-    cluster: Cluster,
-    say: Callable[[str], None],
-    quiet: bool = False,
-    verbose: bool = False,
-) -> ExtractionSummary:
-    """Vectors of every video that the folder `out` does not hold yet, from the files, with no features stored.
+    store: str | None = None,
+    runs: str = "runs",
+    config: EmbedConfig,
+    console: Console,
+) -> EmbedResult:
+    """Write one vector per video to the folder `out`, for every video that it does not hold yet.
 
-    Backbone and sampling are those of the aggregator; mode `auto` is `eval` here. The same stream as an
-    extraction's: its ledger, its lease and its commits.
+    Either `videos` are decoded and go through the aggregator's own backbone, with no features stored, or the
+    features of `store` are read. The aggregator knows its backbone and sampling; mode `auto` is `eval` here.
 
     Raises
     ------
     UserError
-        Before anything is written, where the videos, the backbone or the folder cannot be used.
+        Before anything is written, if the videos or the store, the aggregator, its backbone or the folder cannot
+        be used.
     """
-    from scale_ray.embedding.vector_store import VectorStore, fingerprint_of_vectors
-    from scale_ray.embedding.video_model import backbone_of, sampling_of
+    if (videos is None) == (store is None):
+        raise UserError(f"expected either VIDEOS or --store, found {'neither' if videos is None else 'both'}")
+    aggregator = Aggregator.load(aggregator_of(checkpoint, runs))
+    if store is not None:
+        return _from_store(store, out, aggregator, config, console)
+    assert videos is not None
+    return _from_videos(videos, out, aggregator, config, console)
 
-    listed = read_corpus(videos, corpus, leave_out=out)
-    say(f"{len(listed.videos)} files in {videos}")
-    sampling, encoder = sampling_of(aggregator.origin), backbone_of(aggregator.origin, source.weights_at)
+
+def _from_store(store: str, out: str, aggregator: Aggregator, config: EmbedConfig, console: Console) -> EmbedResult:
+    features = FeatureStore(store)
+    require_width(features, aggregator)
+    num_videos = len(features.videos())
+    with (
+        _opened(out, aggregator, config) as (vectors, _),
+        console.progress("embed", num_videos, "videos") as progress,
+    ):
+        num_done = embed_store(features, vectors, progress)
+    return EmbedResult(vectors.location, num_videos, num_done)
+
+
+def _from_videos(videos: str, out: str, aggregator: Aggregator, config: EmbedConfig, console: Console) -> EmbedResult:
+    """The same stream as an extraction's, with its ledger, its lease and its commits."""
+    corpus = read_corpus(videos, config.corpus, leave_out=out)
+    console.say(f"{len(corpus.videos)} files in {videos}")
+    sampling, encoder = sampling_of(aggregator.origin), backbone_of(aggregator.origin, config.source.weights_at)
+    extraction = config.extraction
     if extraction.mode == "auto":
         extraction = replace(extraction, mode="eval")
-    vectors = VectorStore.create(out, fingerprint_of_vectors(aggregator, representing, per_clip=embedding.per_clip))
-    vectors.prepare(aggregator, representing, per_clip=embedding.per_clip, split=splits.split)
-    with held(vectors.location) as lease:
-        tidy(vectors)
-        run = Run(listed, [Target(encoder, vectors, lease)], extraction)
-        [summary] = _through(run, "embed", sampling, extraction, cluster, quiet, verbose)
-    return summary
+    with _opened(out, aggregator, config) as (vectors, lease):
+        run = ExtractionRun(corpus, [Target(encoder, vectors, lease)], extraction)
+        [summary] = run_stream(run, "embed", sampling, extraction, config.cluster, console)
+    return EmbedResult(vectors.location, summary.num_videos, summary.num_done, summary)
+
+
+@contextmanager
+def _opened(out: str, aggregator: Aggregator, config: EmbedConfig) -> Iterator[tuple[VectorStore, Lease]]:
+    """The vector store at `out`, prepared and held for writing."""
+    per_clip = config.embedding.per_clip
+    vectors = VectorStore.create(out, fingerprint_of_vectors(aggregator, config.representing, per_clip=per_clip))
+    vectors.prepare(aggregator, config.representing, per_clip=per_clip, split=config.splits.split)
+    with write_lease(vectors.location) as lease:
+        repair(vectors)
+        yield vectors, lease

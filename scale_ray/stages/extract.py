@@ -1,44 +1,34 @@
-"""Videos to stores."""
+"""Videos to feature stores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from scale_ray.config import (
-    BackboneOptions,
-    Cluster,
-    CorpusOptions,
-    Extraction,
-    Sampling,
-)
-from scale_ray.corpus.corpus import read_corpus
-from scale_ray.distributed.stream import _through
-from scale_ray.extraction.run import Run
-from scale_ray.extraction.summary import ExtractionSummary
-from scale_ray.extraction.targets import opened_targets
+from scale_ray.config import ExtractConfig
+from scale_ray.console import Console
+from scale_ray.corpus import read_corpus
+from scale_ray.distributed.stream import run_stream
+from scale_ray.extraction import ExtractionResult, ExtractionRun, opened_targets
 
 
-def extract(
-    videos: str,
-    store: str,
-    *,
-    corpus: CorpusOptions,
-    sampling: Sampling,
-    backbone: BackboneOptions,
-    extraction: Extraction,
-    cluster: Cluster,
-    say: Callable[[str], None],
-    quiet: bool = False,
-    verbose: bool = False,
-) -> list[ExtractionSummary]:
-    """Extract the clips' features of every video that a store does not hold yet, for one or several backbones.
+def extract(videos: str, store: str, *, config: ExtractConfig, console: Console) -> ExtractionResult:
+    """Extract the clip features of every video that a store does not hold yet, for one or several backbones.
+
+    Parameters
+    ----------
+    videos
+        A folder, a quoted glob or a manifest (`corpus.read_corpus`).
+    store
+        The folder or URI of the store; with several backbones, of the folder with a store for each.
 
     Raises
     ------
     UserError
-        Before anything is written, where the videos, a backbone or a store cannot be used.
+        Before anything is written, if the videos, a backbone or a store cannot be used.
+    RunFailed
+        If results did not come back from the cluster.
     """
-    listed = read_corpus(videos, corpus, leave_out=store)
-    say(f"{len(listed.videos)} files in {videos} ({listed.split_note})")
-    with opened_targets(store, backbone, sampling) as targets:
-        return _through(Run(listed, targets, extraction), "extract", sampling, extraction, cluster, quiet, verbose)
+    corpus = read_corpus(videos, config.corpus, leave_out=store)
+    console.say(f"{len(corpus.videos)} files in {videos} ({corpus.split_note})")
+    with opened_targets(store, config.backbone, config.sampling) as targets:
+        run = ExtractionRun(corpus, targets, config.extraction)
+        summaries = run_stream(run, "extract", config.sampling, config.extraction, config.cluster, console)
+    return ExtractionResult(summaries)

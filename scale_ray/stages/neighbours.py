@@ -1,19 +1,101 @@
-"""The contact sheet of a query and its neighbours."""
+"""A query to the nearest videos of a feature store."""
 
 from __future__ import annotations
 
-from scale_ray.embedding.neighbours import Found
-from scale_ray.reports.contact_sheet import Tile, contact_sheet, frames_of, thumbnails
-from scale_ray.store.feature_store import FeatureStore
+import re
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
-_TILES_OF_ROW = 6
+from scale_ray.aggregator import Aggregator
+from scale_ray.config import NeighboursConfig
+from scale_ray.console import Console, Result
+from scale_ray.embedding import SearchResult, find_neighbours
+from scale_ray.hashing import digest
+from scale_ray.locations import join, written_whole
+from scale_ray.pretraining import require_width
+from scale_ray.reports import Tile, contact_sheet, frames_of, thumbnails
+from scale_ray.store import FeatureStore
+from scale_ray.tracking import aggregator_of, run_folder_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_TILES_PER_ROW = 6
 
 
-def picture_of_neighbours(found: Found, store: FeatureStore) -> bytes:
-    """A contact sheet: the query and its neighbours with a frame of each; green and red where labels are known."""
+@dataclass(frozen=True)
+class NeighboursResult(Result):
+    """The neighbours of a query, nearest first, and their contact sheet (PNG); where it was written, if it was."""
+
+    found: SearchResult
+    sheet: bytes = field(repr=False)
+    picture: str | None
+
+    def lines(self) -> list[str]:
+        near = self.found.neighbours
+        width = max((len(one.label or "-") for one in near), default=1)
+        lines = [f"{one.cosine:6.3f}  {one.label or '-':<{width}}  {one.video_id}" for one in near]
+        return [*lines, *([f"picture: {self.picture}"] if self.picture else [])]
+
+    def values(self) -> dict[str, Any]:
+        return {**asdict(self.found), "picture": self.picture}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row per neighbour, nearest first: `video_id`, `cosine`, `label` and `path`."""
+        import pandas as pd
+
+        return pd.DataFrame([vars(one) for one in self.found.neighbours])
+
+    def pictures(self) -> list[bytes]:
+        return [self.sheet]
+
+
+def neighbours(
+    query: str,
+    store: str,
+    checkpoint: str,
+    *,
+    runs: str = "runs",
+    count: int = 11,
+    picture: str | None = None,
+    config: NeighboursConfig,
+    console: Console,
+) -> NeighboursResult:
+    """The `count` videos of a store that are nearest to a query: a video file, or the id of a stored video.
+
+    The contact sheet is written to the file `picture`; without it to `neighbours/` in the folder of the checkpoint,
+    if that is a run.
+
+    Raises
+    ------
+    UserError
+        If store and checkpoint do not fit together, or the query is neither a stored video nor a readable file.
+    """
+    features = FeatureStore(store)
+    location = aggregator_of(checkpoint, runs)
+    aggregator = Aggregator.load(location)
+    require_width(features, aggregator)
+    found = find_neighbours(query, features, aggregator, count, config.representing, config.source.weights_at)
+    sheet = _contact_sheet(found, features)
+    run = run_folder_of(location)
+    if picture is None and run is not None:
+        picture = join(run.location, "neighbours", _file_name(query))
+    if picture is not None:
+        with written_whole(picture) as file:
+            file.write(sheet)
+    return NeighboursResult(found, sheet, picture)
+
+
+def _file_name(query: str) -> str:
+    """A file name for the sheet of a query: its last part, and a hash of the whole."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", query.rstrip("/").rpartition("/")[2]).strip("._")
+    return f"{name or 'query'}-{digest(query)[:6]}.png"
+
+
+def _contact_sheet(found: SearchResult, store: FeatureStore) -> bytes:
+    """The query and its neighbours with a frame of each; green and red where labels are known."""
     frames = frames_of(store, [near.video_id for near in found.neighbours])
-    stored = set(store.videos()["video_id"].to_pylist())
-    if found.query in stored:
+    if found.query in set(store.videos()["video_id"].to_pylist()):
         frame = frames_of(store, [found.query])[found.query]
     else:
         [frame] = thumbnails([found.query])
@@ -21,5 +103,5 @@ def picture_of_neighbours(found: Found, store: FeatureStore) -> bytes:
     for near in found.neighbours:
         agrees = None if found.label is None or near.label is None else near.label == found.label
         tiles.append(Tile(frames[near.video_id], f"{near.cosine:.2f}\n{near.label or near.video_id[-24:]}", agrees))
-    rows = [tiles[start : start + _TILES_OF_ROW] for start in range(0, len(tiles), _TILES_OF_ROW)]
+    rows = [tiles[start : start + _TILES_PER_ROW] for start in range(0, len(tiles), _TILES_PER_ROW)]
     return contact_sheet(rows, f"Nearest to {found.query[-60:]}, with cosine")

@@ -1,93 +1,121 @@
-"""Store to aggregator."""
+"""A feature store to a trained aggregator."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from scale_ray.aggregator.model import Aggregator
-from scale_ray.config import Cluster, PretrainConfig, Tracking
+from scale_ray.aggregator import Aggregator
+from scale_ray.config import PretrainConfig
+from scale_ray.console import Console, Result
 from scale_ray.distributed.cluster import connected
 from scale_ray.distributed.resources import Size
-from scale_ray.distributed.workers import (
-    _clips,
-    _train,
-)
+from scale_ray.distributed.workers import pretraining_clips, run_workers
 from scale_ray.errors import UserError
-from scale_ray.pretraining.provenance import trained_on
-from scale_ray.pretraining.trainer import check_trainable, final_weights
-from scale_ray.store.clip_reader import StoredClips
-from scale_ray.store.feature_store import FeatureStore
-from scale_ray.tracking.mlflow import Experiment, RunRecord
-from scale_ray.tracking.run_folder import RunFolder
+from scale_ray.pretraining import check_trainable, final_weights, trained_on
+from scale_ray.reports import losses_figure
+from scale_ray.store import FeatureStore, StoredClips
+from scale_ray.tracking import Experiment, RunFolder, RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN = {"loss": "loss", "set_top1": "set contrast top-1", "clip_top1": "masked clip top-1"}
 
 
-def pretrain(
-    store: str,
-    run: str,
-    runs: str,
-    *,
-    config: PretrainConfig,
-    tracking: Tracking,
-    cluster: Cluster,
-    say: Callable[[str], None],
-    quiet: bool = False,
-    verbose: bool = False,
-) -> RunFolder:
-    """Train the aggregator on the training videos' `train` clips of a store.
+@dataclass(frozen=True)
+class PretrainResult(Result):
+    """A finished run; other stages take it as their checkpoint."""
+
+    folder: RunFolder
+
+    @property
+    def aggregator(self) -> str:
+        """The folder or URI of the trained aggregator."""
+        return self.folder.aggregator
+
+    def __fspath__(self) -> str:
+        return self.folder.location
+
+    def lines(self) -> list[str]:
+        history = self.folder.history()
+        first, last = history[0], history[-1]
+        changes = [f"{text} {first[name]:.3f} -> {last[name]:.3f}" for name, text in _SHOWN.items() if name in last]
+        return [f"{', '.join(changes)} over {int(last['epoch'])} epochs", f"aggregator: {self.aggregator}"]
+
+    def values(self) -> dict[str, Any]:
+        return {
+            "aggregator": self.aggregator,
+            "mlflow_run": self.folder.mlflow_run(),
+            "last_epoch": self.folder.history()[-1],
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row per epoch, with its metrics."""
+        import pandas as pd
+
+        return pd.DataFrame(self.folder.history())
+
+    def pictures(self) -> list[bytes]:
+        return [losses_figure(self.folder.history())]
+
+
+def pretrain(store: str, run: str, *, runs: str = "runs", config: PretrainConfig, console: Console) -> PretrainResult:
+    """Train the aggregator on the `train` clips of a store's training videos (section 3 of the paper).
 
     The same run name with the same configuration continues an unfinished run from its newest checkpoint.
 
     Raises
     ------
     UserError
-        Before anything is started, where the store or the configuration cannot be trained.
+        Before anything is started, if the store or the configuration cannot be trained.
     RunFailed
-        Where a started training could not be finished.
+        If a started training could not be finished.
     """
-    features_store = FeatureStore(store)
+    features = FeatureStore(store)
     folder = RunFolder(runs, run)
-    clips, held_out = _clips(features_store, config)
+    clips, held_out = pretraining_clips(features, config)
     check_trainable(len(clips), clips.num_clips, config.sets.set_size)
     if config.training.held_out_share and not len(held_out):
         raise UserError(
             f"held_out_share: expected videos to hold out of the {len(clips)}, found none; use a larger one"
         )
-    described = {**config.to_dict(), "store": {"location": features_store.location}}
-    folder.require(described)
+    described = {**config.to_dict(), "store": {"location": features.location}}
+    folder.check_config(described)
     if folder.finished:
-        say(f"run {run} is finished already: {folder.aggregator}")
-        return folder
-    with connected(cluster, verbose=verbose) as size:
-        workers = _workers(config, size, min(len(clips), len(held_out) or len(clips)))
-        experiment = Experiment(tracking, folder.runs)
-        folder.claim(described)
-        with _recorded(experiment, folder, described, features_store.fingerprint) as record:
-            told = "..".join(map(str, sorted(set(workers)))) + (" worker" if workers == (1, 1) else " workers")
+        console.say(f"run {run} is finished already: {folder.aggregator}")
+        return PretrainResult(folder)
+    with connected(config.cluster, verbose=console.verbose) as size:
+        workers = _num_workers(config, size, min(len(clips), len(held_out) or len(clips)))
+        experiment = Experiment(config.tracking, folder.runs)
+        folder.write_config(described)
+        with _mlflow_run(experiment, folder, described, features) as record:
+            count = "..".join(map(str, sorted(set(workers)))) + (" worker" if workers == (1, 1) else " workers")
             aside = f" ({len(held_out)} held out)" if len(held_out) else ""
-            say(f"training on {len(clips)} videos{aside} with {told}")
-            state = _train(folder, features_store, config, workers, size, record, quiet, say)
-            _finish(folder, features_store, config, state, clips, record, tracking.register)
-    return folder
+            console.say(f"training on {len(clips)} videos{aside} with {count}")
+            state = run_workers(folder, features, config, workers, size, record, console)
+            _finish(folder, features, config, state, clips, record)
+    return PretrainResult(folder)
 
 
-def _workers(config: PretrainConfig, size: Size, num_videos: int) -> tuple[int, int]:
-    """Least and largest number of workers."""
+def _num_workers(config: PretrainConfig, size: Size, num_videos: int) -> tuple[int, int]:
+    """Minimum and maximum number of workers."""
     fitting = size.gpus or min(size.cpus, 2)
     low, high = config.training.num_workers or (fitting, fitting)
     return min(low, num_videos), min(high, num_videos)
 
 
-def _recorded(
-    experiment: Experiment, folder: RunFolder, described: Mapping[str, Any], fingerprint: Mapping[str, Any]
+def _mlflow_run(
+    experiment: Experiment, folder: RunFolder, described: Mapping[str, Any], store: FeatureStore
 ) -> AbstractContextManager[RunRecord]:
     """The MLflow run of this folder: a new one, or the one that an interrupted training left."""
     before = folder.mlflow_run()
     if before is not None:
         return experiment.resume(before)
-    record = experiment.start(folder.name, {**described, "features": fingerprint})
+    record = experiment.start(folder.name, {**described, "features": store.fingerprint})
     folder.remember_mlflow_run(record.run_id)
     return record
 
@@ -99,7 +127,6 @@ def _finish(
     state: Mapping[str, Any],
     clips: StoredClips,
     record: RunRecord,
-    register: str | None,
 ) -> None:
     seen = trained_on(store, clips.video_ids, config.sets.set_size)
     aggregator = Aggregator(clips.feature_width, config.aggregator, store.origin, seen)
@@ -108,7 +135,7 @@ def _finish(
     with tempfile.TemporaryDirectory() as local:
         aggregator.save(local)
         record.file(local, "aggregator")
-    if register is not None:
-        record.register("aggregator", register)
-    # Last, since it is what makes the run a finished one.
+    if config.tracking.register is not None:
+        record.register("aggregator", config.tracking.register)
+    # Written last: its presence marks the run as finished.
     aggregator.save(folder.aggregator)

@@ -1,108 +1,117 @@
-"""Store and aggregators to tables and pictures."""
+"""A feature store and its aggregators to tables and pictures."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from scale_ray.aggregator.model import Aggregator
-from scale_ray.config import Ingest, Probing, Representing, Splits, Tracking
-from scale_ray.console import Progress
-from scale_ray.locations import absolute, exists, join, written_whole
-from scale_ray.pretraining.provenance import notes_on, require_width
-from scale_ray.probes.evaluation import num_representations, probe_table
-from scale_ray.probes.table import ProbeTable, mean_table
-from scale_ray.reports.probe_report import (
-    _metrics,
-    _pictures,
-    _plain,
-    _texts,
-)
-from scale_ray.store.feature_store import FeatureStore
-from scale_ray.tracking.mlflow import Experiment
-from scale_ray.tracking.run_folder import RunFolder, aggregator_of
+from scale_ray.aggregator import Aggregator
+from scale_ray.config import ProbeConfig
+from scale_ray.console import Console, Result
+from scale_ray.locations import absolute, join, written_whole
+from scale_ray.pretraining import notes_on, require_width
+from scale_ray.probes import FigureData, ProbeTable, mean_table, num_representations, probe_table
+from scale_ray.reports import probe_metrics, report_files
+from scale_ray.store import FeatureStore
+from scale_ray.tracking import Experiment, RunFolder, aggregator_of, run_folder_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ALL_SPLITS = "all"
 
 
-def probe(
-    store: str,
-    checkpoint: str,
-    runs: str,
-    *,
-    probing: Probing,
-    representing: Representing,
-    splits: Splits,
-    ingest: Ingest,
-    tracking: Tracking,
-    out: str | None = None,
-    quiet: bool = False,
-) -> tuple[list[ProbeTable], str | None]:
-    """Probe aggregators on a store's labelled videos beside the baselines, and record what came out.
+@dataclass(frozen=True)
+class ProbeResult(Result):
+    """A table per split, with several splits also their mean; the files of tables and pictures, and their folder."""
 
-    `checkpoint` names one aggregator or several by commas: one a seed. Tables and pictures are put into `out`;
-    without it into `probe/` in the folder of the first checkpoint, where that is a run of ours. Returns a
-    table for each split, of several also their mean, and the folder.
+    tables: Sequence[ProbeTable]
+    files: dict[str, bytes] = field(repr=False)
+    folder: str | None = None
+
+    def lines(self) -> list[str]:
+        several = len(self.tables) > 1
+        lines = [line for table in self.tables for line in ([f"split {table.split}"] * several + table.lines())]
+        return [*lines, *([f"tables and pictures: {self.folder}"] if self.folder else [])]
+
+    def values(self) -> dict[str, Any]:
+        tables = [table.values() for table in self.tables]
+        return {**(tables[0] if len(tables) == 1 else {"splits": tables}), "folder": self.folder}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row per split, representation and metric: `value`, and `low` and `high` of the 95 % interval."""
+        import pandas as pd
+
+        return pd.concat([table.to_pandas() for table in self.tables], ignore_index=True)
+
+    def pictures(self) -> list[bytes]:
+        return [png for name, png in self.files.items() if name.startswith("results") and name.endswith(".png")]
+
+
+def probe(
+    store: str, checkpoint: str, *, runs: str = "runs", out: str | None = None, config: ProbeConfig, console: Console
+) -> ProbeResult:
+    """Probe aggregators on a store's labelled videos, beside the baselines, and record the results.
+
+    `checkpoint` names one aggregator, or several separated by commas: one per seed. Tables and pictures are written
+    to `out`; without it to `probe/` in the folder of the first checkpoint, if that is a run.
 
     Raises
     ------
     UserError
-        Where store, checkpoints and targets do not go together.
+        If store, checkpoints and targets do not fit together.
     """
-    features_store = FeatureStore(store)
-    locations = [aggregator_of(name, runs) for name in checkpoint.split(",") if name]
+    features = FeatureStore(store)
+    names = [name for name in checkpoint.split(",") if name]
+    locations = [aggregator_of(name, runs) for name in names]
     aggregators = [Aggregator.load(location) for location in locations]
     for aggregator in aggregators:
-        require_width(features_store, aggregator)
-    names = features_store.split_names() if splits.split == ALL_SPLITS else [splits.split]
-    run = _folder_of(locations[0])
+        require_width(features, aggregator)
+    run = run_folder_of(locations[0])
+    result = _probed(features, aggregators, run, config, console)
     folder = absolute(out) if out else join(run.location, "probe") if run else None
-    total = num_representations(probing, len(aggregators)) * len(names)
-    tables: list[ProbeTable] = []
-    files: dict[str, bytes] = {}
-    with Progress("probe", total, "representations", quiet=quiet) as progress:
-        for number, name in enumerate(names):
-
-            def told(count: int, of: str, number: int = number) -> None:
-                progress.to(number * total // len(names) + count, of)
-
-            table, pictured = probe_table(
-                features_store,
-                aggregators,
-                probing,
-                split=name,
-                ensemble=representing.ensemble,
-                ingest=ingest,
-                progress=told,
-            )
-            notes = [note for one in aggregators for note in notes_on(one.trained_on, features_store, table.split)]
-            table = replace(table, notes=list(dict.fromkeys(notes)))
-            tables.append(table)
-            history = run.history() if run and len(aggregators) == 1 else None
-            suffix = f"-{_plain(table.split)}" if len(names) > 1 else ""
-            files |= {f"{kind}{suffix}.png": png for kind, png in _pictures(table, pictured, features_store, history)}
-    if len(tables) > 1:
-        tables.append(mean_table(tables))
-    files |= _texts(tables)
     if folder is not None:
-        for name, content in files.items():
+        for name, content in result.files.items():
             with written_whole(join(folder, name)) as file:
                 file.write(content)
-    options = {"probing": probing.to_dict(), "representing": representing.to_dict(), "splits": splits.to_dict()}
-    described = {**options, "store": features_store.location, "checkpoint": ",".join(locations)}
-    told_of = ", ".join(name.rstrip("/").rpartition("/")[2] for name in checkpoint.split(",") if name)
-    with Experiment(tracking, runs).start(f"probe of {told_of}", described) as record:
-        record.metrics(_metrics(tables))
-        for name, content in files.items():
+    described = {**config.to_dict(), "store": features.location, "checkpoint": ",".join(locations)}
+    titles = ", ".join(name.rstrip("/").rpartition("/")[2] for name in names)
+    with Experiment(config.tracking, runs).start(f"probe of {titles}", described) as record:
+        record.metrics(probe_metrics(result.tables))
+        for name, content in result.files.items():
             record.content(content, name)
-    return tables, folder
+    return replace(result, folder=folder)
 
 
-def picture_of(folder: RunFolder) -> str:
-    return join(folder.location, "probe", "results.png")
+def _probed(
+    store: FeatureStore, aggregators: Sequence[Aggregator], run: RunFolder | None, config: ProbeConfig, console: Console
+) -> ProbeResult:
+    """The tables and pictures of every split that was asked for."""
+    split = config.splits.split
+    splits = store.split_names() if split == ALL_SPLITS else [split]
+    history = run.history() if run and len(aggregators) == 1 else None
+    per_split = num_representations(config.probing, len(aggregators))
+    tables: list[ProbeTable] = []
+    figures: list[FigureData] = []
+    with console.progress("probe", per_split * len(splits), "representations") as progress:
+        for number, name in enumerate(splits):
 
+            def show(count: int, representation: str, done: int = number * per_split) -> None:
+                progress.to(done + count, representation)
 
-def _folder_of(aggregator: str) -> RunFolder | None:
-    """The run's folder around an aggregator's, if it is one."""
-    run = absolute(aggregator).rpartition("/")[0]
-    runs, _, name = run.rpartition("/")
-    return RunFolder(runs, name) if exists(join(run, "history.parquet")) else None
+            table, figure_data = probe_table(
+                store,
+                aggregators,
+                config.probing,
+                split=name,
+                ensemble=config.representing.ensemble,
+                ingest=config.ingest,
+                progress=show,
+            )
+            notes = [note for one in aggregators for note in notes_on(one.trained_on, store, table.split)]
+            tables.append(replace(table, notes=list(dict.fromkeys(notes))))
+            figures.append(figure_data)
+    if len(tables) > 1:
+        tables.append(mean_table(tables))
+    return ProbeResult(tables, report_files(tables, figures, store, history))

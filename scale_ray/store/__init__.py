@@ -1,1 +1,25 @@
 """The feature store."""
+
+from scale_ray.store.clip_reader import ClipFeatures, StoredClips, training_clips
+from scale_ray.store.feature_store import FeatureStore
+from scale_ray.store.lease import Lease, write_lease
+from scale_ray.store.maintenance import compact, repair, verify
+from scale_ray.store.schema import GEOMETRY, Failure, VideoFeatures, fingerprint_of
+from scale_ray.store.shard_store import ShardStore
+
+__all__ = [
+    "GEOMETRY",
+    "ClipFeatures",
+    "Failure",
+    "FeatureStore",
+    "Lease",
+    "ShardStore",
+    "StoredClips",
+    "VideoFeatures",
+    "compact",
+    "fingerprint_of",
+    "repair",
+    "training_clips",
+    "verify",
+    "write_lease",
+]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from scale_ray.clips import POSITION_FIELDS
-from scale_ray.hashing import hash_share
+from scale_ray.hashing import uniform_hash
 from scale_ray.store.feature_store import FeatureStore
 
 # Shards that are read at once: an object store answers late, and then fast.
@@ -129,13 +129,8 @@ def training_clips(
     """
     groups, sides = store.groups(), store.splits(split)
     train = [video_id for video_id in groups if everything or sides.get(video_id) == "train"]
-    held_out = {i for i in train if hash_share(f"validation\0{groups[i]}") < held_out_share}
+    held_out = {i for i in train if uniform_hash(f"validation\0{groups[i]}") < held_out_share}
     return StoredClips(store, "train", set(train) - held_out), StoredClips(store, "train", held_out)
-
-
-def read_clips(store: FeatureStore, mode: str) -> ClipFeatures:
-    """All stored clips of one mode, in the order of the ids."""
-    return StoredClips(store, mode).read()
 
 
 def _part(path: str, rows_and_places: list[tuple[int, int]]) -> _Part:

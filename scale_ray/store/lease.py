@@ -105,7 +105,7 @@ class Lease:
 
 
 @contextmanager
-def held(store: str) -> Iterator[Lease]:
+def write_lease(store: str) -> Iterator[Lease]:
     """The lease of a store, for as long as the context lasts.
 
     A claim of a dead process of this host, or one that was silent for a minute, is removed.

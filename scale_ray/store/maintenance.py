@@ -15,12 +15,13 @@ from scale_ray.errors import UserError
 from scale_ray.locations import filesystem_of, list_files
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.schema import GEOMETRY
+from scale_ray.store.shard_store import ShardStore
 
 # Shards below this are merged, into ones of about this size.
 COMPACT_BYTES = 256 * 2**20
 
 
-def tidy(store: FeatureStore) -> None:
+def repair(store: ShardStore) -> None:
     """What a run that died may have left: unfinished files, and shards that hold the same videos.
 
     A compaction that dies between writing the merged shard and deleting its parts leaves both. Of shards
@@ -107,7 +108,7 @@ def _is_shard(schema: pa.Schema) -> bool:
     )
 
 
-def _delete(store: FeatureStore, paths: list[str], written: set[str]) -> None:
+def _delete(store: ShardStore, paths: list[str], written: set[str]) -> None:
     """Delete shards whose videos others hold by now, but none that was just written under its name."""
     filesystem, _ = filesystem_of(store.location)
     for path in paths:

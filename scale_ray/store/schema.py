@@ -12,7 +12,7 @@ import pyarrow.dataset
 
 from scale_ray.clips import MODES, VideoGeometry
 from scale_ray.config import Sampling
-from scale_ray.corpus.corpus import COLUMNS
+from scale_ray.corpus import COLUMNS
 
 FORMAT = 2
 GEOMETRY = pa.schema(
@@ -23,7 +23,7 @@ GEOMETRY = pa.schema(
         ("fps", pa.float64()),
     ]
 )
-_LEDGER = pa.schema(
+LEDGER = pa.schema(
     [
         ("video_id", pa.string()),
         ("mode", pa.string()),
@@ -35,7 +35,7 @@ _LEDGER = pa.schema(
     ]
 )
 # The columns of videos.parquet that the store itself needs; a manifest's own follow them.
-_VIDEOS = pa.schema([*list(COLUMNS)[:3], *GEOMETRY, *list(COLUMNS)[3:]])
+VIDEOS = pa.schema([*list(COLUMNS)[:3], *GEOMETRY, *list(COLUMNS)[3:]])
 
 
 _SHARED = ("frames", "stride", "fps")

@@ -1,1 +1,23 @@
 """Runs: their folders, and MLflow."""
+
+from scale_ray.tracking.mlflow import (
+    Experiment,
+    RunRecord,
+    save_video_model,
+    server_command,
+    tracking_uri,
+    without_password,
+)
+from scale_ray.tracking.run_folder import RunFolder, aggregator_of, run_folder_of
+
+__all__ = [
+    "Experiment",
+    "RunFolder",
+    "RunRecord",
+    "aggregator_of",
+    "run_folder_of",
+    "save_video_model",
+    "server_command",
+    "tracking_uri",
+    "without_password",
+]

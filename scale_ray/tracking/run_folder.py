@@ -32,14 +32,14 @@ class RunFolder:
         self.location = join(self.runs, name)
         self.aggregator = join(self.location, "aggregator")
 
-    def claim(self, config: Mapping[str, Any]) -> None:
+    def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the configuration of a new run."""
         path = join(self.location, "config.yaml")
         if not exists(path):
             with written_whole(path) as file:
                 file.write(yaml.safe_dump(dict(config), sort_keys=False).encode())
 
-    def require(self, config: Mapping[str, Any]) -> None:
+    def check_config(self, config: Mapping[str, Any]) -> None:
         """Check that a run that has this name already was asked for the same.
 
         Raises
@@ -86,6 +86,13 @@ class RunFolder:
         filesystem, path = filesystem_of(join(self.location, "history.parquet"))
         with filesystem.open_input_file(path) as file:
             return pq.read_table(file).to_pylist()
+
+
+def run_folder_of(aggregator: str) -> RunFolder | None:
+    """The folder of the run that an aggregator's folder belongs to; None if it belongs to none."""
+    run = absolute(aggregator).rpartition("/")[0]
+    runs, _, name = run.rpartition("/")
+    return RunFolder(runs, name) if exists(join(run, "history.parquet")) else None
 
 
 def aggregator_of(checkpoint: str, runs: str) -> str:

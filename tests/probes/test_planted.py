@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from stores import make_store, positions_of
+from support.stores import make_store, positions_of
 
 from scale_ray.aggregator.model import Aggregator
 from scale_ray.clip_sets.sources import Held

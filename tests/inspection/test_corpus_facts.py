@@ -14,6 +14,7 @@ from scale_ray.backbones import load_backbone
 from scale_ray.cli.main import cli, main
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import BackboneOptions, Extraction, Sampling
+from scale_ray.console import Console
 from scale_ray.corpus.corpus import read_corpus
 from scale_ray.corpus.sample_videos import BROKEN, MOTIONS
 from scale_ray.errors import VideoError
@@ -198,7 +199,7 @@ def test_decoding_is_tried_in_every_mode_and_reading_where_files_are_remote(vide
         SAMPLING,
         (32, 48),
         Extraction(),
-        quiet=True,
+        Console(quiet=True),
     )
     assert [(trial.video_id, trial.mode) for trial in trials] == [
         *((local.video_id, "train"), (local.video_id, "eval")),
@@ -224,7 +225,7 @@ def test_a_video_shown_turned_by_a_quarter_is_counted(videos, tmp_path):
                 copy.mux(packet)
     header = header_of("turned", str(turned))
     assert (header.width_px, header.height_px) == (160, 120)
-    assert try_decoding([(header, str(turned))], ["train"], SAMPLING, [32], Extraction(), quiet=True)[2] == 1
+    assert try_decoding([(header, str(turned))], ["train"], SAMPLING, [32], Extraction(), Console(quiet=True))[2] == 1
 
 
 def test_a_backbone_is_timed_and_leaves_the_threads_alone():
@@ -359,7 +360,7 @@ if "scale_ray.decoding.decoder_process" in " ".join(sys.orig_argv):
 def test_a_header_that_crashes_or_hangs_costs_one_video(broken, videos):
     paths = ["crash", "hang", *map(str, sorted((videos / "recede").glob("*.mp4")))]
     rows = [{"video_id": path, "path": path} for path in paths]
-    found, unreadable = read_headers(rows, Extraction(decode_timeout_s=3), quiet=True)
+    found, unreadable = read_headers(rows, Extraction(decode_timeout_s=3), Console(quiet=True))
     assert [header.video_id for header in found] == sorted(paths[2:])
     assert [entry.video_id for entry in unreadable] == ["crash", "hang"]
     assert "signal SIGSEGV" in unreadable[0].reason

@@ -16,7 +16,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command, Ended
+from support.command import Command, Ended
 
 from scale_ray.clips import VideoGeometry
 from scale_ray.corpus.corpus import COLUMNS

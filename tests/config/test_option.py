@@ -19,7 +19,7 @@ from scale_ray.errors import UserError
         ("aggregator", "width", 100, "expected a value a multiple of 32, found 100"),
         ("extraction", "mode", "evaluate", "one of auto, train, augmented, eval, found 'evaluate'"),
         ("backbone", "pixel_std", [0.0], "pixel_std: expected values above 0"),
-        ("sets", "maskratio", 0.2, "sets.maskratio: unknown option, expected one of set_size, mask_ratio"),
+        ("sets", "maskratio", 0.2, "sets.maskratio: unknown option, expected one of mask_ratio"),
     ],
 )
 def test_a_bad_value_is_refused_with_what_was_expected_and_found(section, name, value, message):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "faults.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 
 
 def test_whatever_is_killed_the_same_command_ends_with_the_same_rows(tmp_path):

@@ -1,13 +1,15 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from stores import make_store
+from support.stores import make_store
 
 from scale_ray.aggregator.model import Aggregator
-from scale_ray.config import AggregatorOptions, Ingest, Probing, Representing, Splits, Tracking
+from scale_ray.config import AggregatorOptions, Ingest, ProbeConfig, Probing, Splits
+from scale_ray.console import Console
 from scale_ray.errors import UserError
 from scale_ray.probes.evaluation import probe_table
 from scale_ray.probes.targets import read_targets
@@ -111,18 +113,10 @@ def test_every_official_split_is_reported_apart_and_averaged(tmp_path):
     store = make_store(tmp_path / "s", FEATURES, sides=sides, label=[f"{n % 2}" for n in range(24)])
     torch.manual_seed(0)
     Aggregator(6, AggregatorOptions(width=32, layers=1), store.origin).save(str(tmp_path / "a"))
-    tables, folder = probe(
-        store.location,
-        str(tmp_path / "a"),
-        str(tmp_path / "runs"),
-        probing=Probing(**{**QUICK.to_dict(), "probes": ["knn", "clustering"]}),
-        representing=Representing(),
-        splits=Splits("all"),
-        ingest=Ingest(),
-        tracking=Tracking(),
-        out=str(tmp_path / "out"),
-        quiet=True,
-    )
+    config = replace(ProbeConfig(probing=QUICK), splits=Splits("all")).replaced(probes=["knn", "clustering"])
+    runs, out = str(tmp_path / "runs"), str(tmp_path / "out")
+    result = probe(store.location, str(tmp_path / "a"), runs=runs, out=out, config=config, console=Console(quiet=True))
+    tables, folder = result.tables, result.folder
     assert [table.split for table in tables] == ["1", "2", "mean"]
     first, second, mean = (table.rows[1].measures["knn_top1"].value for table in tables)
     assert mean == pytest.approx((first + second) / 2)

@@ -11,11 +11,35 @@ import pyarrow as pa
 
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import Sampling
+from scale_ray.store import ClipFeatures, StoredClips
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.schema import VideoFeatures, fingerprint_of
 
 BACKBONE = {"backbone": "tiny", "weights": "none"}
 GEOMETRY = VideoGeometry(120, 160, 8.0, 15.0)
+FINGERPRINT = fingerprint_of(BACKBONE, Sampling())
+
+
+def features_of(rng: np.random.Generator, *ids: str) -> list[VideoFeatures]:
+    return [
+        VideoFeatures(video_id, rng.normal(size=(16, 5)).astype(np.float16), rng.random((16, 7), np.float32), GEOMETRY)
+        for video_id in ids
+    ]
+
+
+def corpus_of(**labels: str) -> pa.Table:
+    return pa.table(
+        {
+            "video_id": list(labels),
+            "path": [f"/videos/{name}" for name in labels],
+            "size_bytes": [1] * len(labels),
+            "label": list(labels.values()),
+            "labels": pa.nulls(len(labels), pa.list_(pa.string())),
+            "target": pa.nulls(len(labels), pa.float64()),
+            "group": pa.nulls(len(labels), pa.string()),
+            "splits": pa.array([[("default", "train")]] * len(labels), pa.map_(pa.string(), pa.string())),
+        }
+    )
 
 
 def positions_of(rng: np.random.Generator, clips: int, starts_s: np.ndarray | None = None) -> np.ndarray:
@@ -73,3 +97,8 @@ def make_store(
             store.commit(store.part_name(mode, part), mode, videos)
     store.replace_videos(pa.table(corpus))
     return store
+
+
+def read_clips(store: FeatureStore, mode: str) -> ClipFeatures:
+    """All stored clips of one mode, in the order of the ids."""
+    return StoredClips(store, mode).read()

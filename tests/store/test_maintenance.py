@@ -7,12 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_store import FINGERPRINT, corpus_of, features_of
+from support.stores import FINGERPRINT, corpus_of, features_of, read_clips
 
 from scale_ray.store import maintenance as upkeep
-from scale_ray.store.clip_reader import read_clips
 from scale_ray.store.feature_store import FeatureStore
-from scale_ray.store.maintenance import compact, tidy, verify
+from scale_ray.store.maintenance import compact, repair, verify
 from scale_ray.store.schema import VideoFeatures
 
 
@@ -67,20 +66,20 @@ def test_of_shards_that_overlap_each_video_stays_once(store, made, shards):
     for ids in shards:
         put(store, made, ids)
     put(store, made, "gh", mode="eval")
-    tidy(store)
+    repair(store)
     everything = "".join(sorted(set("".join(shards))))
     assert_holds(store, made, everything)
     assert_holds(store, made, "gh", mode="eval")
     assert held(store) == [*everything, "g", "h"]
     before = parts(store)
-    tidy(store)
+    repair(store)
     assert parts(store) == before
 
 
 def test_shards_of_different_modes_do_not_overlap(store, made):
     for mode in ("train", "augmented", "eval"):
         put(store, made, "ab", mode=mode)
-    tidy(store)
+    repair(store)
     assert len(parts(store)) == 3
 
 
@@ -92,7 +91,7 @@ def test_unfinished_files_are_removed_and_others_are_not(store, made, tmp_path):
         path.write_bytes(b"half")
     notes = Path(store.location, "notes.txt")
     notes.write_text("mine")
-    tidy(store)
+    repair(store)
     assert not left.exists()
     assert not head.exists()
     assert notes.exists()
@@ -161,9 +160,9 @@ def test_a_merger_that_dies_leaves_a_readable_store(store, made, monkeypatch, de
     monkeypatch.undo()
     assert len(parts(store)) == 4 - deleted
     assert_holds(store, made, "abcde")
-    assert store.done("train") == set("abcde")
+    assert store.stored_ids("train") == set("abcde")
     assert any("holds, too" in line for line in verify(store))
-    tidy(store)
+    repair(store)
     assert [path.name for path in parts(store)] == [store.part_name("train", "abcde", "merger")]
     assert_holds(store, made, "abcde")
     assert verify(store) == []

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.dataset
 import pytest
-from conftest import BACKBONE, Command, Extracted
-from servers import free_port, serving
+from support.command import BACKBONE, Command, Extracted
+from support.servers import free_port, serving
+from support.stores import read_clips
 
 from scale_ray.aggregator.model import Aggregator
 from scale_ray.backbones import load_backbone
@@ -24,13 +25,12 @@ from scale_ray.config import BackboneOptions, Sampling
 from scale_ray.corpus.corpus import read_corpus
 from scale_ray.corpus.sample_videos import MOTIONS
 from scale_ray.decoding.decode import decode_clips
-from scale_ray.store.clip_reader import read_clips
 from scale_ray.store.feature_store import FeatureStore
 
 pytestmark = pytest.mark.ray
 # The trained probes have tests of their own.
 BRIEF = ("--probe-epochs", 1, "--probe-min-steps", 20, "--resamples", 50)
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 SMALL = ("--prediction-hidden", 32, "--target-hidden", 32, "--width", 32, "--layers", 1, "--batch", 8)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import SHARED
+from support.command import SHARED
 
 from scale_ray.clips import plan_clips
 from scale_ray.config import Sampling

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Command, Extracted
-from servers import free_port, serving
-from stores import make_store
+from support.command import Command, Extracted
+from support.servers import free_port, serving
+from support.stores import make_store, read_clips
 
 from scale_ray.aggregator.model import Aggregator
 from scale_ray.aggregator.representation import clip_representations, set_tokens, tokens_of_clips
@@ -25,7 +25,6 @@ from scale_ray.embedding.neighbours import find_neighbours
 from scale_ray.embedding.vector_store import VectorStore, embed_store, fingerprint_of_vectors
 from scale_ray.embedding.video_model import VideoModel, vectors_of
 from scale_ray.errors import UserError
-from scale_ray.store.clip_reader import read_clips
 from scale_ray.store.feature_store import FeatureStore
 
 pytestmark = pytest.mark.ray
@@ -57,7 +56,7 @@ def embedded(scale_ray: Command, extracted: Extracted, checkpoint: Path, tmp_pat
 def test_a_store_becomes_one_vector_a_video(embedded: Path, extracted: Extracted, checkpoint: Path):
     table = pd.read_parquet(embedded / "vectors").set_index("video_id")
     store = FeatureStore(str(extracted.store))
-    assert sorted(table.index) == sorted(store.labels().keys() & store.done("train") | store.done("eval"))
+    assert sorted(table.index) == sorted(store.labels().keys() & store.stored_ids("train") | store.stored_ids("eval"))
     assert table["label"].to_dict() == {i: label for i, label in store.labels().items() if i in table.index}
     assert table["split"].to_dict() == {i: side for i, side in store.splits().items() if i in table.index}
     assert set(zip(table["mode"], table["split"], strict=True)) == {("train", "train"), ("eval", "test")}
@@ -124,7 +123,7 @@ def test_videos_straight_through_give_the_vectors_of_the_store(
 ):
     """Of the test videos, whose eval clips the store holds; a file that is none is an entry of the ledger."""
     store = FeatureStore(str(extracted.store))
-    test = sorted(store.done("eval"))[:3]
+    test = sorted(store.stored_ids("eval"))[:3]
     manifest = tmp_path / "new.csv"
     lines = [f"{video_id},{videos}/{video_id}\n" for video_id in [*test, "approach/notes.txt"]]
     manifest.write_text("video_id,path\n" + "".join(lines))
@@ -145,7 +144,7 @@ def test_neighbours_of_a_file_and_of_a_stored_video(
     scale_ray: Command, videos: Path, extracted: Extracted, checkpoint: Path, tmp_path: Path
 ):
     store = FeatureStore(str(extracted.store))
-    video_id = min(store.done("eval"))
+    video_id = min(store.stored_ids("eval"))
     common = ("--store", extracted.store, "--checkpoint", checkpoint, "--count", 4, "--json")
     found = {}
     for query in (video_id, videos / video_id):
@@ -195,7 +194,7 @@ def model(scale_ray: Command, checkpoint: Path, tmp_path_factory: pytest.TempPat
 def test_mlflow_loads_the_whole_and_a_bad_path_is_an_error_of_its_row(
     model: Path, videos: Path, extracted: Extracted, embedded: Path
 ):
-    video_id = min(FeatureStore(str(extracted.store)).done("eval"))
+    video_id = min(FeatureStore(str(extracted.store)).stored_ids("eval"))
     loaded = mlflow.pyfunc.load_model(str(model))
     assert loaded.metadata.signature is not None
     assert [column.name for column in loaded.metadata.get_output_schema()] == ["path", "vector", "error"]
@@ -223,7 +222,7 @@ def test_weights_that_were_changed_are_refused(model: Path, tmp_path: Path):
 
 
 def test_mlflow_serves_the_model_on_loopback(model: Path, videos: Path, extracted: Extracted):
-    video_id = min(FeatureStore(str(extracted.store)).done("eval"))
+    video_id = min(FeatureStore(str(extracted.store)).stored_ids("eval"))
     port = free_port()
     arguments = ("models", "serve", "-m", str(model), "--env-manager", "local", "--host", "127.0.0.1")
     with serving("mlflow", *arguments, f"--port={port}", port=port, within_s=90):

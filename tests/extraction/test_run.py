@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.stores import read_clips
 
 from scale_ray.clips import VideoGeometry
-from scale_ray.config import BackboneOptions, Cluster, CorpusOptions, Extraction, Sampling
+from scale_ray.config import ExtractConfig, Sampling
+from scale_ray.console import Console
 from scale_ray.distributed import stream as stage
-from scale_ray.errors import UserError
-from scale_ray.extraction.run import Run, Shard
+from scale_ray.errors import UserError, VideoError
+from scale_ray.extraction.results import VideoResult
+from scale_ray.extraction.run import ExtractionRun, Shard
 from scale_ray.extraction.summary import ExtractionSummary
+from scale_ray.stages.extract import extract
 from scale_ray.store import lease
-from scale_ray.store.clip_reader import read_clips
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.schema import Failure
 
@@ -29,7 +34,7 @@ class Killed(Exception):
 
 def run(
     videos: Path, store: Path, monkeypatch, *, dies_after: int | None = None, backbone: str = SMALL, **options
-) -> list[ExtractionSummary]:
+) -> Sequence[ExtractionSummary]:
     """Extract with made-up features; broken files fail, and after `dies_after` shards the run dies."""
 
     def stream(run, sampling, extraction, size, progress):
@@ -37,43 +42,29 @@ def run(
             if number == dies_after:
                 raise Killed
             for video_id in reversed(shard.video_ids):
-                run.take(result(video_id, number, shard, sampling), sampling)
+                run.add_result(result(video_id, number, shard, sampling))
 
     monkeypatch.setattr(stage, "_stream", stream)
     monkeypatch.setattr(stage, "connected", lambda *_, **__: nullcontext())
-    return stage.extract(
-        str(videos),
-        str(store),
-        corpus=CorpusOptions(),
-        sampling=Sampling(),
-        backbone=BackboneOptions(backbone=backbone, weights="none", input_px=32),
-        extraction=Extraction(shard_videos=4, **options),
-        cluster=Cluster(),
-        say=lambda _: None,
-        quiet=True,
-    )
+    config = ExtractConfig().replaced(backbone=backbone, weights="none", input_px=32, shard_videos=4, **options)
+    return extract(str(videos), str(store), config=config, console=Console(quiet=True)).stores
 
 
-def result(video_id: str, number: int, shard: Shard, sampling: Sampling) -> dict:
+def result(video_id: str, number: int, shard: Shard, sampling: Sampling) -> VideoResult:
     if "_0" not in video_id:
-        bad = {"stage": "open", "reason": "broken", "exception": "", "positions": None}
-        return {"shard": number, "video_id": video_id, **bad}
+        return VideoResult(video_id, number, VideoError("open", "broken"))
     rng = np.random.default_rng(len(video_id))
     clips = sampling.num_clips(shard.mode)
-    return {
-        "shard": number,
-        "video_id": video_id,
-        "positions": np.zeros((clips, 7), np.float32).tobytes(),
-        **{f"features_{t}": rng.normal(size=(clips, 4 + t)).astype(np.float16).tobytes() for t in shard.targets},
-        **vars(VideoGeometry(120, 160, 8.0, 15.0)),
-    }
+    features = {target: rng.normal(size=(clips, 4 + target)).astype(np.float16) for target in shard.targets}
+    geometry = VideoGeometry(120, 160, 8.0, 15.0)
+    return VideoResult(video_id, number, None, np.zeros((clips, 7), np.float32), geometry, features)
 
 
 @pytest.mark.parametrize("dies_after", [0, 1, 3])
 def test_a_run_that_died_is_finished_by_the_same_command(videos, tmp_path, monkeypatch, dies_after):
     with pytest.raises(Killed):
         run(videos, tmp_path / "died", monkeypatch, dies_after=dies_after)
-    done_before = sum(len(FeatureStore(str(tmp_path / "died")).done(mode)) for mode in ("train", "eval"))
+    done_before = sum(len(FeatureStore(str(tmp_path / "died")).stored_ids(mode)) for mode in ("train", "eval"))
     [summary] = run(videos, tmp_path / "died", monkeypatch)
     run(videos, tmp_path / "whole", monkeypatch)
     assert (summary.num_videos, summary.num_done, summary.num_failed + summary.num_skipped) == (35, 32, 3)
@@ -108,7 +99,8 @@ def test_many_failures_are_counted_and_some_shown():
 
 def test_the_plan_covers_every_video_once_in_order(videos, tmp_path, monkeypatch):
     seen: list[Shard] = []
-    monkeypatch.setattr(stage, "Run", lambda *given: seen.extend((made := Run(*given)).shards) or made)
+    made = ExtractionRun.__init__
+    monkeypatch.setattr(ExtractionRun, "__init__", lambda run, *given: made(run, *given) or seen.extend(run.shards))
     run(videos, tmp_path / "s", monkeypatch)
     planned = [video_id for shard in seen for video_id in shard.video_ids]
     assert sorted(planned) == FeatureStore(str(tmp_path / "s")).videos()["video_id"].to_pylist()
@@ -123,7 +115,7 @@ def test_another_mode_extracts_the_difference(videos, tmp_path, monkeypatch):
     [augmented] = run(videos, tmp_path / "s", monkeypatch, mode="augmented")
     assert augmented.num_extracted == 32
     store = FeatureStore(str(tmp_path / "s"))
-    assert len(store.done("train")) == len(store.done("augmented")) == 32
+    assert len(store.stored_ids("train")) == len(store.stored_ids("augmented")) == 32
     assert read_clips(store, "augmented").features.shape[1] == 16
 
 
@@ -141,21 +133,21 @@ def test_several_backbones_share_the_decoding_and_have_a_store_each(videos, tmp_
 def test_a_store_that_somebody_writes_to_is_left_alone(videos, tmp_path, monkeypatch):
     run(videos, tmp_path / "s", monkeypatch)
     with (
-        lease.held(str(tmp_path / "s")),
+        lease.write_lease(str(tmp_path / "s")),
         pytest.raises(UserError, match="expected to write to this store alone, found process"),
     ):
         run(videos, tmp_path / "s", monkeypatch, mode="augmented")
-    assert not FeatureStore(str(tmp_path / "s")).done("augmented")
+    assert not FeatureStore(str(tmp_path / "s")).stored_ids("augmented")
 
 
 def test_features_that_float16_cannot_hold_are_failures_of_the_backbone(videos, tmp_path, monkeypatch):
     real = result
 
     def infinite(video_id, *rest):
-        row = real(video_id, *rest)
-        if video_id == "approach/approach_003.mp4":
-            row["features_0"] = np.full(16 * 4, np.inf, np.float16).tobytes()
-        return row
+        good = real(video_id, *rest)
+        if video_id != "approach/approach_003.mp4":
+            return good
+        return replace(good, features={0: np.full((16, 4), np.inf, np.float16)})
 
     monkeypatch.setattr(sys.modules[__name__], "result", infinite)
     [summary] = run(videos, tmp_path / "s", monkeypatch, mode="train")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BACKBONE, Command
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
-from test_store import FINGERPRINT, corpus_of, features_of
+from support.command import BACKBONE, Command
+from support.stores import FINGERPRINT, corpus_of, features_of, read_clips
 
 from scale_ray import locations
 from scale_ray.aggregator.model import Aggregator
@@ -23,9 +23,8 @@ from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
 from scale_ray.errors import RunFailed, UserError, VideoError
 from scale_ray.locations import exists, list_files, open_input, read_bytes, written_whole
 from scale_ray.store import lease
-from scale_ray.store.clip_reader import read_clips
 from scale_ray.store.feature_store import FeatureStore
-from scale_ray.store.maintenance import compact, tidy, verify
+from scale_ray.store.maintenance import compact, repair, verify
 
 KEY, SECRET = "AKIANOBODYSKEY", "nobodys+very/secret+value"
 VIDEOS = "s3://bucket/videos"
@@ -143,16 +142,16 @@ def test_the_decoder_reads_from_the_bucket(folder):
 
 def test_a_store_in_the_bucket(rng):
     location = "s3://bucket/stores/one"
-    assert not FeatureStore.present(location)
+    assert not FeatureStore.is_store(location)
     store = FeatureStore.create(location, FINGERPRINT)
     made = {video.video_id: video for video in features_of(rng, *"abcde")}
     for ids in ("ab", "cd", "de"):
         store.commit(store.part_name("train", ids), "train", [made[video_id] for video_id in ids])
     store.replace_videos(corpus_of(**dict.fromkeys("abcde", "x")))
     again = FeatureStore.create(location, FINGERPRINT)
-    assert again.done("train") == set("abcde")
+    assert again.stored_ids("train") == set("abcde")
     assert len(verify(again)) == 1, "a video is there twice"
-    tidy(again)
+    repair(again)
     assert verify(again) == []
     before, after = compact(again)
     assert (before, after) == (3, 1)
@@ -174,8 +173,8 @@ def claims(store: str) -> list[str]:
 def test_one_writer_a_store(monkeypatch):
     store = "s3://bucket/stores/leased"
     monkeypatch.setattr(lease, "_PATIENCE_S", 0.5)
-    with lease.held(store) as first:
-        with pytest.raises(UserError, match="found process"), lease.held(store):
+    with lease.write_lease(store) as first:
+        with pytest.raises(UserError, match="found process"), lease.write_lease(store):
             pytest.fail("two writers at once")
         first.check()
         assert len(claims(store)) == 1
@@ -193,14 +192,14 @@ def test_a_silent_writer_loses_the_bucket_and_a_living_one_does_not(monkeypatch)
     monkeypatch.setattr(lease, "SILENCE_S", 2.0)
     dead = dataclasses.replace(lease.Claim.mine(), token="0", host="elsewhere")
     lease._write(f"{store}/leases", dead)
-    with pytest.raises(UserError, match="on elsewhere"), lease.held(store):
+    with pytest.raises(UserError, match="on elsewhere"), lease.write_lease(store):
         pytest.fail("two writers at once")
     time.sleep(3.1)
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.5)
-    with lease.held(store) as mine:
+    with lease.write_lease(store) as mine:
         assert "0.json" not in claims(store)
         time.sleep(3.1)  # the heart beats: nobody takes this one for dead
-        with pytest.raises(UserError, match="found process"), lease.held(store):
+        with pytest.raises(UserError, match="found process"), lease.write_lease(store):
             pytest.fail("two writers at once")
         mine.check()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from test_sparse_decoding import KEPT_BACK, encode
+from support.videos import KEPT_BACK, encode
 
 from scale_ray.config import Sampling
 from scale_ray.decoding.decode import decode_clips, pixel_shape

@@ -2,42 +2,15 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+from support.stores import FINGERPRINT, corpus_of, features_of, read_clips
 
-from scale_ray.clips import VideoGeometry
 from scale_ray.config import Sampling
 from scale_ray.errors import UserError
-from scale_ray.store.clip_reader import read_clips
 from scale_ray.store.feature_store import FeatureStore
-from scale_ray.store.schema import Failure, VideoFeatures, fingerprint_of
-
-FINGERPRINT = fingerprint_of({"backbone": "tiny", "weights": "none"}, Sampling())
-GEOMETRY = VideoGeometry(120, 160, 8.0, 15.0)
-
-
-def features_of(rng: np.random.Generator, *ids: str) -> list[VideoFeatures]:
-    return [
-        VideoFeatures(video_id, rng.normal(size=(16, 5)).astype(np.float16), rng.random((16, 7), np.float32), GEOMETRY)
-        for video_id in ids
-    ]
-
-
-def corpus_of(**labels: str) -> pa.Table:
-    return pa.table(
-        {
-            "video_id": list(labels),
-            "path": [f"/videos/{name}" for name in labels],
-            "size_bytes": [1] * len(labels),
-            "label": list(labels.values()),
-            "labels": pa.nulls(len(labels), pa.list_(pa.string())),
-            "target": pa.nulls(len(labels), pa.float64()),
-            "group": pa.nulls(len(labels), pa.string()),
-            "splits": pa.array([[("default", "train")]] * len(labels), pa.map_(pa.string(), pa.string())),
-        }
-    )
+from scale_ray.store.schema import Failure, fingerprint_of
 
 
 @pytest.fixture
@@ -53,8 +26,8 @@ def test_what_is_committed_is_read_back_in_order(store, rng):
     assert clips.features.dtype == np.float16
     np.testing.assert_array_equal(clips.features[1], videos[0].features)
     np.testing.assert_array_equal(clips.positions[0], videos[1].positions)
-    assert store.done("train") == {"a", "b"}
-    assert store.done("eval") == set()
+    assert store.stored_ids("train") == {"a", "b"}
+    assert store.stored_ids("eval") == set()
 
 
 def test_committing_a_shard_again_replaces_it(store, rng):
@@ -118,7 +91,7 @@ def test_a_corrected_corpus_corrects_the_videos_and_keeps_the_others(store, rng)
 
 def test_the_newest_ledger_entry_counts_until_the_video_is_done(store, rng):
     for attempt in (1, 2):
-        store.enter_failures([Failure("a", "train", "/videos/a", "open", f"reason {attempt}", "", attempt)])
+        store.add_failures([Failure("a", "train", "/videos/a", "open", f"reason {attempt}", "", attempt)])
     assert [(entry.reason, entry.attempts) for entry in store.failures()] == [("reason 2", 2)]
     store.commit(store.part_name("train", ["a"]), "train", features_of(rng, "a"))
     assert store.failures() == []

@@ -28,8 +28,8 @@ def leave_claim(store: Path, *, token: str = "0", silent_s: float = 0.0, **chang
 
 
 def test_a_second_writer_is_told_who_holds_the_store(tmp_path):
-    with lease.held(str(tmp_path)) as first:
-        with pytest.raises(UserError, match=f"found process {os.getpid()} on "), lease.held(str(tmp_path)):
+    with lease.write_lease(str(tmp_path)) as first:
+        with pytest.raises(UserError, match=f"found process {os.getpid()} on "), lease.write_lease(str(tmp_path)):
             pytest.fail("two writers at once")
         first.check()
         assert len(claims(tmp_path)) == 1
@@ -40,14 +40,14 @@ def test_a_second_writer_is_told_who_holds_the_store(tmp_path):
 def test_a_living_writer_of_another_host_is_respected_whatever_its_token(tmp_path, monkeypatch, token):
     monkeypatch.setattr(lease, "_PATIENCE_S", 0.3)
     leave_claim(tmp_path, token=token)
-    with pytest.raises(UserError, match="on elsewhere, since"), lease.held(str(tmp_path)):
+    with pytest.raises(UserError, match="on elsewhere, since"), lease.write_lease(str(tmp_path)):
         pytest.fail("two writers at once")
     assert [path.stem for path in claims(tmp_path)] == [token]
 
 
 def test_a_minutes_silence_frees_the_store(tmp_path):
     leave_claim(tmp_path, silent_s=61)
-    with lease.held(str(tmp_path)):
+    with lease.write_lease(str(tmp_path)):
         assert [path.stem for path in claims(tmp_path)] != ["0"]
         assert len(claims(tmp_path)) == 1
 
@@ -56,19 +56,19 @@ def test_a_dead_process_of_this_host_frees_the_store_at_once(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     leave_claim(tmp_path, host=lease.Claim.mine().host, process=child.pid)
-    with lease.held(str(tmp_path)):
+    with lease.write_lease(str(tmp_path)):
         assert len(claims(tmp_path)) == 1
 
 
 def test_another_process_of_the_same_number_does_not_count_as_alive(tmp_path):
     leave_claim(tmp_path, host=lease.Claim.mine().host, process_began_s=1.0)
-    with lease.held(str(tmp_path)):
+    with lease.write_lease(str(tmp_path)):
         assert len(claims(tmp_path)) == 1
 
 
 def test_a_writer_that_was_taken_for_dead_stops_before_it_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
-    with lease.held(str(tmp_path)) as mine:
+    with lease.write_lease(str(tmp_path)) as mine:
         claims(tmp_path)[0].unlink()
         time.sleep(0.2)
         with pytest.raises(RunFailed, match="removed by another writer"):
@@ -78,7 +78,7 @@ def test_a_writer_that_was_taken_for_dead_stops_before_it_writes(tmp_path, monke
 
 def test_the_heart_keeps_a_claim_fresh(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
-    with lease.held(str(tmp_path)):
+    with lease.write_lease(str(tmp_path)):
         path = claims(tmp_path)[0]
         long_ago = datetime.datetime(2020, 1, 1).timestamp()
         os.utime(path, (long_ago, long_ago))
@@ -97,7 +97,7 @@ lease._PATIENCE_S = 0.5
 end = time.monotonic() + 3
 while time.monotonic() < end:
     try:
-        with lease.held({str(tmp_path)!r}):
+        with lease.write_lease({str(tmp_path)!r}):
             began = time.monotonic(); time.sleep(0.02); print(began, time.monotonic())
     except UserError:
         time.sleep(0.01)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stores import make_store
+from support.stores import make_store
 
 from scale_ray.aggregator.model import Aggregator
 from scale_ray.config import PROBES, AggregatorOptions, Ingest, Probing

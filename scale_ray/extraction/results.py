@@ -1,0 +1,85 @@
+"""What becomes of one video on its way from the decoder over the backbone actors to the commit.
+
+A row per video. The decoder fills the columns of `ROW` and one column of pixels per input size; the backbone actors
+replace the pixels by one column of features per target; the commit reads both kinds of rows as `VideoResult`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from scale_ray.clips import POSITION_FIELDS, VideoGeometry
+from scale_ray.errors import VideoError
+from scale_ray.store import GEOMETRY
+
+# A video that could not be decoded has `stage`, `reason` and `exception`, and nulls in place of the others.
+ROW = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("mode", pa.string()),
+        ("shard", pa.int64()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("exception", pa.string()),
+        ("positions", pa.binary()),
+        *GEOMETRY,
+    ]
+)
+_FEATURES = "features_"
+_PIXELS = "pixels_"
+
+
+def pixels_column(input_size_px: int) -> str:
+    """The column of the pixels at one input size: a binary value per video, uint8 (clips, frames, size, size, 3)."""
+    return f"{_PIXELS}{input_size_px}"
+
+
+def features_column(target: int) -> str:
+    """The column of the features of one target, by its number: a binary value per video, float16 (clips, D)."""
+    return f"{_FEATURES}{target}"
+
+
+def without_pixels(block: pa.Table) -> pa.Table:
+    """The block without its columns of pixels."""
+    return block.select([name for name in block.column_names if not name.startswith(_PIXELS)])
+
+
+def decoded_mask(block: pa.Table) -> np.ndarray:
+    """Which videos of a block were decoded: bool (videos,)."""
+    return np.array(block["positions"].is_valid().to_pylist(), bool)
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """The clips of one video, or the error because of which there are none.
+
+    `positions` float32 (clips, 7); `features` float16 (clips, D) by the number of the target.
+    """
+
+    video_id: str
+    shard: int
+    error: VideoError | None = None
+    positions: np.ndarray | None = None
+    geometry: VideoGeometry | None = None
+    features: Mapping[int, np.ndarray] | None = None
+
+
+def read_results(block: pa.Table) -> Iterator[VideoResult]:
+    """The results of a block that the backbone actors returned."""
+    for row in block.to_pylist():
+        if row["positions"] is None:
+            error = VideoError(row["stage"], row["reason"], row["exception"])
+            yield VideoResult(row["video_id"], row["shard"], error)
+            continue
+        positions = np.frombuffer(row["positions"], np.float32).reshape(-1, len(POSITION_FIELDS))
+        features = {
+            int(name.removeprefix(_FEATURES)): np.frombuffer(value, np.float16).reshape(len(positions), -1)
+            for name, value in row.items()
+            if name.startswith(_FEATURES) and value is not None
+        }
+        geometry = VideoGeometry(*(row[name] for name in GEOMETRY.names))
+        yield VideoResult(row["video_id"], row["shard"], None, positions, geometry, features)

@@ -1,0 +1,114 @@
+"""Videos to what they are and what their extraction will cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from scale_ray.config import Extraction, InspectConfig
+from scale_ray.console import Console, Result
+from scale_ray.corpus import Corpus, read_corpus
+from scale_ray.distributed.resources import Size, sizes_of
+from scale_ray.inspection import (
+    CorpusFacts,
+    Estimate,
+    Header,
+    Machine,
+    Sample,
+    chosen,
+    cores_here,
+    estimate,
+    facts_of_corpus,
+    gpus_here,
+    measure,
+    read_headers,
+    spread_sample,
+    videos_by_mode,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class InspectResult(Result):
+    """What the files of a corpus are; if some were decoded, what was measured, and the cost of an extraction."""
+
+    corpus: CorpusFacts
+    sample: Sample | None = None
+    estimate: Estimate | None = None
+
+    @property
+    def num_unreadable(self) -> int:
+        """Files that could not be opened or decoded, among those that were tried."""
+        return len(self.corpus.unreadable) + (len(self.sample.unreadable) if self.sample else 0)
+
+    def lines(self) -> list[str]:
+        lines = self.corpus.lines()
+        if self.sample is not None:
+            lines += self.sample.lines()
+            lines += self.estimate.lines() if self.estimate else ["  no estimate: too few of them could be decoded"]
+        return lines
+
+    def values(self) -> dict[str, Any]:
+        return {
+            "corpus": asdict(self.corpus),
+            "sample": asdict(self.sample) if self.sample else None,
+            "estimate": asdict(self.estimate) if self.estimate else None,
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row: the numbers of the corpus."""
+        import pandas as pd
+
+        plain = (int, float, str)
+        return pd.DataFrame([{k: v for k, v in vars(self.corpus).items() if isinstance(v, plain)}])
+
+
+def inspect(videos: str, *, config: InspectConfig, console: Console) -> InspectResult:
+    """Open the files of a corpus, decode a sample of them and time the backbones; nothing is written.
+
+    Raises
+    ------
+    UserError
+        If there are no videos, or a backbone cannot be loaded.
+    """
+    corpus, inspection = read_corpus(videos, config.corpus), config.inspection
+    rows = chosen(corpus, inspection.inspect_headers, inspection.inspect_seed)
+    headers, unreadable = read_headers(rows, config.extraction, console)
+    facts = facts_of_corpus(corpus, headers, unreadable)
+    if not headers or not inspection.inspect_sample:
+        return InspectResult(facts)
+    return _with_estimate(corpus, facts, {row["video_id"]: row for row in rows}, headers, config, console)
+
+
+def _with_estimate(
+    corpus: Corpus,
+    facts: CorpusFacts,
+    rows: dict[str, dict[str, Any]],
+    headers: list[Header],
+    config: InspectConfig,
+    console: Console,
+) -> InspectResult:
+    inspection, extraction = config.inspection, config.extraction
+    splits = [dict(rows[header.video_id]["splits"]) for header in headers]
+    several = len(corpus.split_names) > 1
+    num_videos = videos_by_mode(splits, extraction.mode, several=several, scale=facts.scale)
+    machine = _this_machine(extraction)
+    drawn = spread_sample(headers, inspection.inspect_sample, inspection.inspect_seed)
+    paths = [(header, rows[header.video_id]["path"]) for header in drawn]
+    sample = measure(paths, list(num_videos), machine, config, console)
+    expected = estimate(
+        num_videos, sample.decoding, sample.backbones, machine, config.sampling, extraction.shard_videos
+    )
+    return InspectResult(facts, sample, expected)
+
+
+def _this_machine(extraction: Extraction) -> Machine:
+    """What a local Ray would run here, by the same rule as the stream."""
+    size = Size(cores_here(), gpus_here())
+    sizes = sizes_of(size, extraction)
+    if size.gpus:
+        devices = min(round(sizes.actors * sizes.actor_resources["num_gpus"]), size.gpus)
+        return Machine(size.cpus, sizes.decoders, max(devices, 1), "cuda", sizes.actor_threads)
+    return Machine(size.cpus, sizes.decoders, sizes.actors, "cpu", sizes.actor_threads)

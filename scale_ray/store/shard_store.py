@@ -1,0 +1,279 @@
+"""What every store of ours has: a header with a fingerprint, immutable shards, a ledger, a table of videos.
+
+Feature stores and vector stores stand on it. They differ in what their shards hold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from scale_ray.clips import MODES
+from scale_ray.corpus import DEFAULT
+from scale_ray.errors import UserError, first_line
+from scale_ray.hashing import digest
+from scale_ray.locations import absolute, exists, filesystem_of, join, list_files, read_bytes, written_whole
+from scale_ray.store.schema import FORMAT, GEOMETRY, LEDGER, VIDEOS, Failure, VideoFeatures
+
+
+class ShardStore:
+    """A store at a folder or URI.
+
+    Opening does not write anything; `create` makes a new store or checks that an existing one fits.
+    `loading_options` are the options that the backbone was loaded with: the fingerprint identifies its weights,
+    these say where to find them.
+
+    Raises
+    ------
+    UserError
+        On opening, if there is no store, a damaged one or one of another format.
+    """
+
+    # The header's file name, the folder of the shards, and the words for messages.
+    HEADER: str
+    FOLDER: str
+    KIND: str
+    MADE_BY: str
+    CONTENTS: str
+    FLAG: str
+
+    def __init__(self, location: str) -> None:
+        self.location = absolute(location)
+        header = join(self.location, self.HEADER)
+        if not exists(header):
+            raise UserError(f"expected {self.KIND} (made by `scale-ray {self.MADE_BY}`), found none at {location}")
+        try:
+            described = json.loads(read_bytes(header))
+            version, fingerprint = described["format"], described.get("fingerprint")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{header}: expected the header of {self.KIND}, found a damaged file") from error
+        if version != FORMAT:
+            raise UserError(f"{location}: expected store format {FORMAT}, found {version!r}")
+        if not isinstance(fingerprint, dict):
+            raise UserError(f"{header}: expected a fingerprint, found {type(fingerprint).__name__}")
+        self.fingerprint: dict[str, Any] = fingerprint
+        self.loading_options: dict[str, Any] = described.get("made_with") or {}
+        self._videos: tuple[tuple[Any, ...], pa.Table] | None = None
+
+    @classmethod
+    def create(
+        cls, location: str, fingerprint: Mapping[str, Any], loading_options: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Open the store with this fingerprint at `location`; make it if there is none.
+
+        Raises
+        ------
+        UserError
+            If the store there has another fingerprint: the message names the differences.
+        """
+        if cls.is_store(location):
+            store = cls(location)
+            store.check_fingerprint(fingerprint)
+            return store
+        if list_files(location):
+            raise UserError(f"expected {cls.KIND} or an empty folder, found other files at {location}")
+        described = {"format": FORMAT, "fingerprint": fingerprint, "made_with": dict(loading_options or {})}
+        with written_whole(join(absolute(location), cls.HEADER)) as file:
+            file.write(json.dumps(described, indent=2).encode())
+        return cls(location)
+
+    @classmethod
+    def is_store(cls, location: str) -> bool:
+        """Whether there is a store of this kind."""
+        return exists(join(absolute(location), cls.HEADER))
+
+    def check_fingerprint(self, fingerprint: Mapping[str, Any]) -> None:
+        """Raise a UserError that names the differences if the store has another fingerprint."""
+        stored, asked = _flat(self.fingerprint), _flat(json.loads(json.dumps(fingerprint)))
+        differing = [
+            f"{key} {stored.get(key)!r} in the store, {asked.get(key)!r} asked for"
+            for key in {**stored, **asked}
+            if stored.get(key) != asked.get(key)
+        ]
+        if differing:
+            raise UserError(
+                f"{self.location}: expected {self.CONTENTS}, found another: {'; '.join(differing)}. "
+                f"Use another {self.FLAG}"
+            )
+
+    # Shards
+
+    def part_name(self, mode: str, video_ids: Iterable[str], made_by: str = "plan") -> str:
+        """The file name of a shard: the same plan gives the same name.
+
+        A planned shard is named after the ids planned for it; some may have failed. Shards written later
+        (merged, repaired) include `made_by` in the hash, so names never collide.
+        """
+        key = json.dumps([self.fingerprint, mode, made_by, *video_ids], sort_keys=True)
+        return f"part-{mode}-{digest(key)}.parquet"
+
+    def commit(self, part_name: str, mode: str, videos: Sequence[VideoFeatures]) -> None:
+        """Write one shard atomically."""
+        raise NotImplementedError
+
+    def stored_ids(self, mode: str) -> set[str]:
+        """Ids of the videos whose clips of this mode are stored."""
+        table = self._read_parts(f"{self.FOLDER}/part-{mode}-", ["video_id"])
+        return set() if table is None else set(table["video_id"].to_pylist())
+
+    def geometries(self) -> dict[str, dict[str, Any]]:
+        """Height, width, duration and frame rate of every video with clips, by id, read from the shards."""
+        table = self._read_parts(f"{self.FOLDER}/part-", ["video_id", *GEOMETRY.names])
+        return {} if table is None else {row["video_id"]: row for row in table.to_pylist()}
+
+    def parts(self, prefix: str) -> list[str]:
+        """Paths of the shards whose name below the store begins with `prefix`, on the store's file system."""
+        folder, _, start = prefix.rpartition("/")
+        infos = list_files(join(self.location, folder))
+        return [i.path for i in infos if i.base_name.startswith(start) and i.base_name.endswith(".parquet")]
+
+    def read_part(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        """Some columns of one shard, with its checksums verified.
+
+        Raises
+        ------
+        UserError
+            If it is damaged.
+        """
+        with self._opened_part(path) as file:
+            return file.read(columns)
+
+    def write(self, table: pa.Table, *name: str) -> None:
+        """Write one of the store's files atomically; its pages carry checksums."""
+        with written_whole(join(self.location, *name)) as file:
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+
+    def size_bytes(self) -> int:
+        """Bytes of all files of the store."""
+        return sum(file.size for file in list_files(self.location))
+
+    # The ledger
+
+    def add_failures(self, failures: Sequence[Failure]) -> None:
+        """Append entries to the ledger; the newest attempt at a video counts."""
+        if not failures:
+            return
+        rows = [vars(failure) for failure in failures]
+        name = f"part-{digest(json.dumps(rows, sort_keys=True))}.parquet"
+        self.write(pa.Table.from_pylist(rows, schema=LEDGER), "failures", name)
+
+    def failures(self) -> list[Failure]:
+        """The ledger: the newest entry of every video that is still without clips."""
+        entries = self._read_parts("failures/part-", LEDGER.names)
+        if entries is None:
+            return []
+        newest: dict[tuple[str, str], Failure] = {}
+        for row in entries.sort_by("attempts").to_pylist():
+            newest[row["video_id"], row["mode"]] = Failure(**row)
+        stored = {mode: self.stored_ids(mode) for mode in MODES}
+        kept = [entry for (video_id, mode), entry in newest.items() if video_id not in stored[mode]]
+        return sorted(kept, key=lambda entry: (entry.video_id, entry.mode))
+
+    # The table of videos
+
+    def replace_videos(self, corpus: pa.Table) -> bool:
+        """Bring videos.parquet up to date with the corpus; True if that changed anything.
+
+        Rows of videos that the corpus does not name are kept. A video that the corpus names gets the corpus's
+        label, group, splits and columns: a corrected manifest corrects the store.
+        """
+        before = self.videos()
+        named = set(corpus["video_id"].to_pylist())
+        others = pa.array([video_id not in named for video_id in before["video_id"].to_pylist()], pa.bool_())
+        kept = before.filter(others).drop_columns(GEOMETRY.names)
+        fresh = pa.concat_tables([corpus, kept], promote_options="permissive")
+        geometries = self.geometries()
+        for field in GEOMETRY:
+            values = [geometries.get(video_id, {}).get(field.name) for video_id in fresh["video_id"].to_pylist()]
+            fresh = fresh.append_column(field, pa.array(values, field.type))
+        own = [name for name in fresh.column_names if name not in VIDEOS.names]
+        fresh = fresh.select([*VIDEOS.names, *own]).sort_by("video_id").combine_chunks()
+        if before.equals(fresh):
+            return False
+        self.write(fresh, "videos.parquet")
+        self._videos = None
+        return True
+
+    def videos(self) -> pa.Table:
+        """videos.parquet; no rows if a run died before it could write it. Read again when the file has changed."""
+        filesystem, path = filesystem_of(join(self.location, "videos.parquet"))
+        info = filesystem.get_file_info(path)
+        if info.type == fs.FileType.NotFound:
+            return VIDEOS.empty_table()
+        version = (info.mtime_ns, info.size)
+        # Some servers do not tell when a file changed.
+        if self._videos is None or self._videos[0] != version or info.mtime_ns is None:
+            with filesystem.open_input_file(path) as file:
+                self._videos = version, pq.read_table(file).replace_schema_metadata(None)
+        return self._videos[1]
+
+    def splits(self, name: str | None = None) -> dict[str, str]:
+        """Subset (train, validation or test) of every video in one split, by id; no entry for the others.
+
+        Without a name: the split called `default`, otherwise the first of several official ones.
+
+        Raises
+        ------
+        UserError
+            If there is no split of this name.
+        """
+        by_id = {video_id: dict(splits) for video_id, splits in self._column("splits").items()}
+        names = self.split_names()
+        if name is not None and name not in names:
+            raise UserError(f"split: expected one of {', '.join(sorted(names)) or 'none at all'}, found {name!r}")
+        chosen = name or next(iter(names), DEFAULT)
+        return {video_id: splits[chosen] for video_id, splits in by_id.items() if chosen in splits}
+
+    def split_names(self) -> list[str]:
+        """Names of the splits; the one that counts if none is named comes first."""
+        names = {name for splits in self._column("splits").values() for name, _ in splits}
+        return sorted(names, key=lambda name: (name != DEFAULT, name))
+
+    def labels(self) -> dict[str, str]:
+        """Label of every labelled video, by id."""
+        return {video_id: label for video_id, label in self._column("label").items() if label is not None}
+
+    def groups(self) -> dict[str, str]:
+        """Group of every video, by id; a video without one is its own group."""
+        return {video_id: group or video_id for video_id, group in self._column("group").items()}
+
+    def _column(self, name: str) -> dict[str, Any]:
+        videos = self.videos()
+        return dict(zip(videos["video_id"].to_pylist(), videos[name].to_pylist(), strict=True))
+
+    @contextmanager
+    def _opened_part(self, path: str) -> Iterator[pq.ParquetFile]:
+        filesystem, _ = filesystem_of(self.location)
+        try:
+            with filesystem.open_input_file(path) as file:
+                yield pq.ParquetFile(file, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path}: expected a whole shard, found one that cannot be read ({first_line(error)}); "
+                "delete it and extract again"
+            ) from error
+
+    def _read_parts(self, prefix: str, columns: list[str]) -> pa.Table | None:
+        paths = self.parts(prefix)
+        if not paths:
+            return None
+        filesystem, _ = filesystem_of(self.location)
+        # As a data set: many small files of an object store are read at once.
+        return pyarrow.dataset.dataset(paths, filesystem=filesystem, format="parquet").to_table(columns=columns)
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
