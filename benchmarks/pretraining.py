@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from scale_ray.aggregator.model import Aggregator
 from scale_ray.clip_sets.batches import Batch
-from scale_ray.clip_sets.sources import Held, opened_source
+from scale_ray.clip_sets.sources import ResidentClips, opened_source
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import Ingest, ObjectiveOptions, PretrainConfig, Sampling, Sets, Training
 from scale_ray.pretraining.objective import Objective
@@ -58,7 +58,7 @@ def clips_of(videos: int, clips: int, seed: int = 0) -> ClipFeatures:
 
 
 def trainer_of(videos: int, clips: int, config: PretrainConfig) -> Trainer:
-    return Trainer(Held.of(clips_of(videos, clips), CPU), config, device=CPU)
+    return Trainer(ResidentClips.of(clips_of(videos, clips), CPU), config, device=CPU)
 
 
 def batch_of(trainer: Trainer) -> Batch:
@@ -238,7 +238,7 @@ def measure_workers(folder: Path, videos: int, repeats: int) -> dict:
 
 
 def measure_sets(videos: int, repeats: int) -> dict:
-    clips = Held.of(clips_of(videos, 128), CPU)
+    clips = ResidentClips.of(clips_of(videos, 128), CPU)
     found = {}
     for size in (4, 8, 16, 32, 64):
         config = replace(PretrainConfig(), sets=Sets(set_size=size), training=Training(batch=videos))
@@ -270,14 +270,14 @@ def main() -> None:
         print(int(peak) // 1024)
         return
     with folder_of(given) as folder:
-        measures = {
+        metrics = {
             "step": lambda: measure_step(given.batch, given.repeats),
             "epoch": lambda: measure_epoch(folder, given.epoch_videos, given.batch, given.repeats),
             "workers": lambda: measure_workers(folder, given.batch, max(given.repeats // 2, 1)),
             "sets": lambda: measure_sets(64, given.repeats),
         }
         for name in given.cases.split(","):
-            report(f"pretraining_{name}", given, measures[name]())
+            report(f"pretraining_{name}", given, metrics[name]())
 
 
 if __name__ == "__main__":

@@ -90,8 +90,8 @@ def timed(store: FeatureStore, probes: tuple[str, ...]) -> dict[str, object]:
 
     table, _ = probe_table(store, [aggregator()], Probing(probes=probes), progress=told)
     whole_s = time.perf_counter() - began_s
-    shown = {row.representation: {n: round(of.value, 3) for n, of in row.measures.items()} for row in table.rows}
-    return {"seconds": round(whole_s, 1), "each": took_s, "measures": shown}
+    shown = {row.representation: {n: round(of.value, 3) for n, of in row.metrics.items()} for row in table.rows}
+    return {"seconds": round(whole_s, 1), "each": took_s, "metrics": shown}
 
 
 def memory_of(location: str, cache: str) -> dict[str, object]:

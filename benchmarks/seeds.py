@@ -13,7 +13,7 @@ import torch
 from common import parser, report
 
 from scale_ray.aggregator.model import Aggregator
-from scale_ray.clip_sets.sources import Held
+from scale_ray.clip_sets.sources import ResidentClips
 from scale_ray.config import ObjectiveOptions, PretrainConfig, Probing, Training
 from scale_ray.pretraining.trainer import Metrics, Trainer, fit
 from scale_ray.probes.evaluation import probe_table
@@ -40,7 +40,7 @@ class Ends:
 def trained(store: FeatureStore, config: PretrainConfig) -> tuple[Aggregator, dict]:
     clips, _ = training_clips(store)
     ends = Ends()
-    trainer = Trainer(Held.of(clips.read(), CPU), config, device=CPU, origin=store.fingerprint)
+    trainer = Trainer(ResidentClips.of(clips.read(), CPU), config, device=CPU, origin=store.fingerprint)
     fit(trainer, ends)
     told = {name: [round(end[name], 3) for end in (ends.first, ends.last)] for name in NAMES}
     return trainer.model.eval(), told

@@ -65,15 +65,15 @@ def loop_rate(videos: Path, encoder: Backbone, count: int, batch_clips: int) -> 
     return count / (time.perf_counter() - began_s)
 
 
-def decoding_rate(videos: Path, side_px: int, processes: int, count: int) -> float:
+def decoding_rate(videos: Path, input_size_px: int, processes: int, count: int) -> float:
     """Videos a second of so many decoder processes that do nothing else."""
     paths = sorted(videos.iterdir())[:count]
 
     def work(number: int) -> None:
-        pixels = SharedPixels(video_bytes("train", SAMPLING, [side_px]))
+        pixels = SharedPixels(video_bytes("train", SAMPLING, [input_size_px]))
         with Decoder(timeout_s=300, memory_gib=8) as decoder:
             for path in paths[number::processes]:
-                decoder.decode(Request(str(path), path.name, "train", SAMPLING, (side_px,), (0,)), pixels)
+                decoder.decode(Request(str(path), path.name, "train", SAMPLING, (input_size_px,), (0,)), pixels)
 
     began_s = time.perf_counter()
     with ThreadPoolExecutor(processes) as threads:

@@ -188,7 +188,7 @@ def _copy(driver: Any, path: str) -> IO[bytes]:
 
 
 @contextmanager
-def written_whole(location: str) -> Iterator[IO[bytes]]:
+def atomic_write(location: str) -> Iterator[IO[bytes]]:
     """A file for writing that appears under its name when complete, or not at all.
 
     On local disk it is written under another name and then renamed. For an object store it is gathered in

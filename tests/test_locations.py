@@ -14,6 +14,7 @@ from scale_ray import locations
 from scale_ray.corpus.corpus import read_corpus
 from scale_ray.errors import UserError
 from scale_ray.locations import (
+    atomic_write,
     exists,
     filesystem_of,
     is_uri,
@@ -22,7 +23,6 @@ from scale_ray.locations import (
     open_input,
     parent,
     read_bytes,
-    written_whole,
 )
 
 ODD_NAME = "a b#c%20d?e=f&g+h ü.mp4"
@@ -77,7 +77,7 @@ def test_a_server_gets_the_url_as_it_is(scheme):
 
 
 def test_a_joined_uri_is_the_file_of_that_name(tmp_path):
-    with written_whole(join(f"file://{tmp_path}", "runs", ODD_NAME)) as file:
+    with atomic_write(join(f"file://{tmp_path}", "runs", ODD_NAME)) as file:
         file.write(b"x")
     assert (tmp_path / "runs" / ODD_NAME).read_bytes() == b"x"
     assert read_bytes(join(str(tmp_path), "runs", ODD_NAME)) == b"x"
@@ -215,7 +215,7 @@ def test_a_manifest_of_a_server_and_its_videos(served, tmp_path):
 
 
 def test_a_folder_of_an_fsspec_driver_is_listed_and_written():
-    with written_whole("memory://locations/hug/a%20b.mp4") as file:
+    with atomic_write("memory://locations/hug/a%20b.mp4") as file:
         file.write(b"x")
     videos = read_corpus("memory://locations").videos.to_pylist()
     assert [(video["path"], video["label"]) for video in videos] == [("memory://locations/hug/a%20b.mp4", "hug")]
@@ -235,7 +235,7 @@ def test_a_large_file_of_pyarrow_is_read_in_large_parts(tmp_path, monkeypatch):
 
 def test_a_file_appears_under_its_name_when_it_is_whole(tmp_path):
     path = tmp_path / "new" / "a.json"
-    with written_whole(str(path)) as file:
+    with atomic_write(str(path)) as file:
         file.write(b"one")
         (leftover,) = os.listdir(path.parent)
         assert leftover.startswith("a.json.")
@@ -248,7 +248,7 @@ def test_a_file_that_was_not_finished_leaves_the_old_one(tmp_path):
     path.write_bytes(b"old")
 
     def fail():
-        with written_whole(str(path)) as file:
+        with atomic_write(str(path)) as file:
             file.write(b"new")
             raise KeyboardInterrupt
 
@@ -260,7 +260,7 @@ def test_a_file_that_was_not_finished_leaves_the_old_one(tmp_path):
 
 def test_files_are_listed_in_order_and_none_where_there_is_no_folder(tmp_path):
     for name in ("b/1", "a", "b/0"):
-        with written_whole(join(str(tmp_path), name)) as file:
+        with atomic_write(join(str(tmp_path), name)) as file:
             file.write(b"x")
     assert [info.path for info in list_files(str(tmp_path))] == [f"{tmp_path}/{name}" for name in ("a", "b/0", "b/1")]
     assert list_files(f"{tmp_path}/nowhere") == []

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from scale_ray.config import AggregatorOptions
 from scale_ray.errors import UserError, first_line
-from scale_ray.locations import exists, join, read_bytes, written_whole
+from scale_ray.locations import atomic_write, exists, join, read_bytes
 
 HEAD_WIDTH = 32
 
@@ -110,9 +110,9 @@ class Aggregator(nn.Module, ModelHubMixin):
             "trained_on": self.trained_on,
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        with written_whole(join(folder, "model.safetensors")) as file:
+        with atomic_write(join(folder, "model.safetensors")) as file:
             file.write(safetensors.torch.save(tensors))
-        with written_whole(join(folder, "config.json")) as file:
+        with atomic_write(join(folder, "config.json")) as file:
             file.write(json.dumps(described, indent=2).encode())
 
     @classmethod

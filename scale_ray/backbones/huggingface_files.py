@@ -149,7 +149,7 @@ def _wanted(files: Iterable[str], with_weights: bool) -> list[str]:
 def _unreachable(endpoint: str) -> str | None:
     """Why the hub does not answer, or None: any answer will do, refusals included."""
     try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_PROBE_S).close()
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEADER"), timeout=_PROBE_S).close()
     except urllib.error.HTTPError as error:
         error.close()
     except (OSError, ValueError) as error:

@@ -25,6 +25,7 @@ from scale_ray.cli.probe import probe
 from scale_ray.cli.store import store
 from scale_ray.cli.sweep import sweep
 from scale_ray.cli.ui import ui
+from scale_ray.config import RENAMED, flag_of
 from scale_ray.errors import RunFailed, UserError
 
 
@@ -60,6 +61,13 @@ for subcommand in (
     cli.add_command(subcommand)
 
 
+def _message_of(error: Exception) -> str:
+    if isinstance(error, click.NoSuchOption):
+        new = RENAMED.get(error.option_name.lstrip("-").replace("-", "_"))
+        return f"{error.option_name} is now called {flag_of(new)}" if new else error.format_message()
+    return error.format_message() if isinstance(error, click.ClickException) else str(error)
+
+
 def main(arguments: Sequence[str] | None = None, *, job: bool = False) -> None:
     """Run a command and end the process; `job` is for `jobs/`, where paths must be absolute."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -71,7 +79,7 @@ def main(arguments: Sequence[str] | None = None, *, job: bool = False) -> None:
     except (UserError, RunFailed, click.ClickException) as error:
         if "--debug" in arguments:
             raise
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        message = _message_of(error)
         click.echo("Error: " + " ".join(message.split()), err=True)
         code = 1 if isinstance(error, RunFailed) else 2
     except (click.Abort, KeyboardInterrupt):

@@ -1,15 +1,15 @@
 """Clip sets, drawn from stored clips."""
 
-from scale_ray.clip_sets.batches import Batch, Share, Source, Videos
+from scale_ray.clip_sets.batches import Batch, Source, Videos, WorkerSlice
 from scale_ray.clip_sets.draws import draw_clips, dropout_seed, normalised_positions, shuffled, video_keys
-from scale_ray.clip_sets.sources import Held, cache_of, opened_source
+from scale_ray.clip_sets.sources import ResidentClips, cache_of, opened_source
 
 __all__ = [
     "Batch",
-    "Held",
-    "Share",
+    "ResidentClips",
     "Source",
     "Videos",
+    "WorkerSlice",
     "cache_of",
     "draw_clips",
     "dropout_seed",

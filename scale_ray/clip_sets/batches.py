@@ -52,7 +52,7 @@ class Batch:
         ]
 
 
-class Share(NamedTuple):
+class WorkerSlice(NamedTuple):
     """This worker's part of every global batch of `batch` videos; parts differ by a video at most."""
 
     batch: int
@@ -74,8 +74,8 @@ class Source(Protocol):
     num_videos: int
     num_clips: int
     feature_width: int
-    way: str
+    ingest_mode: str
 
-    def batches(self, share: Share, sets: Sets, *, seed: int, epoch: int, first_step: int) -> Iterator[Batch]:
+    def batches(self, share: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int) -> Iterator[Batch]:
         """This worker's batches of an epoch, from a step on: `num_videos // batch` in a whole epoch."""
         ...

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from filelock import FileLock
 from torch import Tensor
 
-from scale_ray.clip_sets.batches import Batch, Share, Source, Videos
+from scale_ray.clip_sets.batches import Batch, Source, Videos, WorkerSlice
 from scale_ray.clip_sets.draws import draw_sets, normalised_positions, shuffled, video_keys
 from scale_ray.config import Ingest, Sets
 from scale_ray.errors import UserError
@@ -42,7 +42,7 @@ _VIDEOS_AT_ONCE = 4096
 _Item = TypeVar("_Item")
 
 
-class Held:
+class ResidentClips:
     """The clips of some videos, all at hand: `features` (videos, N, D) in memory, or mapped from disk.
 
     `positions` (videos, N, 7), normalised. Sets and masks are drawn on the device; only the clips that
@@ -50,15 +50,20 @@ class Held:
     """
 
     def __init__(
-        self, video_ids: Sequence[str], features: Tensor, positions: Tensor, device: torch.device, way: str = "memory"
+        self,
+        video_ids: Sequence[str],
+        features: Tensor,
+        positions: Tensor,
+        device: torch.device,
+        ingest_mode: str = "memory",
     ) -> None:
-        self.video_ids, self.device, self.way = video_ids, device, way
+        self.video_ids, self.device, self.ingest_mode = video_ids, device, ingest_mode
         self.num_videos, self.num_clips, self.feature_width = features.shape
         self.keys = video_keys(video_ids).to(device)
         self.features, self.positions = features, positions
 
     @classmethod
-    def of(cls, clips: ClipFeatures, device: torch.device) -> Held:
+    def of(cls, clips: ClipFeatures, device: torch.device) -> ResidentClips:
         """Clips as they are stored, taken into the device's memory."""
         return cls(
             clips.video_ids,
@@ -67,7 +72,7 @@ class Held:
             device,
         )
 
-    def batches(self, share: Share, sets: Sets, *, seed: int, epoch: int, first_step: int) -> Iterator[Batch]:
+    def batches(self, share: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int) -> Iterator[Batch]:
         order = shuffled(self.num_videos, seed=seed, epoch=epoch).to(self.device)
         steps = range(first_step, self.num_videos // share.batch)
         starts = (step * share.batch + share.begin for step in steps)
@@ -92,13 +97,13 @@ class Held:
 class Streamed:
     """Clips read shard by shard while the epoch goes on, a window ahead of the training."""
 
-    way = "stream"
+    ingest_mode = "stream"
 
     def __init__(self, stored: StoredClips, device: torch.device, window_bytes: int) -> None:
         self._stored, self._device, self._window_bytes = stored, device, window_bytes
         self.num_videos, self.num_clips, self.feature_width = len(stored), stored.num_clips, stored.feature_width
 
-    def batches(self, share: Share, sets: Sets, *, seed: int, epoch: int, first_step: int) -> Iterator[Batch]:
+    def batches(self, share: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int) -> Iterator[Batch]:
         steps = self.num_videos // share.batch
         # Each worker has its own stretch of the epoch's videos; what is left behind the last is the tail.
         begin = share.begin * steps
@@ -106,7 +111,7 @@ class Streamed:
         steps_of_window = max(self._window_bytes // max(share.size * video_bytes, 1), 1)
         first_window = first_step // steps_of_window
 
-        def windows() -> Iterator[tuple[int, Held]]:
+        def windows() -> Iterator[tuple[int, ResidentClips]]:
             for window in range(first_window, -(-steps // steps_of_window)):
                 of_window = min(steps_of_window, steps - window * steps_of_window) * share.size
                 start = begin + window * steps_of_window * share.size
@@ -122,7 +127,7 @@ class Streamed:
 
         yield from one_ahead(batches())
 
-    def _held(self, begin: int, end: int, seed: int, epoch: int) -> Held:
+    def _held(self, begin: int, end: int, seed: int, epoch: int) -> ResidentClips:
         """Videos `begin` to `end` of the epoch's sequence: all shards in a shuffled order, one after the other."""
         read: list[ClipFeatures] = []
         start = 0
@@ -137,26 +142,26 @@ class Streamed:
             np.concatenate([clips.features for clips in read]),
             np.concatenate([clips.positions for clips in read]),
         )
-        return Held.of(joined, self._device)
+        return ResidentClips.of(joined, self._device)
 
 
 def opened_source(stored: StoredClips, options: Ingest, device: torch.device, workers_here: int = 1) -> Source:
-    """The clips, held where there is room for them; of several workers all take the same way.
+    """The clips, held where there is room for them; of several workers all take the same ingest_mode.
 
     `workers_here` is the number of workers that share this machine's memory.
 
     Raises
     ------
     UserError
-        Where a shard is damaged, or there is no room on the way that was asked for.
+        Where a shard is damaged, or there is no room on the ingest_mode that was asked for.
     """
     cache = cache_of(options)
-    way = _agreed(_way(stored, options, device, workers_here, cache), device)
-    if way == "stream":
+    ingest_mode = _agreed(_way(stored, options, device, workers_here, cache), device)
+    if ingest_mode == "stream":
         return Streamed(stored, device, options.window_mib * 2**20)
-    if way == "disk":
+    if ingest_mode == "disk":
         return _mapped(stored, cache, device)
-    return Held.of(stored.read(), device)
+    return ResidentClips.of(stored.read(), device)
 
 
 def cache_of(options: Ingest) -> Path:
@@ -177,16 +182,16 @@ def _way(stored: StoredClips, options: Ingest, device: torch.device, workers_her
     return "disk" if stored.num_bytes <= options.ingest_share * shutil.disk_usage(cache).free else "stream"
 
 
-def _agreed(way: str, device: torch.device) -> str:
-    """The most frugal way that any worker has to take."""
+def _agreed(ingest_mode: str, device: torch.device) -> str:
+    """The most frugal ingest_mode that any worker has to take."""
     if not dist.is_initialized():
-        return way
-    number = torch.tensor(_WAYS.index(way), device=device)
+        return ingest_mode
+    number = torch.tensor(_WAYS.index(ingest_mode), device=device)
     dist.all_reduce(number, dist.ReduceOp.MAX)
     return _WAYS[int(number)]
 
 
-def _mapped(stored: StoredClips, cache: Path, device: torch.device) -> Held:
+def _mapped(stored: StoredClips, cache: Path, device: torch.device) -> ResidentClips:
     """The clips mapped from a file, which the first worker of a machine writes and all share."""
     described = json.dumps([stored.store.fingerprint, stored.mode, [part.path for part in stored.parts]])
     digest = hashlib.blake2b("\0".join([described, *stored.video_ids]).encode(), digest_size=10).hexdigest()
@@ -198,7 +203,7 @@ def _mapped(stored: StoredClips, cache: Path, device: torch.device) -> Held:
             _write_mapped(stored, *(folder / name for name in names))
     # Copy on write: torch wants memory that it could write to.
     features, positions = (torch.from_numpy(np.load(folder / name, mmap_mode="c")) for name in names)
-    return Held(stored.video_ids, features, positions, device, "disk")
+    return ResidentClips(stored.video_ids, features, positions, device, "disk")
 
 
 def _write_mapped(stored: StoredClips, features_path: Path, positions_path: Path) -> None:

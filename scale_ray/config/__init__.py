@@ -28,7 +28,7 @@ from scale_ray.config.extraction import (
     Sampling,
     store_folder_name,
 )
-from scale_ray.config.option import Options, flag_of, option_types
+from scale_ray.config.option import RENAMED, Options, flag_of, option_types
 from scale_ray.config.pipeline import PipelineConfig
 from scale_ray.config.pretraining import (
     AggregatorOptions,
@@ -46,6 +46,7 @@ from scale_ray.config.sweep import Searching, SweepConfig
 
 __all__ = [
     "PROBES",
+    "RENAMED",
     "SECTIONS",
     "AggregatorOptions",
     "BackboneOptions",

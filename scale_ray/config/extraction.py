@@ -6,7 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-from scale_ray.config.option import Check, Options, above, at_least, one_of, option, share
+from scale_ray.config.option import Check, Options, above, at_least, fraction, one_of, option
 from scale_ray.config.runtime import Cluster
 from scale_ray.config.stage import StageConfig
 from scale_ray.errors import UserError
@@ -35,7 +35,10 @@ class CorpusOptions(Options):
         check=Check("without / at its ends, and not empty", lambda prefix: "" != prefix == prefix.strip("/")),
     )
     test_share: float = option(
-        0.2, "Share of a corpus without splits that becomes its test split.", unit="of 1", check=share(with_one=False)
+        0.2,
+        "Share of a corpus without splits that becomes its test split.",
+        unit="of 1",
+        check=fraction(with_one=False),
     )
 
 
@@ -52,21 +55,23 @@ class Sampling(Options):
     scale_min_px: int = option(256, "Least short side before the random crop.", unit="px", check=at_least(8))
     scale_max_px: int = option(320, "Largest short side before the random crop.", unit="px", check=at_least(8))
     crop_px: int = option(224, "Side of the random crop.", unit="px", check=at_least(8))
-    flip_probability: float = option(0.5, "How often a clip is mirrored.", check=share(with_one=True))
+    flip_probability: float = option(0.5, "How often a clip is mirrored.", check=fraction(with_one=True))
     area_min: float = option(0.2, "Least area of an augmented clip's box.", unit="of the frame", check=_IN_0_1)
     area_max: float = option(0.766, "Largest area of an augmented clip's box.", unit="of the frame", check=_IN_0_1)
     aspect_max: float = option(
         4 / 3, "Largest ratio of the sides of an augmented clip's box, either way.", check=at_least(1)
     )
-    jitter_probability: float = option(0.8, "How often an augmented clip's colours change.", check=share(with_one=True))
+    jitter_probability: float = option(
+        0.8, "How often an augmented clip's colours change.", check=fraction(with_one=True)
+    )
     jitter: float = option(
-        0.6, "Most that brightness, contrast and saturation change.", unit="of 1", check=share(with_one=True)
+        0.6, "Most that brightness, contrast and saturation change.", unit="of 1", check=fraction(with_one=True)
     )
     jitter_hue: float = option(
         0.15, "Most that the hue turns.", unit="of a turn", check=Check("in [0, 0.5]", lambda hue: 0 <= hue <= 0.5)
     )
-    grey_probability: float = option(0.2, "How often an augmented clip is grey.", check=share(with_one=True))
-    blur_probability: float = option(0.5, "How often an augmented clip is blurred.", check=share(with_one=True))
+    grey_probability: float = option(0.2, "How often an augmented clip is grey.", check=fraction(with_one=True))
+    blur_probability: float = option(0.5, "How often an augmented clip is blurred.", check=fraction(with_one=True))
     blur_min_px: float = option(0.1, "Least sigma of the blur.", unit="px of the frame", check=above(0))
     blur_max_px: float = option(2.0, "Largest sigma of the blur.", unit="px of the frame", check=above(0))
     eval_times: int = option(5, "Starts, evenly spaced, of the clips of mode eval.", check=at_least(1))
@@ -206,7 +211,7 @@ class Extraction(Options):
     batch_clips: int = option(16, "Clips that the backbone sees at once.", check=at_least(1))
     retry_failed: bool = option(False, "Try the videos of the failure ledger again.", main=True)
     max_failed_share: float = option(
-        0.1, "A larger share of failed videos fails jobs, pipeline and demo.", check=share(with_one=True), main=True
+        0.1, "A larger share of failed videos fails jobs, pipeline and demo.", check=fraction(with_one=True), main=True
     )
 
 

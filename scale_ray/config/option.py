@@ -36,7 +36,7 @@ def above(low: float) -> Check:
     return Check(f"above {low:g}", lambda value: value > low)
 
 
-def share(*, with_one: bool) -> Check:
+def fraction(*, with_one: bool) -> Check:
     if with_one:
         return Check("in [0, 1]", lambda value: 0 <= value <= 1)
     return Check("in [0, 1)", lambda value: 0 <= value < 1)
@@ -148,8 +148,14 @@ def _coerced(name: str, value: Any, type_: OptionType) -> Any:
     raise UserError(f"{name}: expected a value of type {plain.__name__}, found {value!r}")
 
 
+# Options that have got another name: the old one is refused with a hint.
+RENAMED = {"arithmetic": "train_precision"}
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
-    """The known names that are most like an unknown one, for a message; all of them where none is like it."""
+    """For a message: the known names most like an unknown one, its new name, or all of them if none is like it."""
+    if RENAMED.get(name) in known:
+        return f"its new name {RENAMED[name]}"
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return "one of " + ", ".join(close or known)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from scale_ray.config.option import Check, Options, above, at_least, one_of, option, share
+from scale_ray.config.option import Check, Options, above, at_least, fraction, one_of, option
 from scale_ray.config.runtime import Cluster, Tracking
 from scale_ray.config.stage import StageConfig
 from scale_ray.errors import UserError
@@ -35,7 +35,7 @@ class Sets(Options):
         8, "Clips of one set; a video gives two disjoint sets.", check=at_least(1), main=True, sweep=(4, 8)
     )
     mask_ratio: float = option(
-        0.25, "Probability that a clip is masked.", check=share(with_one=False), main=True, sweep=(0.15, 0.25, 0.5)
+        0.25, "Probability that a clip is masked.", check=fraction(with_one=False), main=True, sweep=(0.15, 0.25, 0.5)
     )
     masked_clips: int | None = option(
         None, "Clips of every set that are masked, always as many; --mask-ratio counts if not given.", check=at_least(0)
@@ -63,7 +63,7 @@ class AggregatorOptions(Options):
     )
     layers: int = option(2, "Transformer blocks.", check=at_least(1), main=True)
     mlp_ratio: float = option(2.0, "Width of a block's MLP over that of the tokens.", check=above(0))
-    dropout: float = option(0.1, "Dropout on residuals and attention.", check=share(with_one=False))
+    dropout: float = option(0.1, "Dropout on residuals and attention.", check=fraction(with_one=False))
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,16 @@ class Training(Options):
     )
     learning_rate: float = option(3e-4, "Peak learning rate of AdamW.", check=above(0), main=True)
     weight_decay: float = option(1e-4, "Weight decay, not on biases, norms and tokens.", check=at_least(0))
-    warmup_share: float = option(0.05, "Share of the steps that warm up.", check=share(with_one=False))
+    warmup_share: float = option(0.05, "Share of the steps that warm up.", check=fraction(with_one=False))
     gradient_clip: float = option(0.0, "Largest norm of the gradient; 0: any.", check=at_least(0))
     ema_decay: float = option(
-        0.0, "Decay of the moving average of the weights that is kept and probed; 0: none.", check=share(with_one=False)
+        0.0,
+        "Decay of the moving average of the weights that is kept and probed; 0: none.",
+        check=fraction(with_one=False),
     )
-    arithmetic: str = option(
+    train_precision: str = option(
         "auto",
-        "float32 or bfloat16; auto: bfloat16 on GPUs.",
+        "Precision of the training: float32 or bfloat16; auto: bfloat16 on GPUs.",
         check=one_of("auto", "float32", "bfloat16"),
     )
     compile: bool = option(False, "Compile the aggregator and the heads; minutes at the start, for GPUs.")
@@ -129,7 +131,7 @@ class Training(Options):
     held_out_share: float = option(
         0.0,
         "Share of the training videos held out, by group, for a validation loss.",
-        check=share(with_one=False),
+        check=fraction(with_one=False),
         main=True,
     )
     monitor_epochs: int = option(

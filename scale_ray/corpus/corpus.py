@@ -18,7 +18,7 @@ from pyarrow import fs
 from scale_ray.config import CorpusOptions
 from scale_ray.corpus.annotations import read_layout
 from scale_ray.corpus.manifests import MANIFEST_SUFFIXES, Video, read_manifest
-from scale_ray.corpus.splits import DEFAULT, counted, hashed_splits, refuse_straddling_groups
+from scale_ray.corpus.splits import DEFAULT, check_groups, counted, hashed_splits
 from scale_ray.errors import UserError
 from scale_ray.locations import absolute, filesystem_of, is_uri, join, list_files, without_options
 
@@ -89,7 +89,7 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, leave_out: s
         raise UserError(f"expected every video once, found {repeated[0]!r} more than once in {source}")
     note = _complete_splits(videos, note, options.test_share)
     splits = [video.splits or {} for video in videos]
-    refuse_straddling_groups(source, [video.group for video in videos], splits)
+    check_groups(source, [video.group for video in videos], splits)
     prefix = f"{options.id_prefix}/" if options.id_prefix else ""
     rows = [
         {

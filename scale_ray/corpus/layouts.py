@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from scale_ray.corpus.splits import DEFAULT, SPLITS, side_of
+from scale_ray.corpus.splits import DEFAULT, SPLITS, subset_of
 from scale_ray.errors import UserError
 
 
@@ -127,7 +127,7 @@ def read_kinetics(ids: Sequence[str], texts: Mapping[str, str]) -> Reading:
     for name in sorted(texts, key=lambda name: SPLITS.index(_side_in(name))):
         for number, row in enumerate(csv.DictReader(io.StringIO(texts[name])), 2):
             key, youtube_id = _kinetics_key(row, f"{name}, line {number}")
-            side = side_of(row.get("split") or _side_in(name))
+            side = subset_of(row.get("split") or _side_in(name))
             if side is None:
                 raise UserError(f"{name}, line {number}: expected a split, found {row['split']!r}")
             listed[key] = Official(row.get("label") or None, None, {DEFAULT: side})
@@ -242,7 +242,7 @@ def _lines(text: str) -> list[str]:
 
 def _side_in(name: str) -> str:
     """The side of the split that a list is of, from the last word of its name."""
-    side = side_of(re.split(r"[_-]", posixpath.splitext(name)[0])[-1])
+    side = subset_of(re.split(r"[_-]", posixpath.splitext(name)[0])[-1])
     assert side is not None, name
     return side
 

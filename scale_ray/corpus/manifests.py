@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from scale_ray.corpus.splits import DEFAULT, SPLITS, side_of
+from scale_ray.corpus.splits import DEFAULT, SPLITS, subset_of
 from scale_ray.errors import UserError, first_line
 from scale_ray.locations import REQUESTS_AT_ONCE, filesystem_of, is_uri, join, parent, read_bytes, without_options
 
@@ -118,7 +118,7 @@ def _given_splits(columns: Mapping[str, list[Any]], source: str) -> list[dict[st
                 splits[name] = value
     for row, splits in enumerate(given):
         for name, value in splits.items():
-            side = side_of(value)
+            side = subset_of(value)
             if side is None:
                 raise UserError(
                     f"{source}: expected a split of {', '.join(SPLITS)}, found {value!r} for {columns['path'][row]!r}"

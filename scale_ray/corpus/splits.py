@@ -20,7 +20,7 @@ _ALIASES = {
 }
 
 
-def side_of(value: object) -> str | None:
+def subset_of(value: object) -> str | None:
     """train, validation or test, also for its usual other names; None for anything else."""
     side = str(value).strip().lower()
     side = _ALIASES.get(side, side)
@@ -59,7 +59,7 @@ def hashed_splits(
     return splits, f"no split given: {shares} by a hash of the {by}"
 
 
-def refuse_straddling_groups(source: str, groups: Sequence[str | None], splits: Sequence[Mapping[str, str]]) -> None:
+def check_groups(source: str, groups: Sequence[str | None], splits: Sequence[Mapping[str, str]]) -> None:
     """Raise a UserError where one group is on two sides of one split."""
     seen: dict[tuple[str, str], str] = {}
     for group, sides in zip(groups, splits, strict=True):

@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from scale_ray.clips import Appearance
 
 
-def restyled(
+def apply_augmentation(
     cut: np.ndarray, frame: np.ndarray, appearance: Appearance, px_of_frame: tuple[float, float]
 ) -> np.ndarray:
     """The cut-out of one frame with the clip's appearance.

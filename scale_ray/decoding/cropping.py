@@ -14,14 +14,14 @@ from scale_ray.decoding.frames import quarter_turns
 
 
 class Cropper:
-    """Cuts boxes of one size out of frames of one video, each resized to `side_px` x `side_px`.
+    """Cuts boxes of one size out of frames of one video, each resized to `input_size_px` x `input_size_px`.
 
     The smallest region around all boxes is converted to RGB and resized in one step, by one converter that
     is kept for the next frame. The boxes are whole pixels of the shown frame.
     """
 
-    def __init__(self, boxes: Sequence[Box], shown_px: tuple[int, int], side_px: int) -> None:
-        self._boxes, self._shown_px, self._side = boxes, shown_px, side_px
+    def __init__(self, boxes: Sequence[Box], shown_px: tuple[int, int], input_size_px: int) -> None:
+        self._boxes, self._shown_px, self._side = boxes, shown_px, input_size_px
         self._converter = VideoReformatter()
         self._crop: _Crop | None = None
 
@@ -50,7 +50,7 @@ class Cropper:
 class _Crop:
     """The region of the decoded frame that holds the boxes, and where they lie once it is resized."""
 
-    def __init__(self, boxes: Sequence[Box], shown_px: tuple[int, int], side_px: int, frame: VideoFrame) -> None:
+    def __init__(self, boxes: Sequence[Box], shown_px: tuple[int, int], input_size_px: int, frame: VideoFrame) -> None:
         self.turns = quarter_turns(frame)
         self._frame = (frame.width, frame.height, frame.format.name, frame.rotation)
         now_px = (frame.width, frame.height) if self.turns % 2 else (frame.height, frame.width)
@@ -62,18 +62,18 @@ class _Crop:
         steps = (8 // frame.format.chroma_height(8), 8 // frame.format.chroma_width(8))
         y0, x0 = (min(box[axis] for box in coded) // steps[axis] * steps[axis] for axis in (0, 1))
         y1, x1 = (max(box[axis] for box in coded) for axis in (2, 3))
-        scale_y, scale_x = (side_px / (coded[0][axis + 2] - coded[0][axis]) for axis in (0, 1))
-        self.height_px = max(round((y1 - y0) * scale_y), side_px)
-        self.width_px = max(round((x1 - x0) * scale_x), side_px)
+        scale_y, scale_x = (input_size_px / (coded[0][axis + 2] - coded[0][axis]) for axis in (0, 1))
+        self.height_px = max(round((y1 - y0) * scale_y), input_size_px)
+        self.width_px = max(round((x1 - x0) * scale_x), input_size_px)
         coded_corners = [
             (
-                min(round((box[0] - y0) * scale_y), self.height_px - side_px),
-                min(round((box[1] - x0) * scale_x), self.width_px - side_px),
+                min(round((box[0] - y0) * scale_y), self.height_px - input_size_px),
+                min(round((box[1] - x0) * scale_x), self.width_px - input_size_px),
             )
             for box in coded
         ]
         self.corners = [
-            _turned_corner(corner, self.turns, self.height_px, self.width_px, side_px) for corner in coded_corners
+            _turned_corner(corner, self.turns, self.height_px, self.width_px, input_size_px) for corner in coded_corners
         ]
         self._graph: av.filter.Graph | None = None
         if (y0, x0, y1, x1) != (0, 0, frame.height, frame.width):

@@ -16,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 
 from scale_ray.clips import Clip, VideoGeometry, plan_clips
 from scale_ray.config import Sampling
-from scale_ray.decoding.augmentation import restyled
+from scale_ray.decoding.augmentation import apply_augmentation
 from scale_ray.decoding.cropping import Cropper
 from scale_ray.decoding.frames import FrameReader, ReadAgain, Source, geometry_of, opened, video_stream
 from scale_ray.errors import VideoError
@@ -39,9 +39,9 @@ class DecodedClips:
     geometry: VideoGeometry
 
 
-def pixel_shape(mode: str, sampling: Sampling, side_px: int) -> tuple[int, int, int, int, int]:
+def pixel_shape(mode: str, sampling: Sampling, input_size_px: int) -> tuple[int, int, int, int, int]:
     """Shape of one video's pixels at one side."""
-    return (sampling.num_clips(mode), sampling.frames, side_px, side_px, 3)
+    return (sampling.num_clips(mode), sampling.frames, input_size_px, input_size_px, 3)
 
 
 def decode_clips(
@@ -49,10 +49,10 @@ def decode_clips(
     video_id: str,
     mode: str,
     sampling: Sampling,
-    sides_px: Sequence[int],
+    input_sizes_px: Sequence[int],
     into: Sequence[np.ndarray] | None = None,
 ) -> DecodedClips:
-    """Decode the planned clips of one video, resized to `side` x `side` for each of `sides_px`.
+    """Decode the planned clips of one video, resized to `side` x `side` for each of `input_sizes_px`.
 
     Frames are chosen by time stamp: the last one shown at or before the planned time. Where the stamps
     do not rise in the order in which the decoder gives the frames, that order and the average frame
@@ -66,8 +66,10 @@ def decode_clips(
         Stage `open` where there is no video to read, stage `decode` where it cannot be read to the
         last frame that is needed.
     """
-    pixels = list(into) if into is not None else [np.empty(pixel_shape(mode, sampling, s), np.uint8) for s in sides_px]
-    assert [array.shape for array in pixels] == [pixel_shape(mode, sampling, side) for side in sides_px]
+    pixels = (
+        list(into) if into is not None else [np.empty(pixel_shape(mode, sampling, s), np.uint8) for s in input_sizes_px]
+    )
+    assert [array.shape for array in pixels] == [pixel_shape(mode, sampling, side) for side in input_sizes_px]
 
     def read(*, by_stamp: bool, may_seek: bool) -> DecodedClips:
         with opened(source) as container:
@@ -135,14 +137,14 @@ def _decode(
     return DecodedClips(list(pixels), positions, geometry)
 
 
-def _views(clips: Sequence[Clip], geometry: VideoGeometry, sides_px: Sequence[int]) -> list[_View]:
+def _views(clips: Sequence[Clip], geometry: VideoGeometry, input_sizes_px: Sequence[int]) -> list[_View]:
     together: dict[tuple, list[int]] = {}
     for c, clip in enumerate(clips):
         y0, x0, y1, x1 = clip.box_px
         together.setdefault((clip.times_s, y1 - y0, x1 - x0), []).append(c)
     shown_px = (geometry.height_px, geometry.width_px)
     return [
-        _View(members, [Cropper([clips[c].box_px for c in members], shown_px, side) for side in sides_px])
+        _View(members, [Cropper([clips[c].box_px for c in members], shown_px, side) for side in input_sizes_px])
         for members in together.values()
     ]
 
@@ -151,7 +153,7 @@ def _as_planned(cut: np.ndarray, clip: Clip, frame: VideoFrame, small: _SmallFra
     if clip.appearance is not None:
         y0, x0, y1, x1 = clip.box_px
         px_of_frame = (cut.shape[0] / (y1 - y0), cut.shape[1] / (x1 - x0))
-        cut = restyled(cut, small.of(frame), clip.appearance, px_of_frame)
+        cut = apply_augmentation(cut, small.of(frame), clip.appearance, px_of_frame)
     return cut[:, ::-1] if clip.flipped else cut
 
 
@@ -180,6 +182,6 @@ def _refuse_truncated(last_s: float, geometry: VideoGeometry, needed_s: float) -
         raise VideoError("decode", f"cut short: {geometry.duration_s:.2f} s promised, frames end at {last_s:.2f} s")
 
 
-def video_bytes(mode: str, sampling: Sampling, sides_px: Sequence[int]) -> int:
+def video_bytes(mode: str, sampling: Sampling, input_sizes_px: Sequence[int]) -> int:
     """Bytes of one video's pixels at all sides."""
-    return sum(int(np.prod(pixel_shape(mode, sampling, side))) for side in sides_px)
+    return sum(int(np.prod(pixel_shape(mode, sampling, side))) for side in input_sizes_px)

@@ -47,7 +47,7 @@ class Request:
     video_id: str
     mode: str
     sampling: Sampling
-    sides_px: tuple[int, ...]
+    input_sizes_px: tuple[int, ...]
     offsets: tuple[int, ...]
 
 
@@ -267,10 +267,10 @@ def _answer(request: Request | Call, memory: mmap | None, memory_gib: float) -> 
 def _decoded(request: Request, memory: mmap) -> Decoded:
     into: Sequence[np.ndarray] = [
         np.ndarray(pixel_shape(request.mode, request.sampling, side), np.uint8, memory, offset)
-        for side, offset in zip(request.sides_px, request.offsets, strict=True)
+        for side, offset in zip(request.input_sizes_px, request.offsets, strict=True)
     ]
     clips = decode_clips(
-        source_of(request.path), request.video_id, request.mode, request.sampling, request.sides_px, into
+        source_of(request.path), request.video_id, request.mode, request.sampling, request.input_sizes_px, into
     )
     return Decoded(clips.positions, clips.geometry)
 

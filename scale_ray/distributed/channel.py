@@ -35,7 +35,7 @@ class Channel:
         return self._failure
 
 
-class Listener:
+class ChannelReader:
     """A thread of the driver that passes on what the workers tell."""
 
     def __init__(self, channel: Any, progress: Progress, record: RunRecord, say: Callable[[str], None]) -> None:

@@ -94,7 +94,9 @@ def _stream(run: ExtractionRun, sampling: Sampling, extraction: Extraction, size
         stream = (
             ray.data.from_arrow(list(_tasks(run, per_block, fair)))
             .map_batches(
-                partial(decode_block, sampling=sampling, sides_px=sides, per_block=per_block, extraction=extraction),
+                partial(
+                    decode_block, sampling=sampling, input_sizes_px=sides, per_block=per_block, extraction=extraction
+                ),
                 batch_size=None,
                 batch_format="pyarrow",
                 zero_copy_batch=True,
@@ -149,14 +151,14 @@ _decoder: Decoder | None = None
 
 
 def decode_block(
-    block: pa.Table, *, sampling: Sampling, sides_px: Sequence[int], per_block: int, extraction: Extraction
+    block: pa.Table, *, sampling: Sampling, input_sizes_px: Sequence[int], per_block: int, extraction: Extraction
 ) -> Iterator[pa.Table]:
     """Videos to blocks of pixels; a video that cannot be used becomes a row with its reason and no pixels."""
     global _decoder
     if _decoder is None:
         _decoder = Decoder(timeout_s=extraction.decode_timeout_s, memory_gib=extraction.decode_memory_gib)
         atexit.register(_decoder.close)
-    yield from decode_videos(block.to_pylist(), _decoder, sampling, sides_px, per_block)
+    yield from decode_videos(block.to_pylist(), _decoder, sampling, input_sizes_px, per_block)
 
 
 class EmbedBlock:

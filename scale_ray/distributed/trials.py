@@ -122,7 +122,7 @@ def _trial(
     """One setting, trained to the end in this process."""
     import torch
 
-    from scale_ray.clip_sets import Held
+    from scale_ray.clip_sets import ResidentClips
     from scale_ray.pretraining import Metrics, Trainer, fit
     from scale_ray.probes import validation_monitor
 
@@ -132,7 +132,9 @@ def _trial(
     split = validation_split(features_store, share, setting.splits.split)
     train, validation = (clips.read() for clips in split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = Trainer(Held.of(train, device), setting, device=device, held_out=Held.of(validation, device))
+    trainer = Trainer(
+        ResidentClips.of(train, device), setting, device=device, held_out=ResidentClips.of(validation, device)
+    )
 
     class Reports:
         """Now and then how it goes, and at the end what it was worth."""

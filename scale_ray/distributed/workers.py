@@ -18,10 +18,10 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from scale_ray.clip_sets import Held, opened_source
+from scale_ray.clip_sets import ResidentClips, opened_source
 from scale_ray.config import PretrainConfig, Probing
 from scale_ray.console import Console
-from scale_ray.distributed.channel import Channel, Listener
+from scale_ray.distributed.channel import Channel, ChannelReader
 from scale_ray.distributed.resources import Size
 from scale_ray.errors import RunFailed, UserError, first_line, last_line
 from scale_ray.pretraining import Metrics, Trainer, fit
@@ -77,7 +77,7 @@ def run_workers(
         ),
     )
     with console.progress("pretrain", training.epochs, "epochs") as progress:
-        listener = Listener(channel, progress, record, console.say)
+        listener = ChannelReader(channel, progress, record, console.say)
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -115,7 +115,7 @@ def _train_share(job: dict[str, Any]) -> None:
     source = opened_source(clips, config.ingest, device, context.get_local_world_size())
     first = context.get_world_rank() == 0
     trainer = Trainer(
-        source, config, device=device, held_out=Held.of(held_out.read(), device) if len(held_out) else None
+        source, config, device=device, held_out=ResidentClips.of(held_out.read(), device) if len(held_out) else None
     )
     reports = _Reports(job["channel"] if first else None)
     state = _newest_state(job["channel"] if first else None)

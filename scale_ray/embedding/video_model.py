@@ -25,7 +25,7 @@ from scale_ray.clip_sets import normalised_positions
 from scale_ray.config import BackboneOptions, Extraction, Representing, Sampling
 from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
 from scale_ray.errors import UserError, VideoError
-from scale_ray.locations import join, read_bytes, written_whole
+from scale_ray.locations import atomic_write, join, read_bytes
 
 _CLIPS_AT_ONCE = 16
 _BACKBONE_FILE = "backbone.safetensors"
@@ -137,9 +137,9 @@ class VideoModel:
 
         self.aggregator.save(join(folder, "aggregator"))
         tensors = {name: value.cpu().contiguous() for name, value in self.backbone.trunk.state_dict().items()}
-        with written_whole(join(folder, _BACKBONE_FILE)) as file:
+        with atomic_write(join(folder, _BACKBONE_FILE)) as file:
             file.write(safetensors.torch.save(tensors))
-        with written_whole(join(folder, "model.json")) as file:
+        with atomic_write(join(folder, "model.json")) as file:
             described = {"representing": self.representing.to_dict(), "backbone": hash_of(self.backbone.trunk)}
             file.write(json.dumps(described, indent=2).encode())
 

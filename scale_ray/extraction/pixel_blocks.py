@@ -23,7 +23,7 @@ def decode_videos(
     videos: Sequence[dict[str, Any]],
     decoder: Decoder,
     sampling: Sampling,
-    sides_px: Sequence[int],
+    input_sizes_px: Sequence[int],
     videos_per_block: int,
 ) -> Iterator[pa.Table]:
     """Decode videos of one mode, given as `video_id`, `path`, `mode` and `shard`, into blocks.
@@ -32,13 +32,13 @@ def decode_videos(
     """
     if not videos:
         return
-    sizes = [video_bytes(videos[0]["mode"], sampling, [side]) for side in sides_px]
+    sizes = [video_bytes(videos[0]["mode"], sampling, [side]) for side in input_sizes_px]
     rows: list[dict[str, Any]] = []
     pixels, num_decoded = _room(videos_per_block * sum(sizes)), 0
     for video in videos:
         starts = _starts(sizes, videos_per_block)
         offsets = tuple(start + num_decoded * size for start, size in zip(starts, sizes, strict=True))
-        request = Request(video["path"], video["video_id"], video["mode"], sampling, tuple(sides_px), offsets)
+        request = Request(video["path"], video["video_id"], video["mode"], sampling, tuple(input_sizes_px), offsets)
         row = {name: video[name] for name in ("video_id", "mode", "shard")}
         try:
             decoded = decoder.decode(request, pixels)
@@ -48,11 +48,11 @@ def decode_videos(
         rows.append(row | {"positions": decoded.positions.tobytes(), **vars(decoded.geometry)})
         num_decoded += 1
         if num_decoded == videos_per_block:
-            yield _block(rows, pixels, sizes, sides_px, videos_per_block)
+            yield _block(rows, pixels, sizes, input_sizes_px, videos_per_block)
             rows, num_decoded = [], 0
             pixels = _room(videos_per_block * sum(sizes))
     if rows:
-        yield _block(rows, pixels, sizes, sides_px, videos_per_block)
+        yield _block(rows, pixels, sizes, input_sizes_px, videos_per_block)
 
 
 # Kept from block to block and from task to task: fresh memory costs a page fault for every 4 KiB.
@@ -69,16 +69,16 @@ def _room(num_bytes: int) -> SharedPixels:
     return _rooms[-1]
 
 
-def pixels_of(block: pa.Table, sampling: Sampling, side_px: int) -> np.ndarray:
+def pixels_of(block: pa.Table, sampling: Sampling, input_size_px: int) -> np.ndarray:
     """The decoded clips of a block, without copying: uint8 (clips, frames, side, side, 3)."""
-    chunks = block[pixels_column(side_px)].chunks
+    chunks = block[pixels_column(input_size_px)].chunks
     # Not combine_chunks, which copies a single chunk, too.
     column = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
     values = (
         np.frombuffer(column.buffers()[2], np.uint8)[offsets[0] : offsets[-1]] if offsets[-1] else np.empty(0, "u1")
     )
-    return values.reshape(-1, sampling.frames, side_px, side_px, 3)
+    return values.reshape(-1, sampling.frames, input_size_px, input_size_px, 3)
 
 
 def _starts(sizes: Sequence[int], videos_per_block: int) -> list[int]:
@@ -90,13 +90,13 @@ def _block(
     rows: list[dict[str, Any]],
     pixels: SharedPixels,
     sizes: Sequence[int],
-    sides_px: Sequence[int],
+    input_sizes_px: Sequence[int],
     videos_per_block: int,
 ) -> pa.Table:
     table = pa.Table.from_pylist(rows, schema=ROW)
     decoded = np.array([row.get("positions") is not None for row in rows])
     valid = pa.py_buffer(np.packbits(decoded, bitorder="little"))
-    for side, size, start in zip(sides_px, sizes, _starts(sizes, videos_per_block), strict=True):
+    for side, size, start in zip(input_sizes_px, sizes, _starts(sizes, videos_per_block), strict=True):
         offsets = np.concatenate([[0], np.cumsum(decoded)]).astype(np.int64) * size
         values = pa.py_buffer(memoryview(pixels.memory)[start : start + int(offsets[-1])])
         column = pa.LargeBinaryArray.from_buffers(

@@ -44,7 +44,7 @@ class ExtractionRun:
         self.targets = targets
         self._corpus, self._extraction = corpus, extraction
         for target in targets:
-            _refuse_changed_videos(target.store, corpus)
+            _check_unchanged_videos(target.store, corpus)
         # Before anything is read, so that a store whose run dies knows its videos; again at the end, when
         # their sizes and lengths are known.
         self._corrected = [target.store.replace_videos(corpus.videos) for target in targets]
@@ -178,7 +178,7 @@ def _per_target(result: VideoResult, shard: Shard) -> list[VideoFeatures | Failu
     return results
 
 
-def _refuse_changed_videos(store: ShardStore, corpus: Corpus) -> None:
+def _check_unchanged_videos(store: ShardStore, corpus: Corpus) -> None:
     known = set().union(*(store.stored_ids(mode) for mode in MODES))
     if not known:
         return

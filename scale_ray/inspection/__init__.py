@@ -1,13 +1,13 @@
 """What a corpus holds, and what its extraction will cost."""
 
 from scale_ray.inspection.corpus_facts import CorpusFacts, facts_of_corpus
-from scale_ray.inspection.cost import Estimate, Machine, estimate, videos_by_mode
+from scale_ray.inspection.cost import CostEstimate, Machine, estimate, videos_by_mode
 from scale_ray.inspection.headers import Header, chosen, read_headers
 from scale_ray.inspection.trials import Sample, cores_here, gpus_here, measure, spread_sample
 
 __all__ = [
     "CorpusFacts",
-    "Estimate",
+    "CostEstimate",
     "Header",
     "Machine",
     "Sample",

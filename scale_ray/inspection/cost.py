@@ -93,7 +93,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """The cost of an extraction; `read_s` is None where all files are local."""
 
     machine: Machine
@@ -157,7 +157,7 @@ def estimate(
     machine: Machine,
     sampling: Sampling,
     shard_videos: int,
-) -> Estimate | None:
+) -> CostEstimate | None:
     """The cost of decoding `num_videos` in each mode and of all their clips in every backbone.
 
     None where no video of some mode could be decoded.
@@ -181,7 +181,7 @@ def estimate(
         "cores": (decode_core_s + backbone_core_s) * (1 / machine.cores),
     }
     clips = Range(num_clips, num_clips, num_clips)
-    return Estimate(
+    return CostEstimate(
         machine=machine,
         num_videos=dict(num_videos),
         num_clips=num_clips,

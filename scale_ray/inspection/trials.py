@@ -110,7 +110,7 @@ def try_decoding(
     videos: Sequence[tuple[Header, str]],
     modes: Sequence[str],
     sampling: Sampling,
-    sides_px: Sequence[int],
+    input_sizes_px: Sequence[int],
     extraction: Extraction,
     console: Console,
 ) -> tuple[list[DecodingTrial], list[Unreadable], int]:
@@ -121,7 +121,7 @@ def try_decoding(
     trials: list[DecodingTrial] = []
     unreadable: list[Unreadable] = []
     num_turned, is_warm = 0, False
-    pixels = SharedPixels(max(video_bytes(mode, sampling, sides_px) for mode in modes))
+    pixels = SharedPixels(max(video_bytes(mode, sampling, input_sizes_px) for mode in modes))
     with (
         console.progress("sample", len(videos), "videos") as progress,
         Decoder(timeout_s=extraction.decode_timeout_s, memory_gib=extraction.decode_memory_gib) as decoder,
@@ -130,9 +130,11 @@ def try_decoding(
             try:
                 with _local(path) as (local_path, read_s):
                     for mode in modes:
-                        offsets = accumulate((video_bytes(mode, sampling, [side]) for side in sides_px), initial=0)
+                        offsets = accumulate(
+                            (video_bytes(mode, sampling, [side]) for side in input_sizes_px), initial=0
+                        )
                         request = Request(
-                            local_path, header.video_id, mode, sampling, tuple(sides_px), tuple(offsets)[:-1]
+                            local_path, header.video_id, mode, sampling, tuple(input_sizes_px), tuple(offsets)[:-1]
                         )
                         if not is_warm:  # starts the process, loads its libraries
                             decoder.decode(request, pixels)

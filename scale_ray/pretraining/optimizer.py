@@ -33,7 +33,7 @@ def schedule_of(
 
 
 def warmup_then_cosine(step: int, num_warmup: int, num_steps: int) -> float:
-    """Share of the peak learning rate at a step: linear to 1, then a cosine to 0."""
+    """WorkerSlice of the peak learning rate at a step: linear to 1, then a cosine to 0."""
     if step < num_warmup:
         return (step + 1) / num_warmup
     passed = (step - num_warmup) / max(num_steps - num_warmup, 1)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scale_ray.aggregator import Aggregator
-from scale_ray.clip_sets import Batch, Held, Share, Source, Videos, dropout_seed
+from scale_ray.clip_sets import Batch, ResidentClips, Source, Videos, WorkerSlice, dropout_seed
 from scale_ray.config import PretrainConfig
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.pretraining.collectives import average_over_workers
@@ -27,7 +27,7 @@ from scale_ray.pretraining.optimizer import moving_average, optimizer_of, schedu
 
 Metrics = dict[str, float]
 
-# Steps between two looks at whether the loss is finite: on a GPU a look waits for all work under way.
+# How often to check that the loss is finite, in steps; each check synchronises the GPU.
 _STEPS_UNSEEN = 20
 _VIDEOS_NAMED = 20
 
@@ -64,13 +64,13 @@ class Trainer:
         *,
         device: torch.device,
         origin: Mapping[str, Any] | None = None,
-        held_out: Held | None = None,
+        held_out: ResidentClips | None = None,
     ) -> None:
         training = config.training
         check_trainable(source.num_videos, source.num_clips, config.sets.set_size)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         workers = dist.get_world_size() if dist.is_initialized() else 1
-        self.share = Share(min(training.batch, source.num_videos), self.rank, workers)
+        self.share = WorkerSlice(min(training.batch, source.num_videos), self.rank, workers)
         least = min(self.share.batch, held_out.num_videos if held_out else self.share.batch)
         if least < workers:
             raise UserError(f"expected videos, also held-out ones, for each of {workers} workers, found {least}")
@@ -84,7 +84,9 @@ class Trainer:
         self.average = moving_average(self.aggregator, training.ema_decay) if training.ema_decay else None
         self.optimizer = optimizer_of(self.parameters, training)
         self.schedule = schedule_of(self.optimizer, training.epochs * self.steps_per_epoch, training.warmup_share)
-        self._halved = training.arithmetic == "bfloat16" or (training.arithmetic == "auto" and device.type == "cuda")
+        self._halved = training.train_precision == "bfloat16" or (
+            training.train_precision == "auto" and device.type == "cuda"
+        )
         if training.compile:
             self.aggregator.compile()
             self.objective.compile_heads()
@@ -223,7 +225,7 @@ class Trainer:
             "step_of_epoch": self.step_of_epoch,
             "sums": self._sums,
             "best": self.best,
-            "way": self.source.way,
+            "ingest_mode": self.source.ingest_mode,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -234,8 +236,10 @@ class Trainer:
         UserError
             Where the order of the videos would be another one.
         """
-        if (state["way"] == "stream") != (self.source.way == "stream"):
-            raise UserError(f"ingest: expected {state['way']}, as the run began, found {self.source.way}")
+        if (state["ingest_mode"] == "stream") != (self.source.ingest_mode == "stream"):
+            raise UserError(
+                f"ingest: expected {state['ingest_mode']}, as the run began, found {self.source.ingest_mode}"
+            )
         self.aggregator.load_state_dict(state["aggregator"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

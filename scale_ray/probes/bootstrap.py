@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scale_ray.probes.metrics import Measured
+from scale_ray.probes.metrics import Metric
 
 
 def resamples_of(groups: Sequence[str], count: int, seed: int) -> Iterator[np.ndarray]:
@@ -34,15 +34,15 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class BootstrapSamples:
     """A quantity as each seed has it: `each` (S,) of all test videos, `resampled` (R, S) of each draw of them."""
 
     each: np.ndarray
     resampled: np.ndarray
 
     @classmethod
-    def of(cls, measured: Sequence[Measured], rows: Sequence[np.ndarray]) -> Drawn:
-        """One measure of every seed, over the `rows` of each draw of the test videos.
+    def of(cls, measured: Sequence[Metric], rows: Sequence[np.ndarray]) -> BootstrapSamples:
+        """One metric of every seed, over the `rows` of each draw of the test videos.
 
         Where videos that are drawn twice put every draw too high, the draws are moved to have their mean at the value.
         """
@@ -52,9 +52,9 @@ class Drawn:
             resampled += each - resampled.mean(0)
         return cls(each, resampled)
 
-    def __sub__(self, other: Drawn) -> Drawn:
+    def __sub__(self, other: BootstrapSamples) -> BootstrapSamples:
         """Paired: both of the same seeds and draws."""
-        return Drawn(self.each - other.each, self.resampled - other.resampled)
+        return BootstrapSamples(self.each - other.each, self.resampled - other.resampled)
 
     def estimate(self, seed: int) -> Estimate:
         """The mean, and the 2.5th to 97.5th percentile of the bootstrap over the test videos and the seeds."""

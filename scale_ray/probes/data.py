@@ -1,6 +1,6 @@
 """The two sides of a probe: videos to fit on and videos to test on, which have nothing in common.
 
-What is fitted or chosen is handed a `Side` of the training split and nothing else; the test side is opened
+What is fitted or chosen is handed a `ProbeDataset` of the training split and nothing else; the test side is opened
 when all is settled, and then only scored.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scale_ray.clip_sets import Held, cache_of, normalised_positions, opened_source, video_keys
+from scale_ray.clip_sets import ResidentClips, cache_of, normalised_positions, opened_source, video_keys
 from scale_ray.config import Ingest
 from scale_ray.errors import UserError
 from scale_ray.hashing import uniform_hash
@@ -21,7 +21,7 @@ from scale_ray.store import GEOMETRY, FeatureStore, StoredClips
 
 
 @dataclass(frozen=True)
-class Side:
+class ProbeDataset:
     """Videos with their clips, targets and groups, in the order of their ids.
 
     `features` (videos, N, D), in memory or mapped from disk, as they are stored; `positions` (videos, N, 7)
@@ -48,7 +48,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Sides:
+class ProbeSplit:
     """Training and test side of one split, and what is told of their videos.
 
     `fit` and `choice` are rows of `train`: a probe's settings are fitted on the first and compared on the
@@ -58,8 +58,8 @@ class Sides:
 
     split: str
     targets: Targets
-    train: Side
-    test: Side
+    train: ProbeDataset
+    test: ProbeDataset
     is_training: Tensor
 
     def parts(self, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ class Sides:
         return self.is_training.nonzero()[:, 0]
 
 
-def read_sides(store: FeatureStore, targets: Targets, split: str, ingest: Ingest) -> Sides:
+def load_probe_split(store: FeatureStore, targets: Targets, split: str, ingest: Ingest) -> ProbeSplit:
     """Both sides of a split: `train` clips of training and validation videos, `eval` clips of test videos.
 
     Raises
@@ -90,14 +90,14 @@ def read_sides(store: FeatureStore, targets: Targets, split: str, ingest: Ingest
     known = {video_id for video_id in sides if video_id in targets.of}
     sizes = store.geometries()
 
-    def read(mode: str, of: Sequence[str], told: str) -> Side:
+    def read(mode: str, of: Sequence[str], told: str) -> ProbeDataset:
         stored = StoredClips(store, mode, {video_id for video_id in known if sides[video_id] in of})
         if not len(stored):
             raise UserError(f"expected labelled {told} videos with {mode} clips, found none in {store.location}")
         if ingest.ingest == "stream":
             raise UserError("ingest: expected auto, memory or disk for probes, found stream")
         source = opened_source(stored, ingest, torch.device("cpu"))
-        if not isinstance(source, Held):
+        if not isinstance(source, ResidentClips):
             raise UserError(
                 f"cache: expected room for {stored.num_bytes / 2**30:.1f} GiB of features in memory or on disk, "
                 "found none; give another --cache"
@@ -105,7 +105,7 @@ def read_sides(store: FeatureStore, targets: Targets, split: str, ingest: Ingest
         measured = torch.from_numpy(stored.read_positions())
         geometry = torch.tensor([[float(sizes[i][name]) for name in GEOMETRY.names] for i in stored.video_ids])
         spread = geometry.view(len(stored), 1, len(GEOMETRY)).expand(-1, stored.num_clips, -1)
-        return Side(
+        return ProbeDataset(
             stored.video_ids,
             [groups[video_id] for video_id in stored.video_ids],
             targets.tensor(stored.video_ids),
@@ -113,18 +113,18 @@ def read_sides(store: FeatureStore, targets: Targets, split: str, ingest: Ingest
             source.positions,
             torch.cat([measured, normalised_positions(measured), spread], 2),
             video_keys(stored.video_ids),
-            str(cache_of(ingest)) if source.way == "disk" else None,
+            str(cache_of(ingest)) if source.ingest_mode == "disk" else None,
         )
 
     train, test = read("train", ("train", "validation"), "training"), read("eval", ("test",), "test")
-    refuse_leaks(train, test, store.location)
+    check_no_leakage(train, test, store.location)
     is_training = torch.tensor([sides[video_id] == "train" for video_id in train.video_ids])
     if not bool(is_training.any()):
         raise UserError(f"expected labelled training videos, found none in {store.location}")
-    return Sides(split, targets, train, test, is_training)
+    return ProbeSplit(split, targets, train, test, is_training)
 
 
-def refuse_leaks(train: Side, test: Side, place: str) -> None:
+def check_no_leakage(train: ProbeDataset, test: ProbeDataset, place: str) -> None:
     """Raise a UserError where a video or a group is on both sides."""
     for what, ours, theirs in (("video", train.video_ids, test.video_ids), ("group", train.groups, test.groups)):
         both = sorted(set(ours) & set(theirs))

@@ -12,12 +12,12 @@ from scale_ray.aggregator import Aggregator
 from scale_ray.config import Ingest, Probing
 from scale_ray.errors import UserError
 from scale_ray.probes import suite as probes
-from scale_ray.probes.bootstrap import Drawn, Estimate, resamples_of
-from scale_ray.probes.data import Side, Sides, read_sides
+from scale_ray.probes.bootstrap import BootstrapSamples, Estimate, resamples_of
+from scale_ray.probes.data import ProbeDataset, ProbeSplit, load_probe_split
 from scale_ray.probes.inputs import SetInputs, Tokens, View
 from scale_ray.probes.knn import retrieval
-from scale_ray.probes.metrics import Measured, mean_of, measured_clusters, measured_scores
-from scale_ray.probes.suite import Lessons
+from scale_ray.probes.metrics import Metric, cluster_metrics, mean_metric, score_metrics
+from scale_ray.probes.suite import ProbeTask
 from scale_ray.probes.table import ProbeRow, ProbeTable
 from scale_ray.probes.targets import CLASSES, MULTILABEL, NUMBERS, Targets, read_targets
 from scale_ray.store import FeatureStore
@@ -45,7 +45,7 @@ class _Representation:
 class FigureData:
     """What the pictures show, of the first seed: sides, predictions of the linear probe, centred vectors of videos."""
 
-    sides: Sides
+    sides: ProbeSplit
     predictions: dict[str, Tensor] = field(default_factory=dict)
     train_vectors: dict[str, Tensor] = field(default_factory=dict)
     test_vectors: dict[str, Tensor] = field(default_factory=dict)
@@ -63,7 +63,7 @@ def probe_table(
 ) -> tuple[ProbeTable, FigureData]:
     """Every chosen probe of every representation, from the clips that the store holds.
 
-    Fitted on the `train` clips of the training videos; the test videos are seen through their `eval` clips
+    FittedHeads on the `train` clips of the training videos; the test videos are seen through their `eval` clips
     and only scored, once for each seed, when all is chosen. Seed n takes aggregator n; of fewer aggregators
     than seeds they come round again. With `ensemble` a video's clips are dealt into sets of so many.
     `progress` is told how many representations are done, and the last one's name.
@@ -78,11 +78,11 @@ def probe_table(
     targets = read_targets(store, probing.target)
     if split is None:
         raise UserError(f"expected labelled training videos, found none in {store.location}")
-    sides = read_sides(store, targets, split, ingest or Ingest())
+    sides = load_probe_split(store, targets, split, ingest or Ingest())
     num_seeds = max(probing.probe_seeds, len(aggregators))
     pictured = FigureData(sides)
-    measured: dict[str, dict[str, list[Measured]]] = {}
-    fixed: dict[tuple[str, int], list[Measured]] = {}
+    measured: dict[str, dict[str, list[Metric]]] = {}
+    fixed: dict[tuple[str, int], list[Metric]] = {}
     done = 0
     for number in range(num_seeds):
         which = number % len(aggregators)
@@ -111,7 +111,7 @@ def num_representations(probing: Probing, num_aggregators: int) -> int:
 
 
 def _representations(
-    sides: Sides, aggregator: Aggregator, probing: Probing, ensemble: int, seed: int
+    sides: ProbeSplit, aggregator: Aggregator, probing: Probing, ensemble: int, seed: int
 ) -> Iterator[_Representation]:
     """One after the other, so that what is computed of one is gone before the next."""
     with torch.random.fork_rng(devices=[]):
@@ -138,12 +138,12 @@ def _representations(
     yield row(SET_TOKEN_ALONE, "nothing", trained, aggregator)
 
 
-def _lessons(row: _Representation, sides: Sides, probing: Probing, seed: int) -> Lessons:
-    fit_rows, choice_rows = sides.parts(probing.choice_share, seed)
-    return Lessons(row.train, sides.targets, fit_rows, choice_rows, sides.refit, probing, seed)
+def _lessons(row: _Representation, sides: ProbeSplit, probing: Probing, seed: int) -> ProbeTask:
+    fit_rows, selection_rows = sides.parts(probing.choice_share, seed)
+    return ProbeTask(row.train, sides.targets, fit_rows, selection_rows, sides.refit, probing, seed)
 
 
-def _without_training(row: _Representation, sides: Sides, probing: Probing) -> list[Measured]:
+def _without_training(row: _Representation, sides: ProbeSplit, probing: Probing) -> list[Metric]:
     """k-NN and retrieval: nothing in them is drawn."""
     targets, measured = sides.targets, []
     if "knn" in probing.chosen_probes:
@@ -151,27 +151,27 @@ def _without_training(row: _Representation, sides: Sides, probing: Probing) -> l
         first = (probing.knn_k[0], probing.knn_temperature[0])
         for (k, temperature), of in scores.items():
             name = "knn" if (k, temperature) == first else f"knn_k{k}_t{temperature:g}"
-            measured += measured_scores(name, of, sides.test.targets, targets)
+            measured += score_metrics(name, of, sides.test.targets, targets)
     if "retrieval" in probing.chosen_probes and targets.kind != NUMBERS:
         bank = row.train.centred(sides.refit)
         dense = targets.dense(sides.train.targets)[sides.refit]
         queries, wanted = row.test.centred(), targets.dense(sides.test.targets)
         hits, precision = retrieval(bank, dense, queries, wanted, _RECALL_AT)
-        measured += [mean_of(f"retrieval_recall_at_{k}", found) for k, found in hits.items()]
-        measured.append(mean_of("retrieval_map", precision))
+        measured += [mean_metric(f"retrieval_recall_at_{k}", found) for k, found in hits.items()]
+        measured.append(mean_metric("retrieval_map", precision))
     return measured
 
 
 def _probed(
-    row: _Representation, sides: Sides, probing: Probing, seed: int, pictured: FigureData, is_first: bool
-) -> list[Measured]:
+    row: _Representation, sides: ProbeSplit, probing: Probing, seed: int, pictured: FigureData, is_first: bool
+) -> list[Metric]:
     """What is trained or drawn: fitted on the training side, and then scored on the test side."""
     lessons, targets, test = _lessons(row, sides, probing, seed), sides.targets, sides.test
     chosen, measured = probing.chosen_probes, []
 
     def score(name: str, probe: probes.TrainedProbe, inputs: View | SetInputs) -> Tensor:
         scores = probe.scores(inputs, len(test))
-        measured.extend(measured_scores(name, scores, test.targets, targets))
+        measured.extend(score_metrics(name, scores, test.targets, targets))
         return scores
 
     if "linear" in chosen:
@@ -190,17 +190,20 @@ def _probed(
     num_classes = len(set(test.targets.tolist())) if targets.kind == CLASSES else 0
     if "clustering" in chosen and num_classes > 1:  # all clusters agree with a single class
         found = probes.clusters(row.test, num_classes, seed)
-        measured += measured_clusters(found, test.targets)
+        measured += cluster_metrics(found, test.targets)
     if is_first and row.name in (BACKBONE_ALONE, TRAINED_AGGREGATOR):
         pictured.train_vectors[row.name], pictured.test_vectors[row.name] = row.train.centred(), row.test.centred()
     return measured
 
 
 def _table(
-    sides: Sides, measured: dict[str, dict[str, list[Measured]]], probing: Probing, num_seeds: int
+    sides: ProbeSplit, measured: dict[str, dict[str, list[Metric]]], probing: Probing, num_seeds: int
 ) -> ProbeTable:
     resamples = list(resamples_of(sides.test.groups, probing.resamples, probing.probe_seed))
-    drawn = {row: {name: Drawn.of(of, resamples) for name, of in of_row.items()} for row, of_row in measured.items()}
+    drawn = {
+        row: {name: BootstrapSamples.of(of, resamples) for name, of in of_row.items()}
+        for row, of_row in measured.items()
+    }
     # How much the trained aggregator is ahead of the feature by itself, video by video.
     alone = drawn[BACKBONE_ALONE]
     gains = {}
@@ -209,7 +212,7 @@ def _table(
             more_is_better = measured[TRAINED_AGGREGATOR][name][0].more_is_better
             gains[name] = of - alone[name] if more_is_better else alone[name] - of
 
-    def estimates(of_row: dict[str, Drawn]) -> dict[str, Estimate]:
+    def estimates(of_row: dict[str, BootstrapSamples]) -> dict[str, Estimate]:
         return {name: of.estimate(probing.probe_seed) for name, of in of_row.items()}
 
     return ProbeTable(
@@ -226,7 +229,7 @@ def _table(
     )
 
 
-def _chance(targets: Targets, train: Side, test: Side, rows: Tensor) -> float:
+def _chance(targets: Targets, train: ProbeDataset, test: ProbeDataset, rows: Tensor) -> float:
     """What is reached without looking at a video: the most frequent class, equal scores, the training mean."""
     if targets.kind == CLASSES:
         return float((test.targets == train.targets[rows].mode().values).float().mean())
@@ -234,5 +237,5 @@ def _chance(targets: Targets, train: Side, test: Side, rows: Tensor) -> float:
         equal = torch.zeros_like(test.targets)
     else:
         equal = train.targets[rows].mean(0).expand_as(test.targets)
-    [measured] = measured_scores("chance", equal, test.targets, targets)
+    [measured] = score_metrics("chance", equal, test.targets, targets)
     return measured.value()

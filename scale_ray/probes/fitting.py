@@ -36,7 +36,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingSchedule:
     """How long a head is trained, and on what: videos of a batch, clips of a set, epochs and least steps."""
 
     batch: int
@@ -55,12 +55,12 @@ class Problem:
 
     inputs: Inputs
     targets: Tensor
-    described: Targets
+    target_spec: Targets
     mean: Tensor
     scale: Tensor
 
 
-class Fitted:
+class FittedHeads:
     """Heads of every setting, trained; their scores are means over the clips of a video."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Fitted:
         target_std: Tensor,
     ) -> None:
         self.heads, self.settings = heads, settings
-        self._mean, self._scale, self._described = problem.mean, problem.scale, problem.described
+        self._mean, self._scale, self._described = problem.mean, problem.scale, problem.target_spec
         self._target_mean, self._target_std = target_mean, target_std
 
     @torch.no_grad()
@@ -97,9 +97,9 @@ def fit(
     rows: Tensor,
     make_head: Callable[[], nn.Module],
     settings: Sequence[Setting],
-    course: Course,
+    course: TrainingSchedule,
     seed: int,
-) -> Fitted:
+) -> FittedHeads:
     """Train one head for each setting on some videos of a side, all of them at once.
 
     Every head begins with the same weights and sees the same batches: a setting's result does not depend
@@ -122,12 +122,12 @@ def _train(
     rows: Tensor,
     heads: list[nn.Module],
     settings: Sequence[Setting],
-    course: Course,
+    course: TrainingSchedule,
     seed: int,
     batch: int,
     steps_per_epoch: int,
     epochs: int,
-) -> Fitted:
+) -> FittedHeads:
     targets, target_mean, target_std = _standardised(problem, rows)
     # The weights of all heads lie one behind the other; the optimiser has a view of each setting's.
     parameters = [dict(head.named_parameters()) for head in heads]
@@ -151,7 +151,7 @@ def _train(
             torch.manual_seed(dropout_seed(seed=seed, step=epoch * steps_per_epoch + step, worker=0, part=0))
             learned = {name: all_of.detach().requires_grad_() for name, all_of in weights.items()}
             logits_GBVK = _logits(heads[0], learned, inputs.sub_(problem.mean).mul_(problem.scale))
-            losses = [_loss(logits, targets[at], problem.described.kind) for logits in logits_GBVK]
+            losses = [_loss(logits, targets[at], problem.target_spec.kind) for logits in logits_GBVK]
             gradients = torch.autograd.grad(torch.stack(losses).sum(), list(learned.values()), materialize_grads=True)
             for name, all_of in zip(learned, gradients, strict=True):
                 for of, gradient in zip(of_settings, all_of, strict=True):
@@ -161,7 +161,7 @@ def _train(
     for head, of in zip(heads, of_settings, strict=True):
         head.load_state_dict(of, strict=False)  # buffers stay as they are
         head.eval()
-    return Fitted(heads, settings, problem, target_mean, target_std)
+    return FittedHeads(heads, settings, problem, target_mean, target_std)
 
 
 def _logits(head: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def _loss(logits_BVK: Tensor, targets: Tensor, kind: str) -> Tensor:
 def _standardised(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Targets of the rows for training, and the mean and standard deviation taken out of numbers."""
     targets = problem.targets[rows]
-    if problem.described.kind in (CLASSES, MULTILABEL):
+    if problem.target_spec.kind in (CLASSES, MULTILABEL):
         return targets, torch.zeros(1), torch.ones(1)
     mean, std = targets.mean(0), targets.std(0, correction=0).clamp(min=1e-12)
     return (targets - mean) / std, mean, std

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scale_ray.aggregator import Aggregator, clip_representations, set_tokens, tokens_of_clips
 from scale_ray.clip_sets import draw_clips
-from scale_ray.probes.data import Side
+from scale_ray.probes.data import ProbeDataset
 from scale_ray.probes.knn import centred
 from scale_ray.probes.mapped import by_parts
 
@@ -22,7 +22,7 @@ _KEPT_BYTES = 2**30
 class Tokens:
     """The set tokens of a side's videos, of all their clips and of sets drawn from them; computed once."""
 
-    def __init__(self, side: Side, aggregator: Aggregator, ensemble: int, num_draws: int) -> None:
+    def __init__(self, side: ProbeDataset, aggregator: Aggregator, ensemble: int, num_draws: int) -> None:
         self._side, self._aggregator, self._ensemble = side, aggregator, ensemble
         self._keeps = len(side) * aggregator.options.width * 2 * num_draws <= _KEPT_BYTES
         self._kept: dict[tuple[int, int, int], Tensor] = {}
@@ -58,7 +58,7 @@ class Tokens:
         return set_tokens(self._aggregator, side.features[at], side.positions[at])
 
 
-def drawn_clips(side: Side, rows: Tensor, set_size: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+def drawn_clips(side: ProbeDataset, rows: Tensor, set_size: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
     """Where the clips of randomly drawn sets are in a side's features: rows (B, 1) and clips (B, V)."""
     return rows[:, None], draw_clips(side.keys[rows], side.num_clips, set_size, seed=seed, epoch=epoch)
 
@@ -70,7 +70,7 @@ class View:
     token of its set stands beside it.
     """
 
-    def __init__(self, side: Side, base: str, tokens: Tokens | None = None) -> None:
+    def __init__(self, side: ProbeDataset, base: str, tokens: Tokens | None = None) -> None:
         self.side, self._tokens = side, tokens
         empty = side.features[..., :0]
         self._base = {"feature": side.features, "geometry": side.geometry, "nothing": empty}[base]
@@ -114,7 +114,7 @@ class View:
 class SetInputs:
     """What the aggregator itself takes, for a probe that trains it: `[feature, position]` of each clip."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: ProbeDataset) -> None:
         self.side = side
 
     def whole(self, rows: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""What a probe's scores are worth: each measure as a function of the test videos that count.
+"""What a probe's scores are worth: each metric as a function of the test videos that count.
 
-So that intervals can ask for the same measure of other draws of the test videos.
+So that intervals can ask for the same metric of other draws of the test videos.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from scale_ray.probes.targets import CLASSES, MULTILABEL, Targets
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A measure: of all test videos, or of those of `rows`, int64 with any repetitions.
+class Metric:
+    """A metric: of all test videos, or of those of `rows`, int64 with any repetitions.
 
     `name` says what it is; `more_is_better` whether higher values are; `repeats_agree` whether a video that is
     given twice moves the value by agreeing with itself.
@@ -33,25 +33,25 @@ class Measured:
         return self.of(np.arange(self.num_videos))
 
 
-def mean_of(name: str, values: np.ndarray, *, more_is_better: bool = True) -> Measured:
+def mean_metric(name: str, values: np.ndarray, *, more_is_better: bool = True) -> Metric:
     """The mean of a number a video."""
     values = np.asarray(values, np.float64)
-    return Measured(name, lambda rows: float(values[rows].mean()), len(values), more_is_better)
+    return Metric(name, lambda rows: float(values[rows].mean()), len(values), more_is_better)
 
 
-def measured_scores(prefix: str, scores: Tensor, targets: Tensor, described: Targets) -> list[Measured]:
+def score_metrics(prefix: str, scores: Tensor, targets: Tensor, target_spec: Targets) -> list[Metric]:
     """What scores (videos, K) are worth: top-1 of classes, mAP of several labels, MSE of numbers.
 
     Top-1 is a share in [0, 1]. mAP is the mean over the labels that occur of scikit-learn's average
     precision, in [0, 1]. The mean squared error is in units of the target, squared.
     """
-    if described.kind == CLASSES:
-        return [mean_of(f"{prefix}_top1", (scores.argmax(1) == targets).numpy())]
-    if described.kind == MULTILABEL:
+    if target_spec.kind == CLASSES:
+        return [mean_metric(f"{prefix}_top1", (scores.argmax(1) == targets).numpy())]
+    if target_spec.kind == MULTILABEL:
         of = _mean_average_precision(scores.numpy(), targets.numpy() > 0)
-        return [Measured(f"{prefix}_map", of, len(scores), repeats_agree=True)]
+        return [Metric(f"{prefix}_map", of, len(scores), repeats_agree=True)]
     errors = (scores - targets).square()[:, 0]
-    return [mean_of(f"{prefix}_mse", errors.numpy(), more_is_better=False)]
+    return [mean_metric(f"{prefix}_mse", errors.numpy(), more_is_better=False)]
 
 
 def _mean_average_precision(scores: np.ndarray, wanted: np.ndarray) -> Callable[[np.ndarray], float]:
@@ -82,20 +82,20 @@ def _mean_average_precision(scores: np.ndarray, wanted: np.ndarray) -> Callable[
     return of
 
 
-def measured_clusters(clusters: np.ndarray, targets: Tensor) -> list[Measured]:
+def cluster_metrics(clusters: np.ndarray, targets: Tensor) -> list[Metric]:
     """Agreement of clusters with classes, in [0, 1]: NMI, homogeneity, completeness and their V-measure.
 
     NMI with the arithmetic mean is the V-measure; told is the geometric one of Strehl and Ghosh.
     """
     classes = targets.numpy()
 
-    def of(measure: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[np.ndarray], float]:
-        return lambda rows: float(measure(classes[rows], clusters[rows]))
+    def of(metric: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[np.ndarray], float]:
+        return lambda rows: float(metric(classes[rows], clusters[rows]))
 
     def nmi(true: np.ndarray, found: np.ndarray) -> float:
         return metrics.normalized_mutual_info_score(true, found, average_method="geometric")
 
     return [
-        Measured("clustering_nmi", of(nmi), len(classes), repeats_agree=True),
-        Measured("clustering_v_measure", of(metrics.v_measure_score), len(classes), repeats_agree=True),
+        Metric("clustering_nmi", of(nmi), len(classes), repeats_agree=True),
+        Metric("clustering_v_measure", of(metrics.v_measure_score), len(classes), repeats_agree=True),
     ]

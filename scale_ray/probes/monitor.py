@@ -105,7 +105,7 @@ def _labelled_representations(
 def halves_top1(first: Tensor, second: Tensor) -> float:
     """How often a video's set token finds that of the other half of its clips first, in [0, 1].
 
-    A measure without labels that is comparable over set sizes and mask ratios.
+    A metric without labels that is comparable over set sizes and mask ratios.
     """
     others = F.normalize(second, dim=1).T
     nearest = torch.cat([(part @ others).argmax(1) for part in F.normalize(first, dim=1).split(_VIDEOS_AT_ONCE)])

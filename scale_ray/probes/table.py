@@ -25,17 +25,17 @@ _PROBES = {"knn": "k-NN", "mlp": "MLP"}
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """One representation: the estimate of every measure, by its name."""
+    """One representation: the estimate of every metric, by its name."""
 
     representation: str
-    measures: dict[str, Estimate]
+    metrics: dict[str, Estimate]
 
 
 @dataclass(frozen=True)
 class ProbeTable:
     """What came out of the probes of one split.
 
-    `gains` say how much the trained aggregator is ahead of the backbone's feature alone, in each measure (of errors
+    `gains` say how much the trained aggregator is ahead of the backbone's feature alone, in each metric (of errors
     how much lower); `chance` is what is reached without looking at a video. `notes` are told below the table.
     """
 
@@ -63,19 +63,19 @@ class ProbeTable:
             {"split": self.split, "representation": row.representation, "metric": name}
             | {"value": estimate.value, "low": estimate.low, "high": estimate.high}
             for row in [*self.rows, ProbeRow(_GAIN, self.gains)]
-            for name, estimate in row.measures.items()
+            for name, estimate in row.metrics.items()
         ]
         return pd.DataFrame(rows)
 
-    def measure_names(self, *, main: bool = False) -> list[str]:
-        """Every measure of any row; or only those that are shown on the screen, the variants left out."""
-        names = dict.fromkeys(name for row in self.rows for name in row.measures)
+    def metric_names(self, *, main: bool = False) -> list[str]:
+        """Every metric of any row; or only those that are shown on the screen, the variants left out."""
+        names = dict.fromkeys(name for row in self.rows for name in row.metrics)
         kept = [name for name in names if not main or not name.startswith(_VARIANTS)]
         return sorted(kept, key=lambda name: PROBES.index(name.partition("_")[0]))
 
     def lines(self) -> list[str]:
-        """The table as text, the variants of a measure left out; several blocks where it is wide."""
-        names = self.measure_names(main=True)
+        """The table as text, the variants of a metric left out; several blocks where it is wide."""
+        names = self.metric_names(main=True)
         blocks: list[str] = []
         for start in range(0, len(names), _COLUMNS_OF_SCREEN):
             some = names[start : start + _COLUMNS_OF_SCREEN]
@@ -84,20 +84,20 @@ class ProbeTable:
             blocks += ["", head, "-" * len(head)] if start else [head, "-" * len(head)]
             for row in [*self.rows, ProbeRow(_GAIN, self.gains)]:
                 sign = "+" if row.representation == _GAIN else ""
-                cells = [_cell(name, row.measures.get(name), sign) for name in some]
+                cells = [_cell(name, row.metrics.get(name), sign) for name in some]
                 told = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
                 blocks.append(f"{row.representation:<37}{told}")
         return [*blocks, *self.footnotes()]
 
     def markdown(self) -> str:
-        """Every measure with its interval."""
-        names = self.measure_names()
+        """Every metric with its interval."""
+        names = self.metric_names()
         lines = [
             "| representation | " + " | ".join(map(title_of, names)) + " |",
             "| --- |" + " --- |" * len(names),
             *(
                 f"| {row.representation} | "
-                + " | ".join(_interval(n, row.measures[n]) if n in row.measures else "" for n in names)
+                + " | ".join(_interval(n, row.metrics[n]) if n in row.metrics else "" for n in names)
                 + " |"
                 for row in self.rows
             ),
@@ -108,13 +108,13 @@ class ProbeTable:
         return "\n".join([*lines, "", *self.footnotes()]) + "\n"
 
     def csv(self) -> str:
-        """A line a representation and measure: value, interval, and the value of each seed."""
+        """A line a representation and metric: value, interval, and the value of each seed."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["split", "representation", "measure", "value", "low", "high", "seeds"])
+        writer.writerow(["split", "representation", "metric", "value", "low", "high", "seeds"])
         gains = ProbeRow(_GAIN, self.gains)
         for row in [*self.rows, gains]:
-            for name, of in row.measures.items():
+            for name, of in row.metrics.items():
                 each = " ".join(f"{value:.6g}" for value in of.each)
                 writer.writerow(
                     [self.split, row.representation, name, f"{of.value:.6g}", f"{of.low:.6g}", f"{of.high:.6g}", each]
@@ -140,16 +140,16 @@ class ProbeTable:
 def mean_table(tables: Sequence[ProbeTable]) -> ProbeTable:
     """The mean over several official splits; its intervals are the means of theirs, hence too wide if anything.
 
-    Of the measures that every split has: one whose test videos are of one class has no clustering.
+    Of the metrics that every split has: one whose test videos are of one class has no clustering.
     """
     first = tables[0]
     rows = [
         ProbeRow(
             row.representation,
             {
-                n: _mean([t.rows[place].measures[n] for t in tables])
-                for n in row.measures
-                if all(n in t.rows[place].measures for t in tables)
+                n: _mean([t.rows[place].metrics[n] for t in tables])
+                for n in row.metrics
+                if all(n in t.rows[place].metrics for t in tables)
             },
         )
         for place, row in enumerate(first.rows)
@@ -183,11 +183,11 @@ def _mean(estimates: Sequence[Estimate]) -> Estimate:
 
 def title_of(name: str) -> str:
     """A column's head: `lowshot_5_per_class_top1` is `5 a class top-1`."""
-    probe, _, measure = name.rpartition("_")
+    probe, _, metric = name.rpartition("_")
     if name.startswith("retrieval_"):
-        return "mAP" if measure == "map" else f"recall@{measure}"
+        return "mAP" if metric == "map" else f"recall@{metric}"
     if name.startswith("clustering_"):
-        return {"clustering_nmi": "NMI", "clustering_v_measure": "V-measure"}[name]
+        return {"clustering_nmi": "NMI", "clustering_v_measure": "V-metric"}[name]
     if probe.startswith("knn_k"):
         k, temperature = probe.removeprefix("knn_k").split("_t")
         probe = f"k-NN, k {k}, t {temperature},"
@@ -195,7 +195,7 @@ def title_of(name: str) -> str:
         amount = probe.removeprefix("lowshot_")
         few = amount.removesuffix("_per_class")
         probe = f"{few} a class" if few != amount else f"{float(amount):.0%} labels"
-    return f"{_PROBES.get(probe, probe.replace('_', ' '))} {_MEASURES[measure]}"
+    return f"{_PROBES.get(probe, probe.replace('_', ' '))} {_MEASURES[metric]}"
 
 
 def _cell(name: str, estimate: Estimate | None, sign: str = "") -> str:

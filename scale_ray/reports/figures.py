@@ -37,10 +37,10 @@ def drawn(width_in: float, height_in: float) -> Iterator[tuple[Figure, _Picture]
     picture.png = out.getvalue()
 
 
-def results_picture(table: ProbeTable, history: Sequence[Mapping[str, float]] | None = None) -> bytes:
-    """The first measures of every representation with their intervals, and the losses over the epochs."""
-    names = [name for name in table.measure_names(main=True) if not name.endswith("_mse")][:_BARS_SHOWN]
-    names = names or table.measure_names(main=True)[:1]
+def results_figure(table: ProbeTable, history: Sequence[Mapping[str, float]] | None = None) -> bytes:
+    """The first metrics of every representation with their intervals, and the losses over the epochs."""
+    names = [name for name in table.metric_names(main=True) if not name.endswith("_mse")][:_BARS_SHOWN]
+    names = names or table.metric_names(main=True)[:1]
     with drawn(11 if history else 7.5, 0.75 * len(table.rows) + 1.2) as (figure, picture):
         axes = figure.subplots(1, 2 if history else 1, squeeze=False, width_ratios=(3, 2) if history else (1,))[0]
         _bars(axes[0], table, names)
@@ -59,7 +59,7 @@ def losses_figure(history: Sequence[Mapping[str, float]]) -> bytes:
 def _bars(axes: Any, table: ProbeTable, names: Sequence[str]) -> None:
     height = 0.8 / len(names)
     for place, name in enumerate(names):
-        shown = [(at, row.measures[name]) for at, row in enumerate(table.rows) if name in row.measures]
+        shown = [(at, row.metrics[name]) for at, row in enumerate(table.rows) if name in row.metrics]
         middles = [at + (place - (len(names) - 1) / 2) * height for at, _ in shown]
         values = [of.value for _, of in shown]
         spread = [[of.value - of.low for _, of in shown], [of.high - of.value for _, of in shown]]
@@ -90,7 +90,7 @@ def _losses(axes: Any, history: Sequence[Mapping[str, float]]) -> None:
     axes.legend(fontsize=8)
 
 
-def confusion_picture(names: Sequence[str], true: np.ndarray, predicted: np.ndarray, title: str) -> bytes:
+def confusion_figure(names: Sequence[str], true: np.ndarray, predicted: np.ndarray, title: str) -> bytes:
     """Which class was taken for which, as shares of the true one."""
     from sklearn.metrics import confusion_matrix
 
@@ -117,7 +117,7 @@ def confusion_picture(names: Sequence[str], true: np.ndarray, predicted: np.ndar
     return picture.png
 
 
-def classes_picture(
+def classes_figure(
     names: Sequence[str], true: np.ndarray, predicted: Mapping[str, np.ndarray], ours: str, baseline: str
 ) -> bytes:
     """The share of each class that was told rightly, ours beside the baseline's; of many classes the most moved."""
@@ -144,7 +144,7 @@ def classes_picture(
     return picture.png
 
 
-def map_picture(vectors: Mapping[str, np.ndarray], classes: np.ndarray, names: Sequence[str], seed: int = 0) -> bytes:
+def map_figure(vectors: Mapping[str, np.ndarray], classes: np.ndarray, names: Sequence[str], seed: int = 0) -> bytes:
     """Video representations in two dimensions by t-SNE, one map a representation, coloured by class."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from scale_ray.hashing import uniform_hash
 from scale_ray.probes import BACKBONE_ALONE, CLASSES, NUMBERS, TRAINED_AGGREGATOR, FigureData, ProbeTable
 from scale_ray.reports.contact_sheet import Tile, contact_sheet, frames_of
-from scale_ray.reports.figures import classes_picture, confusion_picture, map_picture, results_picture
+from scale_ray.reports.figures import classes_figure, confusion_figure, map_figure, results_figure
 from scale_ray.store import FeatureStore
 
 _QUERIES_SHOWN, _NEIGHBOURS_SHOWN = 6, 6
@@ -34,33 +34,33 @@ def report_files(
 
 
 def probe_metrics(tables: Sequence[ProbeTable]) -> dict[str, float]:
-    """Every estimate with its interval, under names that MLflow takes."""
-    metrics: dict[str, float] = {}
+    """Every estimate with its interval, under names that MLflow accepts."""
+    values: dict[str, float] = {}
     for table in tables:
         prefix = f"{_plain(table.split)}." if len(tables) > 1 else ""
-        rows = [(_plain(row.representation), row.measures) for row in table.rows]
-        for row, measures in [*rows, ("gain_over_backbone", table.gains)]:
-            for name, of in measures.items():
-                metrics |= {f"{prefix}{row}.{name}": of.value}
-                metrics |= {f"{prefix}{row}.{name}.low": of.low, f"{prefix}{row}.{name}.high": of.high}
-    return metrics
+        rows = [(_plain(row.representation), row.metrics) for row in table.rows]
+        for row, metrics in [*rows, ("gain_over_backbone", table.gains)]:
+            for name, estimate in metrics.items():
+                key = f"{prefix}{row}.{name}"
+                values |= {key: estimate.value, f"{key}.low": estimate.low, f"{key}.high": estimate.high}
+    return values
 
 
 def _pictures(
     table: ProbeTable, pictured: FigureData, store: FeatureStore, history: Sequence[Mapping[str, float]] | None
 ) -> Iterator[tuple[str, bytes]]:
-    yield "results", results_picture(table, history)
+    yield "results", results_figure(table, history)
     sides = pictured.sides
     if sides.targets.kind == CLASSES:
         true, names = sides.test.targets.numpy(), sides.targets.names
         if pictured.predictions:
             predicted = {name: of.numpy() for name, of in pictured.predictions.items()}
             told = f"Linear probe {TRAINED_AGGREGATOR}"
-            yield "confusion", confusion_picture(names, true, predicted[TRAINED_AGGREGATOR], told)
-            yield "classes", classes_picture(names, true, predicted, TRAINED_AGGREGATOR, BACKBONE_ALONE)
+            yield "confusion", confusion_figure(names, true, predicted[TRAINED_AGGREGATOR], told)
+            yield "classes", classes_figure(names, true, predicted, TRAINED_AGGREGATOR, BACKBONE_ALONE)
         vectors = {n: pictured.test_vectors[n].numpy() for n in (BACKBONE_ALONE, TRAINED_AGGREGATOR)}
         if len(true) > 3:
-            yield "map", map_picture(vectors, true, names)
+            yield "map", map_figure(vectors, true, names)
     if sides.targets.kind != NUMBERS:
         yield "neighbours", _neighbours_picture(pictured, store)
 

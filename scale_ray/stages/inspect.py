@@ -11,7 +11,7 @@ from scale_ray.corpus import Corpus, read_corpus
 from scale_ray.distributed.resources import Size, sizes_of
 from scale_ray.inspection import (
     CorpusFacts,
-    Estimate,
+    CostEstimate,
     Header,
     Machine,
     Sample,
@@ -36,7 +36,7 @@ class InspectResult(Result):
 
     corpus: CorpusFacts
     sample: Sample | None = None
-    estimate: Estimate | None = None
+    estimate: CostEstimate | None = None
 
     @property
     def num_unreadable(self) -> int:

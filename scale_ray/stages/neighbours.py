@@ -11,7 +11,7 @@ from scale_ray.config import NeighboursConfig
 from scale_ray.console import Console, Result
 from scale_ray.embedding import SearchResult, find_neighbours
 from scale_ray.hashing import digest
-from scale_ray.locations import join, written_whole
+from scale_ray.locations import atomic_write, join
 from scale_ray.pretraining import require_width
 from scale_ray.reports import Tile, contact_sheet, frames_of, thumbnails
 from scale_ray.store import FeatureStore
@@ -81,7 +81,7 @@ def neighbours(
     if picture is None and run is not None:
         picture = join(run.location, "neighbours", _file_name(query))
     if picture is not None:
-        with written_whole(picture) as file:
+        with atomic_write(picture) as file:
             file.write(sheet)
     return NeighboursResult(found, sheet, picture)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import ProbeConfig
 from scale_ray.console import Console, Result
-from scale_ray.locations import absolute, join, written_whole
+from scale_ray.locations import absolute, atomic_write, join
 from scale_ray.pretraining import notes_on, require_width
 from scale_ray.probes import FigureData, ProbeTable, mean_table, num_representations, probe_table
 from scale_ray.reports import probe_metrics, report_files
@@ -73,7 +73,7 @@ def probe(
     folder = absolute(out) if out else join(run.location, "probe") if run else None
     if folder is not None:
         for name, content in result.files.items():
-            with written_whole(join(folder, name)) as file:
+            with atomic_write(join(folder, name)) as file:
                 file.write(content)
     described = {**config.to_dict(), "store": features.location, "checkpoint": ",".join(locations)}
     titles = ", ".join(name.rstrip("/").rpartition("/")[2] for name in names)

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 import psutil
 
 from scale_ray.errors import RunFailed, UserError
-from scale_ray.locations import exists, filesystem_of, join, list_files, read_bytes, written_whole
+from scale_ray.locations import atomic_write, exists, filesystem_of, join, list_files, read_bytes
 
 # Silence after which a writer counts as dead, and how often a living one writes.
 SILENCE_S = 60.0
@@ -165,7 +165,7 @@ def _read(folder: str, name: str) -> Claim | None:
 
 
 def _write(folder: str, claim: Claim) -> None:
-    with written_whole(_place(folder, claim)) as file:
+    with atomic_write(_place(folder, claim)) as file:
         file.write(json.dumps(asdict(claim)).encode())
 
 

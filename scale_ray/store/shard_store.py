@@ -19,7 +19,7 @@ from scale_ray.clips import MODES
 from scale_ray.corpus import DEFAULT
 from scale_ray.errors import UserError, first_line
 from scale_ray.hashing import digest
-from scale_ray.locations import absolute, exists, filesystem_of, join, list_files, read_bytes, written_whole
+from scale_ray.locations import absolute, atomic_write, exists, filesystem_of, join, list_files, read_bytes
 from scale_ray.store.schema import FORMAT, GEOMETRY, LEDGER, VIDEOS, Failure, VideoFeatures
 
 
@@ -80,7 +80,7 @@ class ShardStore:
         if list_files(location):
             raise UserError(f"expected {cls.KIND} or an empty folder, found other files at {location}")
         described = {"format": FORMAT, "fingerprint": fingerprint, "made_with": dict(loading_options or {})}
-        with written_whole(join(absolute(location), cls.HEADER)) as file:
+        with atomic_write(join(absolute(location), cls.HEADER)) as file:
             file.write(json.dumps(described, indent=2).encode())
         return cls(location)
 
@@ -147,7 +147,7 @@ class ShardStore:
 
     def write(self, table: pa.Table, *name: str) -> None:
         """Write one of the store's files atomically; its pages carry checksums."""
-        with written_whole(join(self.location, *name)) as file:
+        with atomic_write(join(self.location, *name)) as file:
             pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
     def size_bytes(self) -> int:

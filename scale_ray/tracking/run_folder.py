@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from scale_ray.errors import UserError
-from scale_ray.locations import absolute, exists, filesystem_of, join, read_bytes, written_whole
+from scale_ray.locations import absolute, atomic_write, exists, filesystem_of, join, read_bytes
 
 
 class RunFolder:
@@ -36,7 +36,7 @@ class RunFolder:
         """Write the configuration of a new run."""
         path = join(self.location, "config.yaml")
         if not exists(path):
-            with written_whole(path) as file:
+            with atomic_write(path) as file:
                 file.write(yaml.safe_dump(dict(config), sort_keys=False).encode())
 
     def check_config(self, config: Mapping[str, Any]) -> None:
@@ -73,13 +73,13 @@ class RunFolder:
 
     def remember_mlflow_run(self, run_id: str) -> None:
         # By its id alone: a tracking URI may hold a password.
-        with written_whole(join(self.location, "mlflow.json")) as file:
+        with atomic_write(join(self.location, "mlflow.json")) as file:
             file.write(json.dumps({"run_id": run_id}).encode())
 
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
         # Some epochs have more to tell than others, such as a validation.
         names = list(dict.fromkeys(name for row in history for name in row))
-        with written_whole(join(self.location, "history.parquet")) as file:
+        with atomic_write(join(self.location, "history.parquet")) as file:
             pq.write_table(pa.table({name: [row.get(name) for row in history] for name in names}), file)
 
     def history(self) -> list[dict[str, float]]:

@@ -133,8 +133,8 @@ def test_a_probe_of_made_up_features_says_chance(capsys, tmp_path, monkeypatch, 
         "with trained aggregator",
         "trained aggregator's set token alone",
     ]
-    measures = [row["measures"][probe] for row in table["rows"] for probe in ("knn_top1", "linear_top1")]
-    assert all(0 <= of["low"] <= of["high"] <= 1 and 0 <= of["value"] <= 1 for of in measures)
+    metrics = [row["metrics"][probe] for row in table["rows"] for probe in ("knn_top1", "linear_top1")]
+    assert all(0 <= of["low"] <= of["high"] <= 1 and 0 <= of["value"] <= 1 for of in metrics)
 
 
 def test_a_configuration_file_sets_defaults_and_flags_go_on_top(tmp_path, monkeypatch):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from scale_ray.clip_sets.batches import Batch, Share, Source
+from scale_ray.clip_sets.batches import Batch, Source, WorkerSlice
 from scale_ray.clip_sets.draws import normalised_positions
-from scale_ray.clip_sets.sources import Held, Streamed, one_ahead, opened_source
+from scale_ray.clip_sets.sources import ResidentClips, Streamed, one_ahead, opened_source
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import Ingest, Sets
 from scale_ray.errors import UserError
@@ -42,7 +42,7 @@ def store(tmp_path: Path) -> FeatureStore:
     return made
 
 
-def batches_of(source: Source, share: Share, **changes) -> list[Batch]:
+def batches_of(source: Source, share: WorkerSlice, **changes) -> list[Batch]:
     return list(source.batches(share, SETS, **{"seed": 0, "epoch": 0, "first_step": 0} | changes))
 
 
@@ -68,12 +68,12 @@ def seen(batches: list[Batch]) -> dict[str, tuple[bytes, bytes]]:
 
 def test_memory_and_disk_give_the_same_batches(store, tmp_path):
     stored = StoredClips(store, "train")
-    share = Share(4, 0, 1)
-    held = Held.of(stored.read(), CPU)
+    share = WorkerSlice(4, 0, 1)
+    held = ResidentClips.of(stored.read(), CPU)
     expected = batches_of(held, share)
     assert len(expected) == 5
     mapped = opened_source(stored, Ingest(ingest="disk", cache=str(tmp_path / "cache")), CPU)
-    assert mapped.way == "disk"
+    assert mapped.ingest_mode == "disk"
     assert_equal(batches_of(mapped, share), expected)
     files = list((tmp_path / "cache").rglob("*.npy"))
     assert len(files) == 2
@@ -86,7 +86,7 @@ def test_memory_and_disk_give_the_same_batches(store, tmp_path):
 def test_positions_are_normalised_and_features_are_those_of_the_store(store):
     stored = StoredClips(store, "train")
     raw = stored.read()
-    held = Held.of(raw, CPU)
+    held = ResidentClips.of(raw, CPU)
     batch = held.draw(torch.tensor([3, 7]), SETS, seed=0, epoch=0)
     assert batch.features_SVD.shape == (4, 2, WIDTH)
     assert batch.features_SVD.dtype == torch.float32
@@ -100,22 +100,22 @@ def test_positions_are_normalised_and_features_are_those_of_the_store(store):
             assert (normalised[place] == position).all(1).any()
 
 
-@pytest.mark.parametrize("way", ["memory", "stream"])
+@pytest.mark.parametrize("ingest_mode", ["memory", "stream"])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_every_epoch_sees_every_video_once_but_for_the_tail(store, way, workers):
+def test_every_epoch_sees_every_video_once_but_for_the_tail(store, ingest_mode, workers):
     stored = StoredClips(store, "train")
-    source = opened_source(stored, Ingest(ingest=way), CPU)
-    of_workers = [batches_of(source, Share(4, rank, workers)) for rank in range(workers)]
+    source = opened_source(stored, Ingest(ingest=ingest_mode), CPU)
+    of_workers = [batches_of(source, WorkerSlice(4, rank, workers)) for rank in range(workers)]
     assert {len(batches) for batches in of_workers} == {5}, "every worker makes the same number of steps"
     for step in range(5):
         assert sum(len(batches[step].videos.rows_B) for batches in of_workers) == 4
     together = seen([batch for batches in of_workers for batch in batches])
     assert len(together) == 20
-    # Sets and masks are a matter of the video, not of the way, the worker or the step.
-    held = Held.of(stored.read(), CPU)
+    # Sets and masks are a matter of the video, not of the ingest_mode, the worker or the step.
+    held = ResidentClips.of(stored.read(), CPU)
     whole = seen([held.draw(torch.arange(NUM_VIDEOS), SETS, seed=0, epoch=0)])
     assert together == {video_id: whole[video_id] for video_id in together}
-    other = batches_of(source, Share(4, 0, workers), epoch=1)
+    other = batches_of(source, WorkerSlice(4, 0, workers), epoch=1)
     assert [batch.videos.ids() for batch in other] != [batch.videos.ids() for batch in of_workers[0]]
 
 
@@ -125,31 +125,31 @@ def test_a_stream_goes_on_in_mid_epoch_whatever_the_window(store, window_videos)
     video_bytes = stored.num_bytes // NUM_VIDEOS
     source = Streamed(stored, CPU, window_videos * video_bytes)
     for rank in (0, 1):
-        whole = batches_of(source, Share(4, rank, 2))
+        whole = batches_of(source, WorkerSlice(4, rank, 2))
         for first_step in (1, 2, 4):
-            rest = batches_of(source, Share(4, rank, 2), first_step=first_step)
+            rest = batches_of(source, WorkerSlice(4, rank, 2), first_step=first_step)
             assert_equal(rest, whole[first_step:])
 
 
 def test_a_stream_shuffles_across_shards_within_its_window(store):
     stored = StoredClips(store, "train")
     shard_of = {i: n for n, p in enumerate(stored.parts) for i in (stored.video_ids[at] for at in p.places)}
-    [first, *_] = batches_of(Streamed(stored, CPU, 2**20), Share(10, 0, 1))
+    [first, *_] = batches_of(Streamed(stored, CPU, 2**20), WorkerSlice(10, 0, 1))
     assert len({shard_of[video_id] for video_id in first.videos.ids()}) > 2
 
 
 def test_the_way_is_the_first_for_which_there_is_room(store, tmp_path, monkeypatch):
     stored = StoredClips(store, "train")
     options = Ingest(cache=str(tmp_path / "cache"))
-    assert opened_source(stored, options, CPU).way == "memory"
+    assert opened_source(stored, options, CPU).ingest_mode == "memory"
 
     class Memory:
         available = stored.num_bytes
 
     monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
-    assert opened_source(stored, options, CPU).way == "disk"
+    assert opened_source(stored, options, CPU).ingest_mode == "disk"
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": stored.num_bytes})())
-    assert opened_source(stored, options, CPU).way == "stream"
+    assert opened_source(stored, options, CPU).ingest_mode == "stream"
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(store, tmp_path, monkeypatch):
@@ -167,10 +167,13 @@ def test_a_damaged_shard_is_one_clear_line(store, tmp_path):
     part = Path(store.parts("features/part-train-")[1])
     whole = part.read_bytes()
     stored = StoredClips(store, "train")
-    for way in ("memory", "disk", "stream"):
+    for ingest_mode in ("memory", "disk", "stream"):
         part.write_bytes(whole[:200] + bytes(byte ^ 255 for byte in whole[200:400]) + whole[400:])
         with pytest.raises(UserError, match=f"{part.name}: expected a whole shard, found one that cannot be read"):
-            batches_of(opened_source(stored, Ingest(ingest=way, cache=str(tmp_path / "cache")), CPU), Share(23, 0, 1))
+            batches_of(
+                opened_source(stored, Ingest(ingest=ingest_mode, cache=str(tmp_path / "cache")), CPU),
+                WorkerSlice(23, 0, 1),
+            )
     part.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=f"{part.name}: expected a whole shard"):
         StoredClips(store, "train")

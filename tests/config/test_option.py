@@ -19,6 +19,12 @@ from scale_ray.errors import UserError
         ("aggregator", "width", 100, "expected a value a multiple of 32, found 100"),
         ("extraction", "mode", "evaluate", "one of auto, train, augmented, eval, found 'evaluate'"),
         ("backbone", "pixel_std", [0.0], "pixel_std: expected values above 0"),
+        (
+            "training",
+            "arithmetic",
+            "float32",
+            "training.arithmetic: unknown option, expected its new name train_precision",
+        ),
         ("sets", "maskratio", 0.2, "sets.maskratio: unknown option, expected one of mask_ratio"),
     ],
 )

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional
 from scale_ray.clips import Appearance, Clip, VideoGeometry, plan_clips
 from scale_ray.config import Sampling
 from scale_ray.corpus.sample_videos import write_video
-from scale_ray.decoding.augmentation import restyled
+from scale_ray.decoding.augmentation import apply_augmentation
 from scale_ray.decoding.decode import decode_clips
 
 GEOMETRY = VideoGeometry(240, 320, 20.0, 30.0)
@@ -116,7 +116,7 @@ CHANGES += [("saturation", 1.6), ("hue", -0.15), ("hue", 0.03), ("hue", 0.15)]
 @pytest.mark.parametrize(("name", "amount"), CHANGES)
 def test_each_change_is_torchvisions_on_the_whole_frame(frame, name, amount):
     cut = frame[10:74, 6:70]
-    ours = restyled(cut, frame, replace(PLAIN, jitter=((name, amount),)), (1.0, 1.0))
+    ours = apply_augmentation(cut, frame, replace(PLAIN, jitter=((name, amount),)), (1.0, 1.0))
     assert np.abs(ours.astype(int) - changed(frame, name, amount)[10:74, 6:70]).max() <= 2
     assert np.abs(ours.astype(int) - cut).mean() > 2, "no change at all"
     tensor = functional.to_image(Image.fromarray(frame))
@@ -130,17 +130,17 @@ def test_contrast_turns_about_the_mean_of_the_frame_as_it_is_by_then(frame):
         whole = frame
         for name, amount in order:
             whole = changed(whole, name, amount)
-        ours = restyled(cut, frame, replace(PLAIN, jitter=order), (1.0, 1.0))
+        ours = apply_augmentation(cut, frame, replace(PLAIN, jitter=order), (1.0, 1.0))
         assert np.abs(ours.astype(int) - whole[:40, :40]).max() <= 3
     one, other = (
-        restyled(cut, frame, replace(PLAIN, jitter=jitter), (1.0, 1.0))
+        apply_augmentation(cut, frame, replace(PLAIN, jitter=jitter), (1.0, 1.0))
         for jitter in ((("brightness", 1.6), ("contrast", 0.4)), (("contrast", 0.4), ("brightness", 1.6)))
     )
     assert np.abs(one.astype(int) - other).mean() > 5, "the order matters"
 
 
 def test_grey_has_equal_channels_and_comes_after_the_colours(frame):
-    ours = restyled(frame, frame, replace(PLAIN, grey=True, jitter=(("saturation", 1.6),)), (1.0, 1.0))
+    ours = apply_augmentation(frame, frame, replace(PLAIN, grey=True, jitter=(("saturation", 1.6),)), (1.0, 1.0))
     assert np.ptp(ours, axis=2).max() == 0
     expected = functional.rgb_to_grayscale(torch.from_numpy(changed(frame, "saturation", 1.6).copy()).permute(2, 0, 1))
     assert np.abs(ours[..., 0].astype(int) - expected[0].numpy()).max() <= 1
@@ -153,7 +153,7 @@ def test_blur_has_its_width_in_pixels_of_the_frame(sigma, scale):
     down, across = scale
     cut = np.zeros((64, 64, 3), np.uint8)
     cut[32:, :, 0], cut[:, 32:, 1] = 250, 250
-    blurred = restyled(cut, cut, replace(PLAIN, blur_px=sigma), scale).astype(float)
+    blurred = apply_augmentation(cut, cut, replace(PLAIN, blur_px=sigma), scale).astype(float)
     for slope, wanted in ((np.diff(blurred[:, 8, 0]), sigma * down), (np.diff(blurred[8, :, 1]), sigma * across)):
         weights, at = slope / slope.sum(), np.arange(len(slope))
         centre = (weights * at).sum()
@@ -177,7 +177,7 @@ def test_all_frames_of_a_clip_look_alike_and_are_those_of_the_plan(tmp_path):
         assert np.abs(ours.astype(int) - ours[0]).mean((1, 2, 3)).max() < 2, "frames of one clip look different"
         assert clip.appearance is not None
         y0, x0, y1, x1 = clip.box_px
-        expected = restyled(cut[0], still, clip.appearance, (64 / (y1 - y0), 64 / (x1 - x0)))
+        expected = apply_augmentation(cut[0], still, clip.appearance, (64 / (y1 - y0), 64 / (x1 - x0)))
         expected = expected[:, ::-1] if clip.flipped else expected
         assert np.abs(ours[0].astype(int) - expected).mean() < 3
     np.testing.assert_array_equal(looks.positions[:, 1:], plain.positions[:, 1:])

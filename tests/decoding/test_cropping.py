@@ -47,11 +47,11 @@ def whole_frames(path: Path, degrees: int) -> list[np.ndarray]:
         return [np.rot90(frame.to_ndarray(format="rgb24"), degrees // 90) for frame in container.decode(video=0)]
 
 
-def assert_cuts_are_right(path: Path, *, degrees: int = 0, side_px: int = 64, tolerance: float = 3.0) -> None:
+def assert_cuts_are_right(path: Path, *, degrees: int = 0, input_size_px: int = 64, tolerance: float = 3.0) -> None:
     frames = whole_frames(path, degrees)
     seen_flips = set()
     for mode in ("train", "augmented", "eval"):
-        clips = decode_clips(str(path), "id", mode, SAMPLING, [side_px])
+        clips = decode_clips(str(path), "id", mode, SAMPLING, [input_size_px])
         assert (clips.geometry.height_px, clips.geometry.width_px) == frames[0].shape[:2]
         plans = plan_clips("id", mode, clips.geometry, SAMPLING)
         for plan, position, pixels in zip(plans, clips.positions, clips.pixels[0], strict=True):
@@ -63,7 +63,7 @@ def assert_cuts_are_right(path: Path, *, degrees: int = 0, side_px: int = 64, to
             for time_s, cut in zip(plan.times_s, pixels, strict=True):
                 frame = frames[min(int(time_s * FPS + 1e-3), NUM_FRAMES - 1)]
                 box = Image.fromarray(np.ascontiguousarray(frame[y0:y1, x0:x1]))
-                expected = np.asarray(box.resize((side_px, side_px), Image.Resampling.BILINEAR))
+                expected = np.asarray(box.resize((input_size_px, input_size_px), Image.Resampling.BILINEAR))
                 expected = expected[:, ::-1] if plan.flipped else expected
                 difference = np.abs(expected.astype(int) - cut)
                 assert difference.mean() < tolerance, (mode, plan.box_px, plan.flipped, difference.mean())
@@ -84,10 +84,10 @@ def test_cuts_of_odd_sizes(tmp_path, codec, pix_fmt, degrees):
 
 
 @pytest.mark.parametrize("size", [(96, 400), (300, 90), (40, 34)])
-@pytest.mark.parametrize("side_px", [32, 112])
-def test_cuts_of_wide_tall_and_small_frames(tmp_path, size, side_px):
+@pytest.mark.parametrize("input_size_px", [32, 112])
+def test_cuts_of_wide_tall_and_small_frames(tmp_path, size, input_size_px):
     # Boxes that are cut together lie up to half a pixel of the cut beside their places: here 1.5 of the frame.
-    assert_cuts_are_right(encode(tmp_path / "video.mp4", size=size), side_px=side_px, tolerance=4.5)
+    assert_cuts_are_right(encode(tmp_path / "video.mp4", size=size), input_size_px=input_size_px, tolerance=4.5)
 
 
 @pytest.mark.parametrize(

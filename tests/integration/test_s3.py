@@ -21,7 +21,7 @@ from scale_ray.corpus.sample_videos import make_samples
 from scale_ray.decoding.decode import decode_clips, pixel_shape
 from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
 from scale_ray.errors import RunFailed, UserError, VideoError
-from scale_ray.locations import exists, list_files, open_input, read_bytes, written_whole
+from scale_ray.locations import atomic_write, exists, list_files, open_input, read_bytes
 from scale_ray.store import lease
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.maintenance import compact, repair, verify
@@ -76,7 +76,7 @@ def test_files_are_listed_read_and_written(folder):
     assert exists(f"{VIDEOS}/recede")
     assert not exists(f"{VIDEOS}/rece")
     assert not exists(f"{VIDEOS}/recede/none.mp4")
-    with written_whole("s3://bucket/a/b/c.txt") as file:
+    with atomic_write("s3://bucket/a/b/c.txt") as file:
         file.write(b"hello")
         assert not exists("s3://bucket/a/b/c.txt")
     assert read_bytes("s3://bucket/a/b/c.txt") == b"hello"
@@ -85,7 +85,7 @@ def test_files_are_listed_read_and_written(folder):
 
 
 def die_writing(location: str, content: bytes) -> None:
-    with written_whole(location) as file:
+    with atomic_write(location) as file:
         file.write(content)
         raise OSError("died")
 
@@ -96,7 +96,7 @@ def test_a_write_that_dies_leaves_what_was_there(size):
     with pytest.raises(OSError, match="died"):
         die_writing(place, b"half" * (size // 4))
     assert not exists(place)
-    with written_whole(place) as file:
+    with atomic_write(place) as file:
         file.write(b"before")
     with pytest.raises(OSError, match="died"):
         die_writing(place, b"half" * (size // 4))

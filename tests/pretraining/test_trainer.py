@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from scale_ray.clip_sets.sources import Held
+from scale_ray.clip_sets.sources import ResidentClips
 from scale_ray.config import AggregatorOptions, ObjectiveOptions, PretrainConfig, Sets, Training
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.pretraining.optimizer import warmup_then_cosine
@@ -38,8 +38,8 @@ def clips(videos: int = 20, clips: int = 8, first: int = 0) -> ClipFeatures:
     )
 
 
-def held(videos: int = 20, first: int = 0, clips_of_video: int = 8) -> Held:
-    return Held.of(clips(videos, clips_of_video, first), CPU)
+def held(videos: int = 20, first: int = 0, clips_of_video: int = 8) -> ResidentClips:
+    return ResidentClips.of(clips(videos, clips_of_video, first), CPU)
 
 
 def trainer_of(setting: PretrainConfig, videos: int = 20, **options) -> Trainer:
@@ -132,7 +132,7 @@ def _worker(rank: int, workers: int, folder: Path) -> None:
         broken = clips(8)
         broken.features[5, :] = np.nan
         with pytest.raises(RunFailed) as failed:
-            fit(Trainer(Held.of(broken, CPU), config(batch=8), device=CPU), History())
+            fit(Trainer(ResidentClips.of(broken, CPU), config(batch=8), device=CPU), History())
         if rank == 0:
             torch.save([history.losses, history.epochs, str(failed.value)], folder / "told.pt")
     finally:
@@ -201,7 +201,7 @@ def test_patience_needs_something_to_judge_by():
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_videos():
     broken = clips(6)
     broken.features[4, :] = np.nan
-    trainer = Trainer(Held.of(broken, CPU), config(batch=2), device=CPU)
+    trainer = Trainer(ResidentClips.of(broken, CPU), config(batch=2), device=CPU)
     with pytest.raises(RunFailed, match=r"the loss is nan at step \d, in epoch 1; the batch's videos: (4, \d|\d, 4)$"):
         fit(trainer, History())
 
@@ -216,11 +216,11 @@ def test_gradients_are_clipped_to_the_norm_that_is_asked_for():
 
 
 def test_bfloat16_learns_the_same_and_leaves_float32_weights():
-    full, half = (history_of(trainer_of(config(epochs=20, arithmetic=kind))) for kind in ("float32", "bfloat16"))
+    full, half = (history_of(trainer_of(config(epochs=20, train_precision=kind))) for kind in ("float32", "bfloat16"))
     assert half.losses != full.losses
     assert half.losses[0] == pytest.approx(full.losses[0], rel=0.02)
     assert half.epochs[-1]["loss"] < 0.97 * half.epochs[0]["loss"]
-    trainer = trainer_of(config(arithmetic="bfloat16"))
+    trainer = trainer_of(config(train_precision="bfloat16"))
     trainer.run_epoch()
     assert {p.dtype for p in trainer.parameters} == {torch.float32}
 

@@ -15,7 +15,7 @@ from scale_ray.errors import UserError
 from scale_ray.pretraining.provenance import notes_on, trained_on
 from scale_ray.probes import evaluation
 from scale_ray.probes import suite as probes
-from scale_ray.probes.data import read_sides
+from scale_ray.probes.data import load_probe_split
 from scale_ray.probes.evaluation import probe_table
 from scale_ray.probes.targets import read_targets
 from scale_ray.store.clip_reader import training_clips
@@ -58,9 +58,9 @@ def aggregator() -> Aggregator:
 
 
 @pytest.fixture
-def seen(monkeypatch) -> list[tuple[str, probes.Lessons, object]]:
+def seen(monkeypatch) -> list[tuple[str, probes.ProbeTask, object]]:
     """Every probe that is fitted: its name, what it was given, and what came out."""
-    calls: list[tuple[str, probes.Lessons, object]] = []
+    calls: list[tuple[str, probes.ProbeTask, object]] = []
     for name in (*TRAINED, "knn"):
         original = getattr(probes, name)
 
@@ -101,17 +101,17 @@ def test_what_is_learned_from_holds_neither_a_test_video_nor_its_group(tmp_path,
         side = lessons.view.side
         assert set(side.video_ids) == {i for i, of in zip(IDS, SIDES, strict=True) if of == "train"}, name
         assert not set(side.groups) & test_groups, name
-        fitted, choosing = ({side.groups[row] for row in rows} for rows in (lessons.fit_rows, lessons.choice_rows))
+        fitted, choosing = ({side.groups[row] for row in rows} for rows in (lessons.fit_rows, lessons.selection_rows))
         assert fitted, name
         assert choosing, name
         assert not fitted & choosing, "no group is both fitted and chosen by"
-        assert sorted([*lessons.fit_rows.tolist(), *lessons.choice_rows.tolist()]) == list(range(len(side)))
+        assert sorted([*lessons.fit_rows.tolist(), *lessons.selection_rows.tolist()]) == list(range(len(side)))
 
 
 def test_the_test_side_is_scored_once_a_probe_and_seed(tmp_path, monkeypatch):
     scored: list[str] = []
-    original = evaluation.measured_scores
-    monkeypatch.setattr(evaluation, "measured_scores", lambda name, *rest: scored.append(name) or original(name, *rest))
+    original = evaluation.score_metrics
+    monkeypatch.setattr(evaluation, "score_metrics", lambda name, *rest: scored.append(name) or original(name, *rest))
     probing = Probing(**{**QUICK.to_dict(), "probes": ["linear", "attentive"]})
     probe_table(store_of(tmp_path / "store"), [aggregator()], probing)
     assert sorted(scored) == sorted(["linear", "attentive"] * 2 * 5), "two seeds of five representations"
@@ -125,7 +125,7 @@ def test_official_validation_videos_choose_and_are_not_fitted(tmp_path, seen):
     for _, lessons, _ in seen:
         ids = lessons.view.side.video_ids
         of = dict(zip(IDS, sides, strict=True))
-        assert {of[ids[row]] for row in lessons.choice_rows} == {"validation"}
+        assert {of[ids[row]] for row in lessons.selection_rows} == {"validation"}
         assert {of[ids[row]] for row in lessons.fit_rows} == {"train"}
         assert lessons.refit_rows.tolist() == lessons.fit_rows.tolist()
 
@@ -135,7 +135,7 @@ def test_a_group_on_both_sides_is_refused(tmp_path):
     straddling[0] = "test"  # one video of scene 0, of which others are trained on
     store = store_of(tmp_path / "store", sides=straddling)
     with pytest.raises(UserError, match="expected no group on both sides of the split, found 1, such as 'scene 0'"):
-        read_sides(store, read_targets(store), "default", Ingest())
+        load_probe_split(store, read_targets(store), "default", Ingest())
 
 
 def test_one_group_alone_cannot_choose(tmp_path):
@@ -143,11 +143,11 @@ def test_one_group_alone_cannot_choose(tmp_path):
     labels = [f"class {n % 2}" for n in range(8)]
     groups = ["one"] * 4 + ["another"] * 4
     store = make_store(tmp_path / "store", features, sides=["train"] * 4 + ["test"] * 4, groups=groups, label=labels)
-    fit_rows, choice_rows = read_sides(store, read_targets(store), "default", Ingest()).parts(0.2, 0)
-    assert (len(fit_rows), len(choice_rows)) == (4, 0)
+    fit_rows, selection_rows = load_probe_split(store, read_targets(store), "default", Ingest()).parts(0.2, 0)
+    assert (len(fit_rows), len(selection_rows)) == (4, 0)
     probing = Probing(**{**QUICK.to_dict(), "probes": ["linear"]})
     table, _ = probe_table(store, [aggregator()], probing)
-    assert "linear_top1" in table.rows[0].measures
+    assert "linear_top1" in table.rows[0].metrics
 
 
 def test_pretraining_sees_the_training_split_alone_or_says_so(tmp_path):
@@ -187,13 +187,13 @@ def test_of_several_splits_each_says_what_the_aggregator_saw_of_it(tmp_path):
 
 def test_every_probe_of_the_suite_is_in_the_table(tmp_path):
     table, _ = probe_table(store_of(tmp_path / "store"), [aggregator()], QUICK)
-    prefixes = {name.partition("_")[0] for name in table.measure_names()}
+    prefixes = {name.partition("_")[0] for name in table.metric_names()}
     assert prefixes == set(PROBES)
     geometry, backbone, untrained, trained, token = table.rows
-    assert "mlp_top1" in backbone.measures
-    assert "mlp_top1" not in trained.measures
-    assert "finetuned_top1" in untrained.measures
-    assert "finetuned_top1" in trained.measures
-    assert "finetuned_top1" not in token.measures
-    assert all(len(of.each) == 2 for row in table.rows for of in row.measures.values())
-    assert geometry.measures["knn_top1"].each[0] == geometry.measures["knn_top1"].each[1], "nothing in it is drawn"
+    assert "mlp_top1" in backbone.metrics
+    assert "mlp_top1" not in trained.metrics
+    assert "finetuned_top1" in untrained.metrics
+    assert "finetuned_top1" in trained.metrics
+    assert "finetuned_top1" not in token.metrics
+    assert all(len(of.each) == 2 for row in table.rows for of in row.metrics.values())
+    assert geometry.metrics["knn_top1"].each[0] == geometry.metrics["knn_top1"].each[1], "nothing in it is drawn"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn import metrics
 
-from scale_ray.probes.bootstrap import Drawn, Estimate, resamples_of
-from scale_ray.probes.metrics import Measured, mean_of, measured_clusters, measured_scores
+from scale_ray.probes.bootstrap import BootstrapSamples, Estimate, resamples_of
+from scale_ray.probes.metrics import Metric, cluster_metrics, mean_metric, score_metrics
 from scale_ray.probes.table import ProbeRow, ProbeTable, mean_table
 from scale_ray.probes.targets import Targets
 
@@ -30,7 +30,7 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error():
     rng = np.random.default_rng(0)
     values = (rng.random(400) < 0.7).astype(float)
     rows = list(resamples_of([str(n) for n in range(400)], 2000, 1))
-    estimate = Drawn.of([mean_of("p_top1", values)], rows).estimate(0)
+    estimate = BootstrapSamples.of([mean_metric("p_top1", values)], rows).estimate(0)
     error = values.std() / np.sqrt(400)
     assert estimate.value == values.mean()
     assert estimate.low == pytest.approx(values.mean() - 1.96 * error, abs=0.005)
@@ -45,17 +45,17 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     for _ in range(200):
         values = np.repeat((rng.random(20) < 0.6).astype(float), 5)
         for name, of in (("grouped", groups), ("single", [str(n) for n in range(100)])):
-            estimate = Drawn.of([mean_of("m", values)], list(resamples_of(of, 200, 2))).estimate(0)
+            estimate = BootstrapSamples.of([mean_metric("m", values)], list(resamples_of(of, 200, 2))).estimate(0)
             covered[name] += estimate.low <= 0.6 <= estimate.high
     assert covered["grouped"] / 200 > 0.88
     assert covered["single"] / 200 < 0.75, "videos taken for independent would promise too much"
 
 
 def test_the_spread_over_the_seeds_is_in_the_interval():
-    steady = [mean_of("m", np.full(50, 0.5)) for _ in range(5)]
-    moved = [mean_of("m", np.full(50, value)) for value in (0.3, 0.4, 0.5, 0.6, 0.7)]
+    steady = [mean_metric("m", np.full(50, 0.5)) for _ in range(5)]
+    moved = [mean_metric("m", np.full(50, value)) for value in (0.3, 0.4, 0.5, 0.6, 0.7)]
     rows = list(resamples_of([str(n) for n in range(50)], 500, 0))
-    first, second = Drawn.of(steady, rows).estimate(0), Drawn.of(moved, rows).estimate(0)
+    first, second = BootstrapSamples.of(steady, rows).estimate(0), BootstrapSamples.of(moved, rows).estimate(0)
     assert (first.low, first.high) == (0.5, 0.5)
     assert second.value == pytest.approx(0.5)
     assert second.low < 0.43
@@ -67,9 +67,9 @@ def test_a_difference_is_paired():
     ours = (np.random.default_rng(0).random(200) < 0.5).astype(float)
     theirs = ours.copy()
     theirs[np.flatnonzero(ours)[0]] = 0.0
-    measured = mean_of("m", ours), mean_of("m", theirs)
+    measured = mean_metric("m", ours), mean_metric("m", theirs)
     rows = list(resamples_of([str(n) for n in range(200)], 500, 0))
-    first, second = (Drawn.of([one], rows) for one in measured)
+    first, second = (BootstrapSamples.of([one], rows) for one in measured)
     alone, gain = first.estimate(0), (first - second).estimate(0)
     assert gain.value == pytest.approx(1 / 200)
     assert gain.low >= 0
@@ -81,31 +81,31 @@ def test_mean_average_precision_of_any_draw_is_scikit_learn_s():
     scores = torch.from_numpy(rng.integers(0, 12, (60, 5)) / 12)  # many of them equal
     wanted = torch.from_numpy((rng.random((60, 5)) < 0.2).astype(np.float32))
     wanted[:, 4] = 0
-    [measured] = measured_scores("p", scores, wanted, Targets("multilabel", list("abcde"), {}))
+    [measured] = score_metrics("p", scores, wanted, Targets("multilabel", list("abcde"), {}))
     for rows in [np.arange(60), *resamples_of([str(n) for n in range(60)], 10, 0)]:
         some, found = wanted.numpy()[rows], scores.numpy()[rows]
         occurs = some.any(0)
         assert measured.of(rows) == pytest.approx(metrics.average_precision_score(some[:, occurs], found[:, occurs]))
     assert measured.of(np.flatnonzero(~wanted.numpy().any(1))) == 0.0
-    estimate = Drawn.of([measured], list(resamples_of([str(n) for n in range(60)], 200, 0))).estimate(0)
+    estimate = BootstrapSamples.of([measured], list(resamples_of([str(n) for n in range(60)], 200, 0))).estimate(0)
     assert estimate.low < measured.value() < estimate.high
 
 
 def test_the_interval_of_an_agreement_lies_around_it():
     """Clusters by chance, in which a video that is drawn twice agrees with itself: each draw for itself is higher."""
     rng = np.random.default_rng(0)
-    [nmi, _] = measured_clusters(rng.integers(6, size=60), torch.from_numpy(rng.integers(6, size=60)))
+    [nmi, _] = cluster_metrics(rng.integers(6, size=60), torch.from_numpy(rng.integers(6, size=60)))
     rows = list(resamples_of([str(n) for n in range(60)], 300, 0))
     assert np.mean([nmi.of(some) for some in rows]) > nmi.value() + 0.05
-    estimate = Drawn.of([nmi], rows).estimate(0)
+    estimate = BootstrapSamples.of([nmi], rows).estimate(0)
     assert estimate.low < nmi.value() < estimate.high
     assert (estimate.low + estimate.high) / 2 == pytest.approx(nmi.value(), abs=0.02)
 
 
 def test_a_measure_that_is_no_mean_is_asked_again_for_each_draw():
     asked = []
-    measured = Measured("m", lambda rows: asked.append(len(rows)) or float(np.median(rows)), 7)
-    estimate = Drawn.of([measured], list(resamples_of(list("abcdefg"), 20, 0))).estimate(0)
+    measured = Metric("m", lambda rows: asked.append(len(rows)) or float(np.median(rows)), 7)
+    estimate = BootstrapSamples.of([measured], list(resamples_of(list("abcdefg"), 20, 0))).estimate(0)
     assert estimate.value == 3.0
     assert len(asked) == 21
 
@@ -114,7 +114,7 @@ def table(split: str = "default", shift: float = 0.0) -> ProbeTable:
     def of(value: float) -> Estimate:
         return Estimate(value + shift, value + shift - 0.1, value + shift + 0.1, [value + shift])
 
-    measures = {
+    metrics = {
         "retrieval_recall_at_1": of(0.6),
         "knn_top1": of(0.5),
         "knn_k5_t0.07_top1": of(0.55),
@@ -123,7 +123,7 @@ def table(split: str = "default", shift: float = 0.0) -> ProbeTable:
         "lowshot_0.05_top1": of(0.3),
         "clustering_nmi": of(0.2),
     }
-    rows = [ProbeRow("backbone feature alone", measures), ProbeRow("with trained aggregator", {"mlp_top1": of(0.8)})]
+    rows = [ProbeRow("backbone feature alone", metrics), ProbeRow("with trained aggregator", {"mlp_top1": of(0.8)})]
     return ProbeTable(rows, {"knn_top1": of(0.1)}, 0.25, "classes", split, 20, 10, 5, 4, 1, ["a note"])
 
 
@@ -142,10 +142,10 @@ def test_a_table_on_the_screen_has_the_main_measures_in_order_and_fits():
 
 def test_the_mean_is_of_what_every_split_has():
     other = table("2", 0.1)
-    del other.rows[0].measures["clustering_nmi"]
-    assert "clustering_nmi" not in mean_table([table("1"), other]).rows[0].measures
-    assert "clustering_nmi" not in mean_table([other, table("1")]).rows[0].measures
-    assert mean_table([table("1"), other]).rows[0].measures["knn_top1"].value == pytest.approx(0.55)
+    del other.rows[0].metrics["clustering_nmi"]
+    assert "clustering_nmi" not in mean_table([table("1"), other]).rows[0].metrics
+    assert "clustering_nmi" not in mean_table([other, table("1")]).rows[0].metrics
+    assert mean_table([table("1"), other]).rows[0].metrics["knn_top1"].value == pytest.approx(0.55)
 
 
 def test_errors_are_told_in_units_of_their_own():
@@ -165,11 +165,11 @@ def test_markdown_csv_and_json_hold_everything():
     [one] = [row for row in rows if row["measure"] == "linear_top1"]
     assert (one["value"], one["low"], one["high"], one["seeds"]) == ("0.7", "0.6", "0.8", "0.7")
     values = json.loads(json.dumps(table().values()))
-    assert values["rows"][0]["measures"]["knn_top1"] == {"value": 0.5, "low": 0.4, "high": 0.6, "each": [0.5]}
+    assert values["rows"][0]["metrics"]["knn_top1"] == {"value": 0.5, "low": 0.4, "high": 0.6, "each": [0.5]}
 
 
 def test_several_splits_have_a_mean():
     mean = mean_table([table("1"), table("2", 0.2)])
-    assert mean.rows[0].measures["knn_top1"].value == pytest.approx(0.6)
+    assert mean.rows[0].metrics["knn_top1"].value == pytest.approx(0.6)
     assert mean.gains["knn_top1"].low == pytest.approx(0.1)
     assert mean.notes == ["mean over the splits 1, 2", "a note"]

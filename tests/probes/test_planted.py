@@ -9,7 +9,7 @@ import torch
 from support.stores import make_store, positions_of
 
 from scale_ray.aggregator.model import Aggregator
-from scale_ray.clip_sets.sources import Held
+from scale_ray.clip_sets.sources import ResidentClips
 from scale_ray.config import AggregatorOptions, ObjectiveOptions, PretrainConfig, Probing, Sets, Training
 from scale_ray.pretraining.trainer import Metrics, Trainer, fit
 from scale_ray.probes.evaluation import (
@@ -63,7 +63,7 @@ def trained(store: FeatureStore, epochs: int) -> Aggregator:
         Training(epochs=epochs, batch=100, monitor_epochs=0, learning_rate=2e-3),
     )
     clips, _ = training_clips(store)
-    trainer = Trainer(Held.of(clips.read(), CPU), config, device=CPU, origin=store.origin)
+    trainer = Trainer(ResidentClips.of(clips.read(), CPU), config, device=CPU, origin=store.origin)
     fit(trainer, Silent())
     return trainer.model.eval()
 
@@ -81,7 +81,7 @@ PROBING = Probing(
 def test_what_only_a_set_can_tell_is_told_by_the_trained_aggregator_and_not_by_the_feature(tmp_path):
     store = scene_after_scene(tmp_path, 600, labels_known=True)
     table, _ = probe_table(store, [trained(store, 200)], PROBING)
-    worth = {row.representation: {name: of.value for name, of in row.measures.items()} for row in table.rows}
+    worth = {row.representation: {name: of.value for name, of in row.metrics.items()} for row in table.rows}
     for name in (GEOMETRY_ALONE, BACKBONE_ALONE):
         for measure in ("knn_top1", "linear_top1", "mlp_top1"):
             assert worth[name][measure] < 0.62, (name, worth[name])
@@ -94,6 +94,6 @@ def test_random_labels_give_chance_for_every_representation(tmp_path):
     store = scene_after_scene(tmp_path, 600, labels_known=False)
     table, _ = probe_table(store, [trained(store, 20)], PROBING)
     for row in table.rows:
-        for name, estimate in row.measures.items():
+        for name, estimate in row.metrics.items():
             assert abs(estimate.value - 0.5) < 0.12, (row.representation, name, estimate)
     assert abs(table.gains["linear_top1"].value) < 0.15

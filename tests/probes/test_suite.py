@@ -16,12 +16,12 @@ from scale_ray.aggregator.model import Aggregator
 from scale_ray.clip_sets.draws import normalised_positions, video_keys
 from scale_ray.config import AggregatorOptions, Probing
 from scale_ray.probes import suite as probes
-from scale_ray.probes.data import Side
-from scale_ray.probes.fitting import Course, Problem, Setting, fit
+from scale_ray.probes.data import ProbeDataset
+from scale_ray.probes.fitting import Problem, Setting, TrainingSchedule, fit
 from scale_ray.probes.heads import AttentiveHead, FineTunedHead, LinearHead, MlpHead
 from scale_ray.probes.inputs import SetInputs, Tokens, View
 from scale_ray.probes.knn import centred, knn_scores, retrieval
-from scale_ray.probes.metrics import measured_clusters, measured_scores
+from scale_ray.probes.metrics import cluster_metrics, score_metrics
 from scale_ray.probes.monitor import halves_top1
 from scale_ray.probes.targets import CLASSES, MULTILABEL, NUMBERS, Targets
 
@@ -35,23 +35,23 @@ def blobs(count: int, classes: int, spread: float, seed: int, width: int = 12) -
     return centres[labels] + spread * torch.randn(count, width, generator=generator), labels
 
 
-def side_of(videos: torch.Tensor, targets: torch.Tensor, name: str = "v", noise: float = 0.1) -> Side:
+def subset_of(videos: torch.Tensor, targets: torch.Tensor, name: str = "v", noise: float = 0.1) -> ProbeDataset:
     """Videos whose clips scatter around one vector each."""
     generator = torch.Generator().manual_seed(3)
     clips = videos[:, None] + noise * torch.randn(len(videos), CLIPS, videos.shape[1], generator=generator)
     positions = normalised_positions(torch.rand(len(videos), CLIPS, 7, generator=generator))
     ids = [f"{name}{number}" for number in range(len(videos))]
-    return Side(ids, ids, targets, clips, positions, positions, video_keys(ids))
+    return ProbeDataset(ids, ids, targets, clips, positions, positions, video_keys(ids))
 
 
 def classes_of(count: int) -> Targets:
     return Targets(CLASSES, [f"class {n}" for n in range(count)], {})
 
 
-def lessons_of(side: Side, described: Targets, probing: Probing | None = None, view: View | None = None):
+def lessons_of(side: ProbeDataset, target_spec: Targets, probing: Probing | None = None, view: View | None = None):
     rows = torch.arange(len(side))
     probing = probing or Probing(probe_min_steps=300, deep_min_steps=100, probe_epochs=1, deep_epochs=1)
-    return probes.Lessons(view or View(side, "feature"), described, rows[::2], rows[1::2], rows, probing, 0)
+    return probes.ProbeTask(view or View(side, "feature"), target_spec, rows[::2], rows[1::2], rows, probing, 0)
 
 
 def top1(scores: torch.Tensor, labels: torch.Tensor) -> float:
@@ -117,13 +117,13 @@ def test_map_and_nmi_are_those_of_scikit_learn():
     wanted = (rng.random((60, 5)) < 0.3).astype(np.float32)
     wanted[:, 4] = 0  # a label that does not occur among the test videos
     scores = rng.random((60, 5), np.float32)
-    [measured] = measured_scores(
+    [measured] = score_metrics(
         "p", torch.from_numpy(scores), torch.from_numpy(wanted), Targets(MULTILABEL, list("abcde"), {})
     )
     assert measured.name == "p_map"
     assert measured.value() == pytest.approx(average_precision_score(wanted[:, :4], scores[:, :4]))
     clusters, classes = rng.integers(0, 4, 60), rng.integers(0, 3, 60)
-    nmi, _ = measured_clusters(clusters, torch.from_numpy(classes))
+    nmi, _ = cluster_metrics(clusters, torch.from_numpy(classes))
     expected = normalized_mutual_info_score(classes, clusters, average_method="geometric")
     assert nmi.value() == pytest.approx(expected)
 
@@ -131,7 +131,7 @@ def test_map_and_nmi_are_those_of_scikit_learn():
 def test_the_linear_probe_agrees_with_logistic_regression():
     """Without weight decay and trained to the end, on the same features that no line separates: the same decisions."""
     (train, labels), (test, test_labels) = blobs(400, 4, 3.0, 1), blobs(200, 4, 3.0, 2)
-    side, test_side = side_of(train, labels, noise=0.0), side_of(test, test_labels, "t", noise=0.0)
+    side, test_side = subset_of(train, labels, noise=0.0), subset_of(test, test_labels, "t", noise=0.0)
     probing = Probing(
         learning_rates=(1e-2,), weight_decays=(0.0,), probe_min_steps=2000, probe_epochs=1, probe_batch=400
     )
@@ -146,14 +146,14 @@ def test_the_linear_probe_agrees_with_logistic_regression():
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
 def test_the_linear_probe_separates_what_is_separable_at_any_scale(scale):
     (train, labels), (test, test_labels) = blobs(100, 4, 0.3, 1), blobs(60, 4, 0.3, 2)
-    probe = probes.linear(lessons_of(side_of(scale * train, labels, noise=0.1 * scale), classes_of(4)))
-    test_side = side_of(scale * test, test_labels, noise=0.1 * scale)
+    probe = probes.linear(lessons_of(subset_of(scale * train, labels, noise=0.1 * scale), classes_of(4)))
+    test_side = subset_of(scale * test, test_labels, noise=0.1 * scale)
     assert top1(probe.scores(View(test_side, "feature"), 60), test_labels) > 0.95
 
 
 def test_a_column_that_never_changes_does_no_harm():
     (train, labels), (test, test_labels) = blobs(100, 4, 0.3, 1), blobs(60, 4, 0.3, 2)
-    side, test_side = side_of(train, labels), side_of(test, test_labels)
+    side, test_side = subset_of(train, labels), subset_of(test, test_labels)
     side.features[..., 0], test_side.features[..., 0] = 7.0, 9.0
     probe = probes.linear(lessons_of(side, classes_of(4)))
     assert top1(probe.scores(View(test_side, "feature"), 60), test_labels) > 0.95
@@ -173,10 +173,10 @@ def heads(width: int, outputs: int):
 @pytest.mark.parametrize("name", ["linear", "mlp", "attentive", "finetuned"])
 def test_settings_trained_at_once_are_settings_trained_alone(name):
     videos, labels = blobs(30, 3, 0.5, 1, width=19)
-    side = side_of(videos, labels)
+    side = subset_of(videos, labels)
     problem = Problem(View(side, "feature"), side.targets, classes_of(3), torch.zeros(19), torch.ones(19))
     settings = [Setting(1e-3, 0.0), Setting(3e-4, 1.0), Setting(1e-2, 1e-2)]
-    course = Course(batch=8, set_size=2, epochs=3, min_steps=1, num_draws=2)
+    course = TrainingSchedule(batch=8, set_size=2, epochs=3, min_steps=1, num_draws=2)
     rows = torch.arange(3, 30)
     together = fit(problem, rows, heads(19, 3)[name], settings, course, seed=5).scores(problem.inputs, rows)
     for number, setting in enumerate(settings):
@@ -188,7 +188,7 @@ def test_settings_trained_at_once_are_settings_trained_alone(name):
 @pytest.mark.parametrize("name", ["mlp", "attentive", "finetuned"])
 def test_the_deep_probes_learn(name):
     (train, labels), (test, test_labels) = blobs(100, 4, 0.4, 1), blobs(60, 4, 0.4, 2)
-    side, test_side = side_of(train, labels), side_of(test, test_labels, "t")
+    side, test_side = subset_of(train, labels), subset_of(test, test_labels, "t")
     probing = Probing(probe_epochs=1, deep_epochs=1, deep_min_steps=60, learning_rates=(1e-3,))
     torch.manual_seed(0)
     aggregator = Aggregator(12, AggregatorOptions(width=32, layers=1)).eval()
@@ -203,7 +203,7 @@ def test_the_deep_probes_learn(name):
 
 def test_fine_tuning_leaves_the_aggregator_as_it_was():
     train, labels = blobs(40, 4, 0.4, 1)
-    side = side_of(train, labels)
+    side = subset_of(train, labels)
     aggregator = Aggregator(12, AggregatorOptions(width=32, layers=1)).eval()
     before = {name: value.clone() for name, value in aggregator.state_dict().items()}
     view = View(side, "feature", Tokens(side, aggregator, 0, 2))
@@ -221,7 +221,7 @@ def test_the_non_linear_probe_is_the_papers():
 
 def test_low_shot_draws_so_many_of_each_class_and_nested():
     labels = torch.tensor([0] * 60 + [1] * 20 + [2] * 3)
-    side = side_of(torch.randn(83, 5), labels)
+    side = subset_of(torch.randn(83, 5), labels)
     lessons = lessons_of(side, classes_of(3))
     drawn = {amount: probes._few(lessons, amount) for amount in (0.01, 0.1, 0.5, 1, 5)}
     counts = {amount: torch.bincount(labels[rows], minlength=3).tolist() for amount, rows in drawn.items()}
@@ -234,8 +234,8 @@ def test_low_shot_draws_so_many_of_each_class_and_nested():
 def test_low_shot_probes_rise_with_the_labels():
     (train, labels), (test, test_labels) = blobs(200, 4, 1.5, 1), blobs(200, 4, 1.5, 2)
     probing = Probing(probe_min_steps=300, probe_epochs=1, low_shot=(1, 0.5), learning_rates=(1e-2,))
-    found = probes.low_shot(lessons_of(side_of(train, labels), classes_of(4), probing))
-    view = View(side_of(test, test_labels), "feature")
+    found = probes.low_shot(lessons_of(subset_of(train, labels), classes_of(4), probing))
+    view = View(subset_of(test, test_labels), "feature")
     worth = {name: top1(probe.scores(view, 200), test_labels) for name, probe in found.items()}
     assert list(worth) == ["lowshot_1_per_class", "lowshot_0.5"]
     assert worth["lowshot_0.5"] > worth["lowshot_1_per_class"] + 0.1
@@ -245,21 +245,21 @@ def test_several_labels_and_numbers_are_learned():
     videos = torch.randn(300, 8, generator=torch.Generator().manual_seed(1))
     some = torch.arange(300) < 200
     wanted = (videos[:, :3] > 0.5).float()
-    described = Targets(MULTILABEL, list("abc"), {})
+    target_spec = Targets(MULTILABEL, list("abc"), {})
     probing = Probing(probe_min_steps=500, probe_epochs=1, learning_rates=(1e-2,))
-    probe = probes.linear(lessons_of(side_of(videos[some], wanted[some]), described, probing))
-    scores = probe.scores(View(side_of(videos[~some], wanted[~some]), "feature"), 100)
-    [measured] = measured_scores("linear", scores, wanted[~some], described)
+    probe = probes.linear(lessons_of(subset_of(videos[some], wanted[some]), target_spec, probing))
+    scores = probe.scores(View(subset_of(videos[~some], wanted[~some]), "feature"), 100)
+    [measured] = score_metrics("linear", scores, wanted[~some], target_spec)
     assert (measured.name, measured.more_is_better) == ("linear_map", True)
     assert measured.value() > 0.9
 
     # In large units: numbers are standardised while they are learned, and told in their own.
     numbers = 1e6 + 1e5 * videos[:, :1]
-    described = Targets(NUMBERS, ["views"], {})
-    lessons = lessons_of(side_of(videos[some], numbers[some]), described, probing)
-    test_side = side_of(videos[~some], numbers[~some])
+    target_spec = Targets(NUMBERS, ["views"], {})
+    lessons = lessons_of(subset_of(videos[some], numbers[some]), target_spec, probing)
+    test_side = subset_of(videos[~some], numbers[~some])
     scores = probes.linear(lessons).scores(View(test_side, "feature"), 100)
-    [measured] = measured_scores("linear", scores, numbers[~some], described)
+    [measured] = score_metrics("linear", scores, numbers[~some], target_spec)
     assert (measured.name, measured.more_is_better) == ("linear_mse", False)
     assert measured.value() < 0.05 * float(numbers[~some].var())
     nearest = probes.knn(lessons)(View(test_side, "feature"))[20, 0.07]
@@ -271,8 +271,8 @@ def test_random_labels_give_chance():
     generator = torch.Generator().manual_seed(4)
     labels, test_labels = (torch.randint(0, 4, (count,), generator=generator) for count in (200, 400))
     probing = Probing(probe_min_steps=300, deep_min_steps=50, probe_epochs=1, deep_epochs=1, learning_rates=(1e-3,))
-    lessons = lessons_of(side_of(train, labels), classes_of(4), probing)
-    view = View(side_of(test, test_labels, "t"), "feature")
+    lessons = lessons_of(subset_of(train, labels), classes_of(4), probing)
+    view = View(subset_of(test, test_labels, "t"), "feature")
     for name in ("linear", "mlp", "attentive"):
         assert abs(top1(getattr(probes, name)(lessons).scores(view, 400), test_labels) - 0.25) < 0.1, name
     assert abs(top1(probes.knn(lessons)(view)[20, 0.07], test_labels) - 0.25) < 0.1

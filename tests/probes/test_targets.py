@@ -75,7 +75,7 @@ def test_a_gain_of_errors_is_how_much_lower_they_are(tmp_path):
     store = make_store(tmp_path / "s", FEATURES, sides=SIDES, target=np.arange(24.0))
     aggregator = Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()
     table, _ = probe_table(store, [aggregator], Probing(**{**QUICK.to_dict(), "probes": ("knn", "linear")}))
-    alone, trained = (table.rows[place].measures["linear_mse"] for place in (1, 3))
+    alone, trained = (table.rows[place].metrics["linear_mse"] for place in (1, 3))
     assert table.gains["linear_mse"].value == pytest.approx(alone.value - trained.value)
 
 
@@ -87,19 +87,19 @@ def test_probes_that_do_not_apply_are_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("column", "measures"),
+    ("column", "metrics"),
     [
         ("labels", ["knn_map", "linear_map", "mlp_map", "attentive_map", "lowshot_0.5_map", "retrieval_map"]),
         ("target", ["knn_mse", "linear_mse", "mlp_mse", "attentive_mse", "lowshot_0.5_mse"]),
     ],
 )
-def test_several_labels_and_numbers_go_through_the_suite(tmp_path, column, measures):
+def test_several_labels_and_numbers_go_through_the_suite(tmp_path, column, metrics):
     labels = [["a", "b", "c"][: 1 + n % 3] for n in range(24)]
     store = make_store(tmp_path / "s", FEATURES, sides=SIDES, labels=labels, target=np.arange(24.0))
     probing = Probing(**{**QUICK.to_dict(), "target": column})
     table, pictured = probe_table(store, [Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()], probing)
-    backbone = table.rows[1].measures
-    assert [name for name in measures if name not in backbone] == []
+    backbone = table.rows[1].metrics
+    assert [name for name in metrics if name not in backbone] == []
     assert not any(name.startswith("clustering") or "per_class" in name for name in backbone)
     assert all(np.isfinite([of.value, of.low, of.high]).all() for of in backbone.values())
     assert {"multilabel": "labels; equal scores: mAP", "numbers": "numbers; always the training mean: MSE"}[
@@ -118,7 +118,7 @@ def test_every_official_split_is_reported_apart_and_averaged(tmp_path):
     result = probe(store.location, str(tmp_path / "a"), runs=runs, out=out, config=config, console=Console(quiet=True))
     tables, folder = result.tables, result.folder
     assert [table.split for table in tables] == ["1", "2", "mean"]
-    first, second, mean = (table.rows[1].measures["knn_top1"].value for table in tables)
+    first, second, mean = (table.rows[1].metrics["knn_top1"].value for table in tables)
     assert mean == pytest.approx((first + second) / 2)
     assert folder == str(tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}

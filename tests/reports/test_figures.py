@@ -5,7 +5,7 @@ from PIL import Image
 
 from scale_ray.probes.bootstrap import Estimate
 from scale_ray.probes.table import ProbeRow, ProbeTable
-from scale_ray.reports.figures import results_picture
+from scale_ray.reports.figures import results_figure
 
 ROW = ProbeRow("backbone feature alone", {"knn_top1": Estimate(0.5, 0.4, 0.6, [0.5])})
 TABLE = ProbeTable([ROW], {}, 0.5, "classes", "default", 20, 10, 10, 2, 1)
@@ -15,6 +15,6 @@ TABLE = ProbeTable([ROW], {}, 0.5, "classes", "default", 20, 10, 10, 2, 1)
 def test_a_run_with_one_loss_alone_has_a_picture(left_out):
     row = {"epoch": 1, "loss": 2.0, "set_loss": 1.0, "clip_loss": 3.0}
     history = [{name: value for name, value in row.items() if name != left_out} | {"epoch": n} for n in (1, 2)]
-    picture = Image.open(io.BytesIO(results_picture(TABLE, history)))
+    picture = Image.open(io.BytesIO(results_figure(TABLE, history)))
     assert picture.format == "PNG"
     assert picture.width > 800
