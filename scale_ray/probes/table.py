@@ -187,7 +187,7 @@ def title_of(name: str) -> str:
     if name.startswith("retrieval_"):
         return "mAP" if metric == "map" else f"recall@{metric}"
     if name.startswith("clustering_"):
-        return {"clustering_nmi": "NMI", "clustering_v_measure": "V-metric"}[name]
+        return {"clustering_nmi": "NMI", "clustering_v_measure": "V-measure"}[name]
     if probe.startswith("knn_k"):
         k, temperature = probe.removeprefix("knn_k").split("_t")
         probe = f"k-NN, k {k}, t {temperature},"

@@ -23,7 +23,7 @@ from scale_ray.errors import UserError
             "training",
             "arithmetic",
             "float32",
-            "training.arithmetic: unknown option, expected its new name train_precision",
+            "arithmetic: unknown option, expected its new name train_precision",
         ),
         ("sets", "maskratio", 0.2, "sets.maskratio: unknown option, expected one of mask_ratio"),
     ],
