@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint wheel clean
+.PHONY: install demo test test-fast lint stub wheel clean
 
 install: $(STAMP)
 
@@ -22,10 +22,20 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+# Without tests that start Ray or a server, or that take longer than a few seconds.
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not ray and not slow"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+
+# The types that editors see of the Python API; a test holds it current.
+stub: $(STAMP)
+	$(BIN)/python -m scale_ray.stages.api > scale_ray/__init__.pyi.new
+	mv scale_ray/__init__.pyi.new scale_ray/__init__.pyi
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their videos, what they ran on, and where their raw figures go."""
+"""What the benchmarks share: their options, their videos, and the report with hardware, versions and date."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ _LIBRARIES = ("ray", "torch", "torchvision", "av", "pyarrow", "numpy")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    """A parser with the options that all benchmarks have; the help starts with the first line of `description`."""
+    arguments = argparse.ArgumentParser(
         description=(description or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    made.add_argument("--folder", type=Path, help="where the videos are made and kept; a temporary one if not given")
-    made.add_argument("--save", action="store_true", help="write the raw figures to benchmarks/results")
-    return made
+    arguments.add_argument("--folder", type=Path, help="folder in which videos are made and kept; default: temporary")
+    arguments.add_argument("--save", action="store_true", help="write the raw figures to benchmarks/results")
+    return arguments
 
 
 @contextmanager
 def folder_of(arguments: argparse.Namespace) -> Iterator[Path]:
+    """The folder given by --folder, or a temporary one."""
     if arguments.folder is not None:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         yield arguments.folder
@@ -43,7 +45,7 @@ def folder_of(arguments: argparse.Namespace) -> Iterator[Path]:
 
 
 def report(name: str, arguments: argparse.Namespace, figures: Any) -> None:
-    """Print the figures; with --save also write them with the hardware, the versions and the date."""
+    """Print the figures with hardware, versions and date; with --save also write them to `results/NAME.json`."""
     options = {key: value for key, value in vars(arguments).items() if key not in ("folder", "save")}
     record = {"date": datetime.date.today().isoformat(), "hardware": hardware(), "options": options, "figures": figures}
     print(json.dumps(record, indent=1))
@@ -66,17 +68,17 @@ def hardware() -> dict[str, Any]:
 def make_video(
     path: Path, *, duration_s: int, key_every: int, width: int = 320, height: int = 240, fps: int = 30
 ) -> Path:
-    """H.264 of a moving pattern; what is longer than ten seconds repeats them without encoding again."""
+    """A video of a moving pattern in H.264; a longer one repeats its first ten seconds without encoding again."""
     if path.exists():
         return path
-    once = path.with_name(f"once-{key_every}-{width}x{height}.mp4")
-    if not once.exists():
-        _encode(once, 10 * fps, key_every, width, height, fps)
+    ten_seconds = path.with_name(f"once-{key_every}-{width}x{height}.mp4")
+    if not ten_seconds.exists():
+        _encode(ten_seconds, 10 * fps, key_every, width, height, fps)
     unfinished = path.with_suffix(".unfinished.mp4")
     with av.open(str(unfinished), "w") as out:
         target, shift = None, 0
         for _ in range(-(-duration_s // 10)):
-            with av.open(str(once)) as source:
+            with av.open(str(ten_seconds)) as source:
                 stream = source.streams.video[0]
                 if target is None:
                     target = out.add_stream_from_template(stream)
@@ -91,7 +93,7 @@ def make_video(
     return path
 
 
-def _encode(path: Path, frames: int, key_every: int, width: int, height: int, fps: int) -> None:
+def _encode(path: Path, num_frames: int, key_every: int, width: int, height: int, fps: int) -> None:
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 255, (height // 16 + 20, width // 16 + 20, 3), np.uint8)
     pattern = np.asarray(Image.fromarray(tiles).resize((width + 320, height + 320), Image.Resampling.BICUBIC))
@@ -99,7 +101,7 @@ def _encode(path: Path, frames: int, key_every: int, width: int, height: int, fp
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(frames):
+        for number in range(num_frames):
             x, y = int(100 + 90 * np.sin(number / 30)), int(100 + 90 * np.cos(number / 41))
             image = np.ascontiguousarray(pattern[y : y + height, x : x + width])
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")

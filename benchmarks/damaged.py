@@ -1,7 +1,7 @@
-"""A corpus of files damaged at random: each is decoded or entered into the ledger, and the run goes on.
+"""A corpus of files damaged at random: each is decoded or recorded in the ledger, and the run continues.
 
-Files are copies of good videos with bytes flipped, or cut short, or both. They go through the real command
-together with the good ones; the exit code must say that some failed, and every file must be accounted for.
+Files are copies of intact videos with bytes flipped or overwritten, or cut short. The command `extract` runs over them
+and the intact videos. Its exit code must be that of failed videos, and every file must be accounted for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CODECS = {"libx264": "mkv", "mpeg4": "avi", "libvpx": "webm", "mpeg2video": "ts"
 
 
 def damage(content: bytes, draw: random.Random) -> bytes:
-    """Bytes flipped in one of several numbers, or the end cut off, or both."""
+    """A copy with 1 to 1000 bytes changed, the end cut off, both, or 4096 bytes overwritten."""
     kind = draw.choice(["flip", "cut", "both", "block"])
     changed = bytearray(content)
     if kind in ("flip", "both"):
@@ -37,36 +37,36 @@ def damage(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-def sources(folder: Path) -> list[Path]:
-    """Good videos of several containers and codecs."""
+def intact_videos(folder: Path) -> list[Path]:
+    """Videos of several containers and codecs."""
     [first, *_] = make_samples(folder, 1, broken=False)
     frames = render("approach", np.random.default_rng(1))[:60]
-    made = [first]
+    paths = [first]
     for codec, suffix in CODECS.items():
         path = folder / f"{codec}.{suffix}"
         write_video(path, frames, codec=codec, fps=25)
-        made.append(path)
-    return made
+        paths.append(path)
+    return paths
 
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--files", type=int, default=1000, help="damaged files")
-    arguments.add_argument("--seed", type=int, default=0, help="of the damage")
+    arguments.add_argument("--files", type=int, default=1000, help="number of damaged files")
+    arguments.add_argument("--seed", type=int, default=0, help="seed of the damage")
     given = arguments.parse_args()
     draw = random.Random(given.seed)
     with folder_of(given) as folder:
-        good = sources(folder / "good")
+        intact = intact_videos(folder / "good")
         videos, store = folder / "damaged", folder / "store-damaged"
         for old in (videos, store):
             shutil.rmtree(old, ignore_errors=True)
         videos.mkdir()
         for number in range(given.files):
-            whole = draw.choice(good)
-            (videos / f"{number:05d}{whole.suffix}").write_bytes(damage(whole.read_bytes(), draw))
-        for path in good:
+            source = draw.choice(intact)
+            (videos / f"{number:05d}{source.suffix}").write_bytes(damage(source.read_bytes(), draw))
+        for path in intact:
             shutil.copy(path, videos / f"good-{path.name}")
-        ended = subprocess.run(
+        process = subprocess.run(
             [
                 *(sys.executable, "-m", "scale_ray", "extract", str(videos), "--store", str(store), "--json"),
                 *("--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--input-px", "32"),
@@ -76,11 +76,11 @@ def main() -> None:
             text=True,
             check=False,
         )
-        assert ended.returncode in (0, 3), ended.stderr
-        summary = json.loads(ended.stdout)
-        assert summary["num_done"] + summary["num_failed"] + summary["num_skipped"] == given.files + len(good)
+        assert process.returncode in (0, 3), process.stderr
+        summary = json.loads(process.stdout)
+        assert summary["num_done"] + summary["num_failed"] + summary["num_skipped"] == given.files + len(intact)
         failed = {entry["video_id"] for entry in summary["failures"]}
-        assert not any(name.startswith("good-") for name in failed), "a whole file must not fail"
+        assert not any(name.startswith("good-") for name in failed), "an intact file must not fail"
         assert all(entry["reason"] for entry in summary["failures"])
         reasons = collections.Counter(
             f"{entry['stage']}: {entry['reason'].split(',')[0][:60]}" for entry in summary["failures"]
@@ -89,10 +89,10 @@ def main() -> None:
             "damaged",
             given,
             {
-                "exit code": ended.returncode,
+                "exit code": process.returncode,
                 "done": summary["num_done"],
                 "failed": summary["num_failed"],
-                "last line": ended.stderr.splitlines()[-1],
+                "last line": process.stderr.splitlines()[-1],
                 "reasons": dict(reasons.most_common(25)),
             },
         )

@@ -1,9 +1,9 @@
-"""Extraction under faults: whatever is killed, and whenever, the same command ends with the same rows.
+"""Extraction under faults: after any process is killed at any time, the same command ends with the same rows.
 
-An undisturbed run says what is right. Then, at random moments of a run of the command line, the driver is
-killed, or a backbone actor, or the worker of a decoding task (kill -9), and the same command is run until
-it ends well. The stores are compared with plain pyarrow: the same ids, each once, identical positions,
-features within 2 units in the last place of float16.
+An undisturbed run gives the expected rows. Then, at random moments of a run of the command line, the driver, a
+backbone actor or the worker of a decoding task is killed (kill -9), and the same command is run until it succeeds. The
+stores are compared with plain pyarrow: the same ids, each once, identical positions, features within 2 units in the
+last place of float16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from common import folder_of, parser, report
 
 from scale_ray.corpus.sample_videos import make_samples
 
-# How Ray names the processes that we kill, in their titles.
+# Parts of the titles that Ray gives to its processes.
 TITLES = {"actor": "EmbedBlock", "decoder": "decode_block"}
 
 
@@ -32,18 +32,19 @@ def command(videos: Path, store: Path) -> list[str]:
     return [sys.executable, "-m", "scale_ray", "extract", str(videos), "--store", str(store), "-q", *options]
 
 
-def started(videos: Path, store: Path) -> subprocess.Popen:
+def start(videos: Path, store: Path) -> subprocess.Popen:
     return subprocess.Popen(command(videos, store), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def ended(process: subprocess.Popen) -> int:
-    _, said = process.communicate(timeout=600)
-    assert process.returncode in (0, 3, -signal.SIGKILL), said
+def wait_for(process: subprocess.Popen) -> int:
+    """The exit code of a command, which must have succeeded or been killed."""
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode in (0, 3, -signal.SIGKILL), errors
     return process.returncode
 
 
 def victim(driver: subprocess.Popen, kind: str) -> psutil.Process | None:
-    """The process to kill: the driver itself, or one of its Ray's workers by its title."""
+    """The process to kill: the driver itself, or a worker of its Ray that has the title of this kind."""
     if kind == "driver":
         return psutil.Process(driver.pid)
     for process in psutil.Process(driver.pid).children(recursive=True):
@@ -55,9 +56,9 @@ def victim(driver: subprocess.Popen, kind: str) -> psutil.Process | None:
     return None
 
 
-def disturbed(videos: Path, store: Path, kind: str, at_s: float) -> dict:
-    """Kill once at a moment; run the command until it ends well."""
-    driver = started(videos, store)
+def run_with_kill(videos: Path, store: Path, kind: str, at_s: float) -> dict:
+    """Run the command, kill a process after `at_s` seconds, and run the command again until it succeeds."""
+    driver = start(videos, store)
     began_s, killed_after_s = time.monotonic(), None
     while killed_after_s is None and driver.poll() is None:
         time.sleep(0.05)
@@ -67,26 +68,26 @@ def disturbed(videos: Path, store: Path, kind: str, at_s: float) -> dict:
         if process is not None:
             process.kill()
             killed_after_s = round(time.monotonic() - began_s, 2)
-    code = ended(driver)
+    code = wait_for(driver)
     rows_then = len(read(store)[0]) if (store / "features").exists() else 0
     commands = 1
     while code not in (0, 3):
-        code = ended(started(videos, store))
+        code = wait_for(start(videos, store))
         commands += 1
     return {"killed_after_s": killed_after_s, "rows_when_the_first_command_ended": rows_then, "commands": commands}
 
 
 def read(store: Path) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
-    """Keys, features and positions in the order of the keys, with pyarrow alone."""
+    """Keys, features and positions in the order of the keys, read with pyarrow alone."""
     ids: list[tuple[str, str]] = []
     features, positions = [], []
     for path in sorted((store / "features").glob("*.parquet")):
         table = pyarrow.dataset.dataset(path).to_table()
         ids += zip(table["video_id"].to_pylist(), table["mode"].to_pylist(), strict=True)
-        for name, into in (("features", features), ("positions", positions)):
-            # Train and eval clips differ in number: compared as rows of numbers.
+        for name, arrays in (("features", features), ("positions", positions)):
+            # Flat rows, since the modes train and eval differ in the number of clips.
             for values in table[name].combine_chunks().to_numpy_ndarray():
-                into.append(values.ravel())
+                arrays.append(values.ravel())
     order = sorted(range(len(ids)), key=lambda row: ids[row])
     return (
         [ids[row] for row in order],
@@ -96,7 +97,7 @@ def read(store: Path) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
 
 
 def units_apart(a: np.ndarray, b: np.ndarray) -> int:
-    """Largest distance of two float16 arrays in units in the last place."""
+    """The largest difference between two float16 arrays, in units in the last place."""
 
     def steps(values: np.ndarray) -> np.ndarray:
         bits = values.view(np.int16).astype(np.int32)
@@ -105,54 +106,54 @@ def units_apart(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(steps(a) - steps(b)).max())
 
 
-def compared(store: Path, right: Path) -> dict:
+def compare(store: Path, expected: Path) -> dict:
     ids, features, positions = read(store)
-    right_ids, right_features, right_positions = read(right)
-    found = {
+    expected_ids, expected_features, expected_positions = read(expected)
+    differences = {
         "rows": len(ids),
-        "missing": len(set(right_ids) - set(ids)),
+        "missing": len(set(expected_ids) - set(ids)),
         "twice": len(ids) - len(set(ids)),
-        "positions identical": bool(np.array_equal(positions, right_positions)),
-        "features apart, in float16 units": units_apart(features, right_features),
+        "positions identical": bool(np.array_equal(positions, expected_positions)),
+        "features apart, in float16 units": units_apart(features, expected_features),
     }
-    assert ids == right_ids, found
-    assert found["positions identical"], found
-    assert found["features apart, in float16 units"] <= 2, found
-    return found
+    assert ids == expected_ids, differences
+    assert differences["positions identical"], differences
+    assert differences["features apart, in float16 units"] <= 2, differences
+    return differences
 
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--kills", type=int, default=10, help="kills of each kind")
-    arguments.add_argument("--kinds", default="driver,actor,decoder", help="what is killed")
-    arguments.add_argument("--per-class", type=int, default=10, help="sample videos of each of 4 classes")
-    arguments.add_argument("--earliest", type=float, default=0.4, help="moment of the earliest kill, of the whole run")
-    arguments.add_argument("--seed", type=int, default=0, help="of the moments")
+    arguments.add_argument("--kills", type=int, default=10, help="number of kills per kind")
+    arguments.add_argument("--kinds", default="driver,actor,decoder", help="processes to kill, separated by commas")
+    arguments.add_argument("--per-class", type=int, default=10, help="sample videos per class, of 4 classes")
+    arguments.add_argument("--earliest", type=float, default=0.4, help="earliest kill, as a fraction of the run")
+    arguments.add_argument("--seed", type=int, default=0, help="seed of the times of the kills")
     given = arguments.parse_args()
     moments = random.Random(given.seed)
     with folder_of(given) as folder:
         videos = folder / f"samples-{given.per_class}"
         if not videos.exists():
             list(make_samples(videos, given.per_class))
-        right = folder / "undisturbed"
-        shutil.rmtree(right, ignore_errors=True)
+        expected = folder / "undisturbed"
+        shutil.rmtree(expected, ignore_errors=True)
         began_s = time.monotonic()
-        ended(started(videos, right))
+        wait_for(start(videos, expected))
         took_s = time.monotonic() - began_s
-        figures: dict[str, object] = {"undisturbed_s": round(took_s, 1), "rows": len(read(right)[0])}
+        figures: dict[str, object] = {"undisturbed_s": round(took_s, 1), "rows": len(read(expected)[0])}
         for kind in given.kinds.split(","):
-            tries = []
+            runs = []
             for _ in range(given.kills):
                 store = folder / "disturbed"
                 at_s = moments.uniform(given.earliest * took_s, took_s)
                 killed: dict = {"killed_after_s": None}
                 while killed["killed_after_s"] is None:
                     shutil.rmtree(store, ignore_errors=True)
-                    killed = disturbed(videos, store, kind, at_s)
-                    at_s *= 0.8  # a faster run than the undisturbed one was over before: earlier, then
-                tries.append(killed | compared(store, right))
-                print(kind, tries[-1], file=sys.stderr, flush=True)
-            figures[kind] = tries
+                    killed = run_with_kill(videos, store, kind, at_s)
+                    at_s *= 0.8  # in case the run ended before the kill
+                runs.append(killed | compare(store, expected))
+                print(kind, runs[-1], file=sys.stderr, flush=True)
+            figures[kind] = runs
         report("faults", given, figures)
 
 

@@ -1,7 +1,7 @@
-"""Memory of an extraction of few and of many videos: what grows with the corpus would show here.
+"""Memory of an extraction of few and of many videos: does it grow with the corpus?
 
-The peak over the whole run of the sum over all its processes (driver, Ray, decoders, actors) of their
-proportional set sizes, so that shared memory counts once, sampled every two seconds.
+The figure is the peak over the run of the memory of all its processes (driver, Ray, decoders, actors), sampled every
+two seconds. It sums their proportional set sizes, so that shared memory counts once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from common import folder_of, make_video, parser, report
 
 
 def memory_mib(parent: psutil.Process) -> dict[str, float]:
-    """Proportional set size of a process tree by role, in MiB."""
+    """Proportional set sizes of a process tree by role, in MiB."""
     roles = {"driver": 0.0, "decoders": 0.0, "actors": 0.0, "ray": 0.0}
     for process in [parent, *parent.children(recursive=True)]:
         try:
@@ -38,11 +38,12 @@ def memory_mib(parent: psutil.Process) -> dict[str, float]:
 
 
 def peak(videos: Path, store: Path, backbone: list[str]) -> dict[str, Any]:
+    """Extract some videos: the memory by role at the peak, the peak in each tenth of the run, and the seconds."""
     shutil.rmtree(store, ignore_errors=True)
     command = [sys.executable, "-m", "scale_ray", "extract", str(videos), "--store", str(store), "-q", *backbone]
     began_s = time.monotonic()
-    beside = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": beside})
+    python_path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": python_path})
     highest: dict[str, float] = {}
     totals: list[float] = []
     while process.poll() is None:
@@ -54,7 +55,7 @@ def peak(videos: Path, store: Path, backbone: list[str]) -> dict[str, Any]:
         totals.append(total)
         if total > highest.get("total", 0):
             highest = {"total": total, **now}
-        time.sleep(2)  # a look costs the kernel a walk through all pages
+        time.sleep(2)  # each sample makes the kernel walk through all pages
     assert process.wait() == 0
     tenths = [max(part) for part in np.array_split(totals, min(10, len(totals)))]
     return {name: round(value) for name, value in highest.items()} | {
@@ -65,8 +66,8 @@ def peak(videos: Path, store: Path, backbone: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--counts", type=int, nargs="+", default=[50, 500], help="videos of each run")
-    arguments.add_argument("--backbone", default="paced:paced", help="slower than the decoders, or nothing would wait")
+    arguments.add_argument("--counts", type=int, nargs="+", default=[50, 500], help="number of videos of each run")
+    arguments.add_argument("--backbone", default="paced:paced", help="backbone, slower than the decoders")
     given = arguments.parse_args()
     backbone = ["--backbone", given.backbone, "--weights", "none", "--mode", "train"]
     figures: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""A backbone that keeps a pace and computes next to nothing, so that the stream behind it can be measured."""
+"""A backbone with a fixed time per clip and almost no computation, to measure the stream before it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CLIP_S = 0.02
 
 
 class Paced(nn.Module):
-    """A fiftieth of a second a clip, slower than two decoders: what is decoded has to wait."""
+    """Takes a fiftieth of a second per clip, longer than two decoders, so that decoded videos have to wait."""
 
     input_px = 224
 

@@ -1,14 +1,15 @@
-"""What a step of pretraining costs, against a plain transcription of the formulas; and what hides behind it.
+"""The time of pretraining steps, compared with a plain transcription of the formulas, and of whole epochs.
 
-    step     one step of the default setting (512 videos, sets of 8 of 16 clips, features 768 wide), forward,
-             backward and optimiser, interleaved with the plain one: predictions at all positions, all logits
-             built, attention spelled out. Same weights, same sets and masks; the losses must be equal with
-             dropout off. `masked`: the same with the masked clips as the only candidates.
-    epoch    whole epochs from a store, its features in memory, on disk or streamed, against bare steps on one batch
-    workers  one worker with two threads against two with one each, by gloo
-    sets     a step against the size of the sets, of a store with 128 clips a video
+    step     one step of the default setting (512 videos, sets of 8 of 16 clips, features 768 wide), forward, backward
+             and optimiser, interleaved with the plain one: predictions at all positions, all logits built, explicit
+             attention. Same weights, sets and masks; with dropout off the losses must be equal. `masked`: the same with
+             only the masked clips as candidates.
+    epoch    whole epochs from a store, with features in memory, on disk or streamed, compared with bare steps on one
+             batch
+    workers  one worker with two threads compared with two workers with one thread each, by gloo
+    sets     the time of a step by the size of the sets, with 128 clips per video
 
-Peak memory is that of a process of its own which makes two steps.
+Peak memory is that of a separate process that makes two steps.
 """
 
 from __future__ import annotations
@@ -58,15 +59,15 @@ def clips_of(videos: int, clips: int, seed: int = 0) -> ClipFeatures:
 
 
 def trainer_of(videos: int, clips: int, config: PretrainConfig) -> Trainer:
-    return Trainer(ResidentClips.of(clips_of(videos, clips), CPU), config, device=CPU)
+    return Trainer(ResidentClips.from_clips(clips_of(videos, clips), CPU), config, device=CPU)
 
 
 def batch_of(trainer: Trainer) -> Batch:
-    return next(trainer.source.batches(trainer.share, trainer.config.sets, seed=0, epoch=0, first_step=0))
+    return next(trainer.source.batches(trainer.worker_slice, trainer.config.sets, seed=0, epoch=0, first_step=0))
 
 
 def plain_loss(aggregator: Aggregator, objective: Objective, batch: Batch) -> Tensor:
-    """Sections 3 and 4 as they are written down, over the same weights."""
+    """Sections 3 and 4 of the paper transcribed literally, with the same weights."""
     masked, dropout = batch.masked_SV, aggregator.options.dropout if aggregator.training else 0.0
     x = aggregator.embed(batch.features_SVD)
     x = torch.where(masked[..., None], aggregator.mask_token, x) + aggregator.position(batch.positions_SV7)
@@ -81,18 +82,18 @@ def plain_loss(aggregator: Aggregator, objective: Objective, batch: Batch) -> Te
     p = F.normalize(objective.clip_head(h), dim=-1).flatten(0, 1)
     q = F.normalize(objective.target_head(batch.features_SVD), dim=-1).flatten(0, 1)
     logits = p @ q.T / objective.options.clip_temperature
-    each = F.cross_entropy(logits, torch.arange(len(logits)), reduction="none")
-    clip_loss = each[masked.flatten()].mean()
+    losses = F.cross_entropy(logits, torch.arange(len(logits)), reduction="none")
+    clip_loss = losses[masked.flatten()].mean()
     s = F.normalize(objective.set_head(c), dim=-1)
     first, second = s.chunk(2)
     logits = first @ second.T / objective.options.set_temperature
-    right = torch.arange(len(logits))
-    set_loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+    matches = torch.arange(len(logits))
+    set_loss = (F.cross_entropy(logits, matches) + F.cross_entropy(logits.T, matches)) / 2
     return (set_loss + clip_loss) / 2
 
 
 def steps_of(variant: str, videos: int) -> tuple[Trainer, Batch, Callable[[], float]]:
-    """A trainer, its batch, and a function that makes one step of this variant and returns its loss."""
+    """A trainer, a batch, and a function that makes one step of the variant and returns the loss."""
     candidates = "masked" if variant == "masked" else "all"
     config = PretrainConfig(objective=ObjectiveOptions(candidates=candidates), training=Training(batch=videos))
     trainer = trainer_of(videos, 16, config)
@@ -109,8 +110,8 @@ def steps_of(variant: str, videos: int) -> tuple[Trainer, Batch, Callable[[], fl
     return trainer, batch, plain if variant == "plain" else lambda: float(trainer.step(batch)["loss"])
 
 
-def same_loss(videos: int) -> dict[str, float]:
-    """Loss and gradients of both with dropout off: how far they are apart, relatively."""
+def relative_differences(videos: int) -> dict[str, float]:
+    """Relative differences of loss and gradients from the plain transcription, with dropout off."""
     trainer, batch, _ = steps_of("ours", videos)
     trainer.aggregator.eval()
 
@@ -123,13 +124,13 @@ def same_loss(videos: int) -> dict[str, float]:
     tokens = trainer.aggregator(batch.features_SVD, batch.positions_SV7, batch.masked_SV)
     ours, our_gradients = gradients(trainer.objective(*tokens, batch.features_SVD, batch.masked_SV).loss)
     plain, plain_gradients = gradients(plain_loss(trainer.aggregator, trainer.objective, batch))
-    found = {
+    differences = {
         "loss": abs(ours - plain) / plain,
         "gradients": float((our_gradients - plain_gradients).norm() / plain_gradients.norm()),
     }
-    assert found["loss"] < 1e-5, found
-    assert found["gradients"] < 1e-4, found
-    return found
+    assert differences["loss"] < 1e-5, differences
+    assert differences["gradients"] < 1e-4, differences
+    return differences
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -144,24 +145,24 @@ def peak_mib(variant: str, videos: int) -> int:
 
 
 def measure_step(videos: int, repeats: int) -> dict:
-    apart = same_loss(videos)
-    made = {variant: steps_of(variant, videos)[2] for variant in VARIANTS}
-    for step in made.values():
+    differences = relative_differences(videos)
+    steps = {variant: steps_of(variant, videos)[2] for variant in VARIANTS}
+    for step in steps.values():
         step()
     seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for _ in range(repeats):
-        for variant, step in made.items():
+        for variant, step in steps.items():
             seconds[variant].append(timed(step))
         print({v: round(s[-1], 3) for v, s in seconds.items()}, file=sys.stderr, flush=True)
     ratios = {
-        variant: [plain / one for plain, one in zip(seconds["plain"], seconds[variant], strict=True)]
+        variant: [plain / other for plain, other in zip(seconds["plain"], seconds[variant], strict=True)]
         for variant in ("ours", "masked")
     }
     return {
-        "relative difference of loss and gradients, dropout off": apart,
+        "relative difference of loss and gradients, dropout off": differences,
         "seconds": {variant: rounded(values) for variant, values in seconds.items()},
         "times faster than plain, each": {variant: rounded(values) for variant, values in ratios.items()},
-        "times faster than plain, median": {v: round(statistics.median(of), 2) for v, of in ratios.items()},
+        "times faster than plain, median": {v: round(statistics.median(r), 2) for v, r in ratios.items()},
         "peak memory, MiB": {variant: peak_mib(variant, videos) for variant in VARIANTS},
     }
 
@@ -171,12 +172,12 @@ def make_store(folder: Path, videos: int, clips: int) -> FeatureStore:
     if store.parts("features/part-"):
         return store
     for start in range(0, videos, 256):
-        made = clips_of(min(256, videos - start), clips, seed=start)
+        part = clips_of(min(256, videos - start), clips, seed=start)
         rows = [
-            VideoFeatures(*of, VideoGeometry(240, 320, 10.0, 30.0))
-            for of in zip(made.video_ids, made.features, made.positions, strict=True)
+            VideoFeatures(*video, VideoGeometry(240, 320, 10.0, 30.0))
+            for video in zip(part.video_ids, part.features, part.positions, strict=True)
         ]
-        store.commit(store.part_name("train", made.video_ids), "train", rows)
+        store.commit(store.part_name("train", part.video_ids), "train", rows)
     return store
 
 
@@ -186,12 +187,12 @@ def steps_on(trainer: Trainer, batch: Batch, count: int) -> None:
 
 
 def measure_epoch(folder: Path, videos: int, batch: int, repeats: int) -> dict:
-    """Videos a second of whole epochs over that of bare steps on a batch that is there already."""
+    """Videos per second of whole epochs, and relative to that of bare steps on a batch in memory."""
     stored = StoredClips(make_store(folder / f"store-{videos}", videos, 16), "train")
     config = PretrainConfig(training=Training(batch=batch))
-    found: dict[str, dict] = {}
-    for way in ("memory", "disk", "stream"):
-        options = Ingest(ingest=way, cache=str(folder / "cache"), window_mib=16)
+    figures: dict[str, dict] = {}
+    for mode in ("memory", "disk", "stream"):
+        options = Ingest(ingest=mode, cache=str(folder / "cache"), window_mib=16)
         trainer = Trainer(opened_source(stored, options, CPU), config, device=CPU)
         ready = batch_of(trainer)
         trainer.step(ready)
@@ -199,17 +200,17 @@ def measure_epoch(folder: Path, videos: int, batch: int, repeats: int) -> dict:
         for _ in range(repeats):
             rates["bare"].append(videos / timed(partial(steps_on, trainer, ready, trainer.steps_per_epoch)))
             rates["epoch"].append(videos / timed(trainer.run_epoch))
-        shares = [epoch / alone for epoch, alone in zip(rates["epoch"], rates["bare"], strict=True)]
-        found[way] = {
+        ratios = [epoch / bare for epoch, bare in zip(rates["epoch"], rates["bare"], strict=True)]
+        figures[mode] = {
             "videos/s": {name: rounded(values) for name, values in rates.items()},
-            "epoch over bare, each": rounded(shares),
-            "epoch over bare, median": round(statistics.median(shares), 3),
+            "epoch over bare, each": rounded(ratios),
+            "epoch over bare, median": round(statistics.median(ratios), 3),
         }
-        print(way, found[way], file=sys.stderr, flush=True)
-    return found
+        print(mode, figures[mode], file=sys.stderr, flush=True)
+    return figures
 
 
-def _train_worker(rank: int, workers: int, rendezvous: str, videos: int, steps: int, told: str) -> None:
+def _train_worker(rank: int, workers: int, rendezvous: str, videos: int, steps: int, result: str) -> None:
     torch.set_num_threads(2 // workers)
     if workers > 1:
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
@@ -218,7 +219,7 @@ def _train_worker(rank: int, workers: int, rendezvous: str, videos: int, steps: 
     trainer.step(batch)
     seconds = [timed(lambda: trainer.step(batch)) for _ in range(steps)]
     if rank == 0:
-        Path(told).write_text(json.dumps(seconds))
+        Path(result).write_text(json.dumps(seconds))
     if workers > 1:
         dist.destroy_process_group()
 
@@ -227,26 +228,26 @@ def measure_workers(folder: Path, videos: int, repeats: int) -> dict:
     seconds: dict[str, list[float]] = {"1 worker, 2 threads": [], "2 workers, 1 thread each": []}
     for _ in range(repeats):
         for workers, name in enumerate(seconds, 1):
-            rendezvous, told = folder / f"rendezvous-{time.time_ns()}", folder / "told.json"
-            mp.spawn(_train_worker, (workers, str(rendezvous), videos, 2, str(told)), nprocs=workers)
-            seconds[name] += json.loads(told.read_text())
-    one, two = (statistics.median(values) for values in seconds.values())
+            rendezvous, result = folder / f"rendezvous-{time.time_ns()}", folder / "seconds.json"
+            mp.spawn(_train_worker, (workers, str(rendezvous), videos, 2, str(result)), nprocs=workers)
+            seconds[name] += json.loads(result.read_text())
+    single_s, double_s = (statistics.median(values) for values in seconds.values())
     return {
         "seconds a step": {name: rounded(values) for name, values in seconds.items()},
-        "two over one, speed": round(one / two, 3),
+        "two over one, speed": round(single_s / double_s, 3),
     }
 
 
 def measure_sets(videos: int, repeats: int) -> dict:
-    clips = ResidentClips.of(clips_of(videos, 128), CPU)
-    found = {}
+    clips = ResidentClips.from_clips(clips_of(videos, 128), CPU)
+    step_s = {}
     for size in (4, 8, 16, 32, 64):
         config = replace(PretrainConfig(), sets=Sets(set_size=size), training=Training(batch=videos))
         trainer = Trainer(clips, config, device=CPU)
         batch = batch_of(trainer)
         trainer.step(batch)
-        found[str(size)] = round(statistics.median(timed(partial(trainer.step, batch)) for _ in range(repeats)), 3)
-    return {"videos": videos, "seconds a step by set size": found}
+        step_s[str(size)] = round(statistics.median(timed(partial(trainer.step, batch)) for _ in range(repeats)), 3)
+    return {"videos": videos, "seconds a step by set size": step_s}
 
 
 def rounded(values: list[float]) -> list[float]:
@@ -255,29 +256,29 @@ def rounded(values: list[float]) -> list[float]:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--cases", default="step,epoch,workers,sets", help="what is measured")
-    arguments.add_argument("--repeats", type=int, default=5, help="of each, interleaved")
-    arguments.add_argument("--batch", type=int, default=512, help="videos of a batch")
-    arguments.add_argument("--epoch-videos", type=int, default=2048, help="videos of the epochs' store")
-    arguments.add_argument("--peak-of", choices=VARIANTS, help="make two steps and print the peak memory, MiB")
+    arguments.add_argument("--cases", default="step,epoch,workers,sets", help="cases to measure, separated by commas")
+    arguments.add_argument("--repeats", type=int, default=5, help="repetitions of each, interleaved")
+    arguments.add_argument("--batch", type=int, default=512, help="videos per batch")
+    arguments.add_argument("--epoch-videos", type=int, default=2048, help="videos of the store for the case epoch")
+    arguments.add_argument("--peak-of", choices=VARIANTS, help="only make two steps and print the peak memory in MiB")
     given = arguments.parse_args()
     torch.set_num_threads(2)
     if given.peak_of:
         _, _, step = steps_of(given.peak_of, given.batch)
         step(), step()
-        # Not getrusage's: a child's begins with what its parent had.
+        # Not from getrusage: there, a child starts at the peak of its parent.
         [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         print(int(peak) // 1024)
         return
     with folder_of(given) as folder:
-        metrics = {
+        cases = {
             "step": lambda: measure_step(given.batch, given.repeats),
             "epoch": lambda: measure_epoch(folder, given.epoch_videos, given.batch, given.repeats),
             "workers": lambda: measure_workers(folder, given.batch, max(given.repeats // 2, 1)),
             "sets": lambda: measure_sets(64, given.repeats),
         }
         for name in given.cases.split(","):
-            report(f"pretraining_{name}", given, metrics[name]())
+            report(f"pretraining_{name}", given, cases[name]())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""What the probes cost on a large store: 10,000 videos of 16 clips of 768 numbers, 101 classes, 8,000 to train on.
+"""Time and memory of the probes: 10,000 videos, 8,000 for training, 16 clips of 768 numbers each, 101 classes.
 
-`core`: k-NN, retrieval, clustering and a linear probe of one seed, of all five representations in one call.
-`rest`: every other probe by itself, likewise. `memory`: k-NN and retrieval over stores of several sizes that are
-mapped from disk, and the most memory of their own (without mapped files, which the system takes back when it needs
-room). The features are made up: classes that overlap, clips that scatter. The aggregator has random weights, which
-cost the same.
+    core    k-NN, retrieval, clustering and a linear probe with one seed, for all five representations in one call
+    rest    every other probe in a call of its own, for all representations to which it applies
+    memory  k-NN and retrieval over stores of several sizes, mapped from disk: the peak of anonymous memory (without
+            mapped files, whose memory the system can reclaim)
+
+The features are synthetic: overlapping classes, scattered clips. The aggregator has random weights, which cost the same
+as trained ones.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ from scale_ray.store.schema import VideoFeatures, fingerprint_of
 
 CORE = ("knn", "retrieval", "clustering", "linear")
 REST = ("lowshot", "attentive", "mlp", "finetuned")
-CLIPS, WIDTH, CLASSES, VIDEOS_OF_PART = 16, 768, 101, 1000
+CLIPS, WIDTH, CLASSES, VIDEOS_PER_PART = 16, 768, 101, 1000
 
 
-def made_store(folder: Path, num_videos: int) -> FeatureStore:
-    """One video in five is a test video; the store is made once and kept."""
+def synthetic_store(folder: Path, num_videos: int) -> FeatureStore:
+    """A store in which every fifth video is a test video; it is made once and reused."""
     location = folder / f"store-{num_videos}"
     if FeatureStore.is_store(str(location)) and len(FeatureStore(str(location)).videos()):
         return FeatureStore(str(location))
@@ -43,16 +45,16 @@ def made_store(folder: Path, num_videos: int) -> FeatureStore:
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(CLASSES, WIDTH)).astype(np.float32)
     ids = [f"v{number:07d}" for number in range(num_videos)]
-    sides = ["test" if number % 5 == 0 else "train" for number in range(num_videos)]
+    subsets = ["test" if number % 5 == 0 else "train" for number in range(num_videos)]
     labels = rng.integers(CLASSES, size=num_videos)
-    for mode, side in (("train", "train"), ("eval", "test")):
-        rows = [number for number in range(num_videos) if sides[number] == side]
-        for start in range(0, len(rows), VIDEOS_OF_PART):
-            part = rows[start : start + VIDEOS_OF_PART]
+    for mode, subset in (("train", "train"), ("eval", "test")):
+        rows = [number for number in range(num_videos) if subsets[number] == subset]
+        for start in range(0, len(rows), VIDEOS_PER_PART):
+            part = rows[start : start + VIDEOS_PER_PART]
             videos = []
             for number in part:
-                middle = centres[labels[number]] + 4 * rng.standard_normal(WIDTH, np.float32)
-                clips = middle + rng.standard_normal((CLIPS, WIDTH), np.float32)
+                centre = centres[labels[number]] + 4 * rng.standard_normal(WIDTH, np.float32)
+                clips = centre + rng.standard_normal((CLIPS, WIDTH), np.float32)
                 positions = np.tile([-1, 0, 0, 256, 256, 0, 2], (CLIPS, 1)).astype(np.float32)
                 positions[:, 5:] += rng.uniform(0, 8, (CLIPS, 1)).astype(np.float32)
                 videos.append(
@@ -67,7 +69,7 @@ def made_store(folder: Path, num_videos: int) -> FeatureStore:
         "labels": pa.nulls(num_videos, pa.list_(pa.string())),
         "target": pa.nulls(num_videos, pa.float64()),
         "group": pa.nulls(num_videos, pa.string()),
-        "splits": pa.array([[("default", side)] for side in sides], pa.map_(pa.string(), pa.string())),
+        "splits": pa.array([[("default", subset)] for subset in subsets], pa.map_(pa.string(), pa.string())),
     }
     store.replace_videos(pa.table(corpus))
     return store
@@ -79,23 +81,24 @@ def aggregator() -> Aggregator:
 
 
 def timed(store: FeatureStore, probes: tuple[str, ...]) -> dict[str, object]:
+    """Seconds of the probes in total and per representation, and the metrics."""
     began_s = last_s = time.perf_counter()
     took_s: dict[str, float] = {}
 
-    def told(_: int, name: str) -> None:
+    def record(_: int, name: str) -> None:
         nonlocal last_s
         now_s = time.perf_counter()
         took_s[name], last_s = round(now_s - last_s, 1), now_s
         print(probes, name, took_s[name], file=sys.stderr, flush=True)
 
-    table, _ = probe_table(store, [aggregator()], Probing(probes=probes), progress=told)
-    whole_s = time.perf_counter() - began_s
-    shown = {row.representation: {n: round(of.value, 3) for n, of in row.metrics.items()} for row in table.rows}
-    return {"seconds": round(whole_s, 1), "each": took_s, "metrics": shown}
+    table, _ = probe_table(store, [aggregator()], Probing(probes=probes), progress=record)
+    total_s = time.perf_counter() - began_s
+    values = {row.representation: {n: round(m.value, 3) for n, m in row.metrics.items()} for row in table.rows}
+    return {"seconds": round(total_s, 1), "each": took_s, "metrics": values}
 
 
 def memory_of(location: str, cache: str) -> dict[str, object]:
-    """In a process of its own: the most anonymous memory above that before the probes."""
+    """The peak of anonymous memory above its value before the probes; to be called in a fresh process."""
     peak, done = [0], threading.Event()
 
     def anonymous_bytes() -> int:
@@ -106,12 +109,12 @@ def memory_of(location: str, cache: str) -> dict[str, object]:
         while not done.wait(0.02):
             peak[0] = max(peak[0], anonymous_bytes())
 
-    store, made = FeatureStore(location), aggregator()
+    store, untrained = FeatureStore(location), aggregator()
     before = anonymous_bytes()
     watcher = threading.Thread(target=watch)
     watcher.start()
     began_s = time.perf_counter()
-    probe_table(store, [made], Probing(probes=("knn", "retrieval")), ingest=Ingest(ingest="disk", cache=cache))
+    probe_table(store, [untrained], Probing(probes=("knn", "retrieval")), ingest=Ingest(ingest="disk", cache=cache))
     done.set()
     watcher.join()
     videos = len(store.videos())
@@ -125,10 +128,12 @@ def memory_of(location: str, cache: str) -> dict[str, object]:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--videos", type=int, default=10_000, help="videos of the store")
-    arguments.add_argument("--cases", default="core,rest,memory", help="of core, rest and memory")
-    arguments.add_argument("--rest", default=",".join(REST), help="probes of the case rest")
-    arguments.add_argument("--sizes", default="10000,40000", help="videos of the stores of the case memory")
+    arguments.add_argument(
+        "--videos", type=int, default=10_000, help="videos of the store, for the cases core and rest"
+    )
+    arguments.add_argument("--cases", default="core,rest,memory", help="cases to measure, separated by commas")
+    arguments.add_argument("--rest", default=",".join(REST), help="probes for the case rest")
+    arguments.add_argument("--sizes", default="10000,40000", help="numbers of videos of the stores for the case memory")
     arguments.add_argument("--memory-of", help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.memory_of:
@@ -139,16 +144,16 @@ def main() -> None:
     figures: dict[str, object] = {}
     with folder_of(given) as folder:
         if "core" in given.cases.split(","):
-            figures["core"] = timed(made_store(folder, given.videos), CORE)
+            figures["core"] = timed(synthetic_store(folder, given.videos), CORE)
         if "rest" in given.cases.split(","):
-            store = made_store(folder, given.videos)
+            store = synthetic_store(folder, given.videos)
             figures["rest"] = {probe: timed(store, (probe,)) for probe in given.rest.split(",")}
         if "memory" in given.cases.split(","):
             runs = []
             for size in map(int, given.sizes.split(",")):
-                location = made_store(folder, size).location
-                asked = [sys.executable, __file__, "--memory-of", f"{location}|{folder / 'cache'}"]
-                runs.append(json.loads(subprocess.run(asked, check=True, capture_output=True, text=True).stdout))
+                location = synthetic_store(folder, size).location
+                command = [sys.executable, __file__, "--memory-of", f"{location}|{folder / 'cache'}"]
+                runs.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
                 print(runs[-1], file=sys.stderr, flush=True)
             figures["memory"] = runs
     report("probes", given, figures)

@@ -1,8 +1,8 @@
-"""What pretraining is worth on a store, over several seeds: the trained aggregator against the features alone.
+"""The gain by pretraining on a store, over several seeds: the trained aggregator against the features alone.
 
-Each seed is a training of its own, and seeds the probes, too. Beside the reference the masked clips as the only
-candidates (`--candidates masked`). Told are the table with its intervals, and of every training the loss and the
-accuracies of its first and its last epoch. Without Ray: the same trainer, in this process.
+Each seed is used for a training and for its probes. A second case has only the masked clips as candidates
+(`--candidates masked`). The report contains the table with its intervals, and the losses and accuracies of the first
+and the last epoch of every training. The trainer runs in this process, without Ray.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ CPU = torch.device("cpu")
 NAMES = ("loss", "set_loss", "clip_loss", "set_top1", "clip_top1")
 
 
-class Ends:
-    """The first and the last epoch of a training."""
+class FirstAndLastEpoch:
+    """A listener that keeps the metrics of the first and the last epoch of a training."""
 
     def __init__(self) -> None:
         self.first: Metrics = {}
@@ -39,23 +39,23 @@ class Ends:
 
 def trained(store: FeatureStore, config: PretrainConfig) -> tuple[Aggregator, dict]:
     clips, _ = training_clips(store)
-    ends = Ends()
-    trainer = Trainer(ResidentClips.of(clips.read(), CPU), config, device=CPU, origin=store.fingerprint)
-    fit(trainer, ends)
-    told = {name: [round(end[name], 3) for end in (ends.first, ends.last)] for name in NAMES}
-    return trainer.model.eval(), told
+    epochs = FirstAndLastEpoch()
+    trainer = Trainer(ResidentClips.from_clips(clips.read(), CPU), config, device=CPU, origin=store.fingerprint)
+    fit(trainer, epochs)
+    metrics = {name: [round(epoch[name], 3) for epoch in (epochs.first, epochs.last)] for name in NAMES}
+    return trainer.model.eval(), metrics
 
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("store", help="a feature store with labels, a training and a test split")
-    arguments.add_argument("--seeds", type=int, default=5, help="seeds, from 0 on")
+    arguments.add_argument("store", help="a feature store with labels, training and test videos")
+    arguments.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
     arguments.add_argument("--epochs", type=int, default=200, help="epochs of each training")
-    arguments.add_argument("--batch", type=int, default=32, help="videos of a batch")
+    arguments.add_argument("--batch", type=int, default=32, help="videos per batch")
     given = arguments.parse_args()
     torch.set_num_threads(2)
     store = FeatureStore(given.store)
-    given.store = "STORE"  # a path of this machine is nobody else's matter
+    given.store = "STORE"  # local paths do not belong in a report
     figures: dict[str, object] = {
         "backbone": {name: store.fingerprint[name] for name in ("backbone", "weights") if name in store.fingerprint}
     }
@@ -66,10 +66,10 @@ def main() -> None:
                 objective=ObjectiveOptions(candidates=candidates),
                 training=Training(epochs=given.epochs, batch=given.batch, seed=seed, monitor_epochs=0),
             )
-            aggregator, told = trained(store, config)
+            aggregator, metrics = trained(store, config)
             aggregators.append(aggregator)
-            trainings.append(told)
-            print(candidates, seed, told, file=sys.stderr, flush=True)
+            trainings.append(metrics)
+            print(candidates, seed, metrics, file=sys.stderr, flush=True)
         table, _ = probe_table(store, aggregators, Probing(probes=("knn", "linear")))
         figures[f"candidates {candidates}"] = {"first and last epoch, each seed": trainings, "table": table.values()}
     report("seeds", given, figures)

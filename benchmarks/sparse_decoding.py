@@ -1,16 +1,15 @@
-"""Sparse decoding against one pass, a full decode, and a seek for every clip.
+"""Sparse decoding compared with one pass, a full decode, and a seek for every clip.
 
-For a video of ten seconds, ten minutes and an hour, with a key frame every 12 and every 250 frames, the
-16 clips of mode train are read in four ways:
+From videos of ten seconds, ten minutes and an hour, with a key frame every 12 and every 250 frames, the 16 clips of
+mode `train` are read by four methods:
 
     sparse         this project's decoder
-    one pass       forward to the last wanted frame; wanted frames converted whole, then cropped and resized
+    one pass       forward to the last wanted frame; wanted frames are converted whole, then cropped and resized
     full           the same, but every frame of the file is converted, as a reader of whole videos does
-    seek per clip  a seek to each clip's start; its wanted frames converted whole, then cropped and resized
+    seek per clip  a seek to the start of each clip; its wanted frames are converted whole, then cropped and resized
 
-Times are medians of interleaved runs, memory the peak of a process that does nothing else, both with the
-same wanted frames. That the pixels are exact is checked against this project's own conversion of the
-frames of a reading from start to end without any seek.
+Times are medians of interleaved runs; memory is the peak of a separate process. All methods read the same frames. The
+pixels of `sparse` must equal those of the same decoder when it reads the file from start to end without a seek.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from scale_ray.config import Sampling
 from scale_ray.decoding import decode as decoding
 from scale_ray.decoding.frames import FrameReader, geometry_of, opened, video_stream
 
-SIDE_PX = 224
+INPUT_SIZE_PX = 224
 SAMPLING = Sampling()
 LENGTHS_S = {"10 s": 10, "10 min": 600, "1 h": 3600}
 
@@ -46,43 +45,44 @@ def planned(path: Path) -> list[Clip]:
 
 
 def cut(image: np.ndarray, clip: Clip) -> np.ndarray:
-    """The usual way: a converted frame, cropped, then resized."""
+    """The usual method: crop a converted frame, then resize it."""
     y0, x0, y1, x1 = clip.box_px
-    box = Image.fromarray(image[y0:y1, x0:x1]).resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
+    size = (INPUT_SIZE_PX, INPUT_SIZE_PX)
+    box = Image.fromarray(image[y0:y1, x0:x1]).resize(size, Image.Resampling.BILINEAR)
     return np.asarray(box)[:, ::-1] if clip.flipped else np.asarray(box)
 
 
 def shown(container, stream) -> Iterator[tuple[float, float, av.VideoFrame]]:
-    """Frames with the times from which and until which they are shown."""
-    held = None
+    """Frames with the times at which they appear and disappear."""
+    previous = None
     for frame in container.decode(stream):
-        if held is not None:
-            yield held.time, frame.time, held
-        held = frame
-    if held is not None:
-        yield held.time, float("inf"), held
+        if previous is not None:
+            yield previous.time, frame.time, previous
+        previous = frame
+    if previous is not None:
+        yield previous.time, float("inf"), previous
 
 
 def sparse(path: Path) -> np.ndarray:
-    return decoding.decode_clips(str(path), "benchmark", "train", SAMPLING, [SIDE_PX]).pixels[0]
+    return decoding.decode_clips(str(path), "benchmark", "train", SAMPLING, [INPUT_SIZE_PX]).pixels[0]
 
 
 def one_pass(path: Path, *, full: bool = False) -> np.ndarray:
     clips = planned(path)
     wanted = sorted((t, c, i) for c, clip in enumerate(clips) for i, t in enumerate(clip.times_s))
-    pixels = np.empty((len(clips), SAMPLING.frames, SIDE_PX, SIDE_PX, 3), np.uint8)
-    at = 0
+    pixels = np.empty((len(clips), SAMPLING.frames, INPUT_SIZE_PX, INPUT_SIZE_PX, 3), np.uint8)
+    done = 0
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         for _, until_s, frame in shown(container, stream):
             image = frame.to_ndarray(format="rgb24") if full else None
-            while at < len(wanted) and wanted[at][0] < until_s - 1e-4:
-                _, c, i = wanted[at]
+            while done < len(wanted) and wanted[done][0] < until_s - 1e-4:
+                _, c, i = wanted[done]
                 image = frame.to_ndarray(format="rgb24") if image is None else image
                 pixels[c, i] = cut(image, clips[c])
-                at += 1
-            if at == len(wanted) and not full:
+                done += 1
+            if done == len(wanted) and not full:
                 break
     return pixels
 
@@ -93,62 +93,62 @@ def full(path: Path) -> np.ndarray:
 
 def seek_per_clip(path: Path) -> np.ndarray:
     clips = planned(path)
-    pixels = np.empty((len(clips), SAMPLING.frames, SIDE_PX, SIDE_PX, 3), np.uint8)
+    pixels = np.empty((len(clips), SAMPLING.frames, INPUT_SIZE_PX, INPUT_SIZE_PX, 3), np.uint8)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         for c, clip in enumerate(clips):
             container.seek(int(clip.times_s[0] / stream.time_base), stream=stream, backward=True)
-            at = 0
+            done = 0
             for _, until_s, frame in shown(container, stream):
                 image = None
-                while at < len(clip.times_s) and clip.times_s[at] < until_s - 1e-4:
+                while done < len(clip.times_s) and clip.times_s[done] < until_s - 1e-4:
                     image = frame.to_ndarray(format="rgb24") if image is None else image
-                    pixels[c, at] = cut(image, clip)
-                    at += 1
-                if at == len(clip.times_s):
+                    pixels[c, done] = cut(image, clip)
+                    done += 1
+                if done == len(clip.times_s):
                     break
     return pixels
 
 
-WAYS = {"sparse": sparse, "one pass": one_pass, "full": full, "seek per clip": seek_per_clip}
+METHODS = {"sparse": sparse, "one pass": one_pass, "full": full, "seek per clip": seek_per_clip}
 
 
 def from_the_start(path: Path) -> np.ndarray:
-    """The decoder's own conversion, but without any seek: what sparse reading must equal."""
+    """The pixels of the same decoder without any seek."""
 
     class Forward(FrameReader):
         def __init__(self, container, stream, *, by_stamp: bool, may_seek: bool) -> None:
             super().__init__(container, stream, by_stamp=by_stamp, may_seek=False)
 
-    kept, decoding.FrameReader = decoding.FrameReader, Forward
+    original, decoding.FrameReader = decoding.FrameReader, Forward
     try:
         return sparse(path)
     finally:
-        decoding.FrameReader = kept
+        decoding.FrameReader = original
 
 
-def peak_mib(way: str, path: Path) -> float:
-    """Peak memory of a fresh process that reads the clips in this way."""
-    told = subprocess.run(
-        [sys.executable, __file__, "--peak-of", way, str(path)], capture_output=True, text=True, check=True
+def peak_mib(method: str, path: Path) -> float:
+    """Peak memory of a fresh process that reads the clips by this method."""
+    process = subprocess.run(
+        [sys.executable, __file__, "--peak-of", method, str(path)], capture_output=True, text=True, check=True
     )
-    return json.loads(told.stdout)
+    return json.loads(process.stdout)
 
 
 def measure(path: Path, repeats: int, slow_repeats: int) -> dict:
-    took_s: dict[str, list[float]] = {name: [] for name in WAYS}
+    took_s: dict[str, list[float]] = {name: [] for name in METHODS}
     for repeat in range(repeats):
-        for name, way in WAYS.items():
+        for name, method in METHODS.items():
             if repeat >= slow_repeats and name in ("one pass", "full"):
                 continue
             began_s = time.perf_counter()
-            pixels = way(path)
+            pixels = method(path)
             took_s[name].append(time.perf_counter() - began_s)
             if name == "sparse":
                 ours = pixels
             elif repeat == 0:
-                # Another resizer: alike, not equal.
+                # Pillow resizes differently: the pixels are similar, not equal.
                 assert np.abs(ours.astype(int) - pixels).mean() < 8, name
     medians = {name: statistics.median(times) for name, times in took_s.items()}
     return {
@@ -163,13 +163,15 @@ def measure(path: Path, repeats: int, slow_repeats: int) -> dict:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--repeats", type=int, default=7, help="runs of each way")
-    arguments.add_argument("--slow-repeats", type=int, default=1, help="runs of the ways that read an hour whole")
-    arguments.add_argument("--peak-of", nargs=2, metavar=("WAY", "VIDEO"), help="measure one way's memory and stop")
+    arguments.add_argument("--repeats", type=int, default=7, help="runs of each method")
+    arguments.add_argument("--slow-repeats", type=int, default=1, help="runs of one pass and full on the longer videos")
+    arguments.add_argument(
+        "--peak-of", nargs=2, metavar=("METHOD", "VIDEO"), help="only measure the memory of one method"
+    )
     given = arguments.parse_args()
     if given.peak_of:
-        WAYS[given.peak_of[0]](Path(given.peak_of[1]))
-        # Not getrusage, which remembers what the process was forked from.
+        METHODS[given.peak_of[0]](Path(given.peak_of[1]))
+        # Not from getrusage: there, a child starts at the peak of its parent.
         status = Path("/proc/self/status").read_text().splitlines()
         print(next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")))
         return

@@ -1,11 +1,10 @@
-"""The Ray Data stream against a bare loop: same videos, same decoder, same backbone, same threads, one run.
+"""The Ray Data stream compared with a bare loop: same videos, decoder, backbone and threads, in one run.
 
-With a heavy backbone the loop decodes a video, embeds it, and takes the next one. With a trivial backbone
-(it looks at a few pixels) the stream is held against the raw decoding rate of all cores: as many processes
-as there are cores that decode and do nothing else.
+With a heavy backbone, the loop decodes and embeds one video after the other. With a trivial backbone, which reads a few
+pixels, the stream is compared with the raw decoding rate of all cores: one process per core, which only decodes.
 
-The stream's rate is counted from its first to its last committed result, the loop's without the loading of
-the backbone: what starts Ray and the actors is told apart, as `start_s`.
+The rate of the stream is counted from its first to its last committed result, that of the loop without the loading of
+the backbone. The time to start Ray and the actors is reported separately, as `start_s`.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from scale_ray.config import BackboneOptions, Cluster, CorpusOptions, Extraction
 from scale_ray.corpus.corpus import read_corpus
 from scale_ray.decoding.decode import video_bytes
 from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
-from scale_ray.distributed import stream as stage
+from scale_ray.distributed import stream as ray_stream
 from scale_ray.distributed.cluster import connected
 
 SAMPLING = Sampling()
 
 
 class Trivial(Backbone):
-    """Looks at a few pixels of the first frame: no backbone costs less."""
+    """A backbone of minimal cost: its features are a few pixels of the first frame."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels[:, 0, ::32, ::32].flatten(1).float()
@@ -43,7 +42,7 @@ def trivial() -> Backbone:
 
 
 def corpus(folder: Path, count: int, *, width: int, height: int) -> Path:
-    """`count` videos of ten seconds: links to one file, since only their names must differ."""
+    """A folder with `count` videos of ten seconds, all links to one file."""
     videos = folder / f"videos-{width}x{height}-{count}"
     videos.mkdir(exist_ok=True)
     source = make_video(folder / f"10s-{width}x{height}.mp4", duration_s=10, key_every=250, width=width, height=height)
@@ -55,7 +54,7 @@ def corpus(folder: Path, count: int, *, width: int, height: int) -> Path:
 
 
 def loop_rate(videos: Path, encoder: Backbone, count: int, batch_clips: int) -> float:
-    """Videos a second of decoding and embedding one after the other, in this process."""
+    """Videos per second of decoding and embedding one after the other, in this process."""
     from scale_ray.decoding.decode import decode_clips
 
     began_s = time.perf_counter()
@@ -66,7 +65,7 @@ def loop_rate(videos: Path, encoder: Backbone, count: int, batch_clips: int) -> 
 
 
 def decoding_rate(videos: Path, input_size_px: int, processes: int, count: int) -> float:
-    """Videos a second of so many decoder processes that do nothing else."""
+    """Videos per second of several decoder processes without any other work."""
     paths = sorted(videos.iterdir())[:count]
 
     def work(number: int) -> None:
@@ -82,7 +81,7 @@ def decoding_rate(videos: Path, input_size_px: int, processes: int, count: int) 
 
 
 class Arrivals:
-    """Stands in for the progress: notes when results came."""
+    """Takes the place of the progress display and records when results arrive."""
 
     def __init__(self) -> None:
         self.at_s: list[float] = []
@@ -94,23 +93,23 @@ class Arrivals:
 def stream_rate(
     videos: Path, store: Path, encoder: Backbone, extraction: Extraction, cores: int
 ) -> tuple[float, float, float]:
-    """Videos a second between the first and the last block, seconds until the first one, seconds in all."""
+    """Videos per second between the first and the last block, seconds to the first block, seconds in total."""
     from scale_ray.extraction import ExtractionRun, Target
     from scale_ray.store.feature_store import FeatureStore
     from scale_ray.store.lease import write_lease
     from scale_ray.store.schema import fingerprint_of
 
-    listed = read_corpus(str(videos), CorpusOptions())
+    all_videos = read_corpus(str(videos), CorpusOptions())
     features = FeatureStore.create(str(store), fingerprint_of(encoder.identity(), SAMPLING))
     arrivals = Arrivals()
     with write_lease(str(store)) as lease:
-        run = ExtractionRun(listed, [Target(encoder, features, lease)], extraction)
+        run = ExtractionRun(all_videos, [Target(encoder, features, lease)], extraction)
         began_s = time.perf_counter()
         with connected(Cluster(cpus=cores)) as size:
-            stage._stream(run, SAMPLING, extraction, size, arrivals)  # type: ignore[arg-type]
+            ray_stream._stream(run, SAMPLING, extraction, size, arrivals)  # type: ignore[arg-type]
         assert not run.incomplete()
         [summary] = run.finish()
-        assert summary.num_done == len(listed.videos)
+        assert summary.num_done == len(all_videos.videos)
     first_s, last_s = arrivals.at_s[0], arrivals.at_s[-1]
     in_first_block = sum(at_s - first_s < 0.05 for at_s in arrivals.at_s)
     rate = (len(arrivals.at_s) - in_first_block) / (last_s - first_s)
@@ -122,8 +121,8 @@ def main() -> None:
     arguments.add_argument("--heavy", default="r3d_18", help="backbone of the heavy case")
     arguments.add_argument("--heavy-videos", type=int, default=12, help="videos of the heavy case")
     arguments.add_argument("--trivial-videos", type=int, default=160, help="videos of the trivial case")
-    arguments.add_argument("--cases", default="heavy,trivial", help="what is measured")
-    arguments.add_argument("--repeats", type=int, default=3, help="runs of each, interleaved")
+    arguments.add_argument("--cases", default="heavy,trivial", help="cases to measure, separated by commas")
+    arguments.add_argument("--repeats", type=int, default=3, help="repetitions of each, interleaved")
     arguments.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="cores to use")
     given = arguments.parse_args()
     torch.set_num_threads(min(given.cores, 2))
@@ -145,28 +144,28 @@ def main() -> None:
                 continue
             count = len(list(videos.iterdir()))
             rates: dict[str, list[float]] = {"stream": [], "bare": []}
-            starts_s, in_all_s = [], []
+            starts_s, totals_s = [], []
             for repeat in range(given.repeats):
                 if name == "heavy":
                     rates["bare"].append(loop_rate(videos, encoder, count, extraction.batch_clips))
                 else:
                     rates["bare"].append(decoding_rate(videos, encoder.input_px, given.cores, max(count // 2, 4)))
-                rate, start_s, all_s = stream_rate(
+                rate, start_s, total_s = stream_rate(
                     videos, folder / f"store-{name}-{time.time_ns()}", encoder, extraction, given.cores
                 )
                 rates["stream"].append(rate)
                 starts_s.append(start_s)
-                in_all_s.append(all_s)
-                print(name, repeat, rates, "start", start_s, "all", all_s, file=sys.stderr, flush=True)
+                totals_s.append(total_s)
+                print(name, repeat, rates, "start", start_s, "all", total_s, file=sys.stderr, flush=True)
             pairs = [stream / bare for stream, bare in zip(rates["stream"], rates["bare"], strict=True)]
             figures = {
                 "backbone": encoder.name,
                 "videos": count,
-                "videos/s": {which: [round(v, 3) for v in values] for which, values in rates.items()},
+                "videos/s": {name: [round(v, 3) for v in values] for name, values in rates.items()},
                 "stream over bare, each run": [round(ratio, 3) for ratio in pairs],
                 "stream over bare, median": round(statistics.median(pairs), 3),
                 "start_s": [round(v, 1) for v in starts_s],
-                "in all, with start, s": [round(v, 1) for v in in_all_s],
+                "in all, with start, s": [round(v, 1) for v in totals_s],
             }
             report(f"stream_{name}", given, figures)
 

@@ -6,6 +6,7 @@ import base64
 import html
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -51,7 +52,8 @@ class Progress:
         self._started_s = self._printed_s = time.monotonic()
         self._bar: Any = None
         if not quiet and (sys.stderr.isatty() or _in_notebook()):
-            from tqdm.auto import tqdm  # only here: it looks for a notebook when it is imported
+            with warnings.catch_warnings(action="ignore"):  # in a notebook without widgets it falls back to text
+                from tqdm.auto import tqdm  # only here: it looks for a notebook when it is imported
 
             self._bar = tqdm(total=total, desc=name, unit=f" {unit}", dynamic_ncols=True, leave=True)
 

@@ -1,24 +1,24 @@
-"""What goes wrong through no fault of the program, told in one line."""
+"""Exceptions for failures that are not bugs in this package; each message is one line."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Input that a user can put right: says what was expected and what was found.
+    """Invalid input that a user can correct; the message states what was expected and what was found.
 
-    The command line prints the message alone and ends with exit code 2.
+    The command line prints the message without a traceback and exits with code 2.
     """
 
 
 class RunFailed(RuntimeError):
-    """A run that began well and could not be finished; exit code 1."""
+    """A run that started with valid input but could not finish; exit code 1."""
 
 
 class VideoError(Exception):
-    """One video that cannot be used: an entry of the failure ledger, never the end of a run.
+    """One video that cannot be used: it becomes an entry of the failure ledger and never ends the run.
 
-    `stage` is where it happened (`open`, `decode`, `backbone`), the message is the reason, `exception` what
-    was raised beneath, as text.
+    `stage` is the step that failed (`open`, `decode`, `backbone`), `reason` is the message, and `exception` is
+    the text of the underlying exception.
     """
 
     def __init__(self, stage: str, reason: str, exception: str = "") -> None:
@@ -32,10 +32,10 @@ class VideoError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that is not empty, or the name of its type."""
+    """The first non-empty line of an error's message, or the name of its type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error's message that is not empty: the cause, below what Ray wraps around it."""
+    """The last non-empty line of an error's message, or the name of its type; in errors of Ray it is the cause."""
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

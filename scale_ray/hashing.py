@@ -1,4 +1,4 @@
-"""Hashes: functions of a key alone, equal on every machine and after every restart."""
+"""Hashes that depend on the key alone: equal on every machine and after every restart."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import hashlib
 
 
 def uniform_hash(key: str) -> float:
-    """A number in [0, 1) that depends on the key alone: the draw behind every split that we make."""
+    """A number in [0, 1) that depends on `key` alone: the draw behind random splits and selections of videos."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def digest(text: str) -> str:
-    """20 hexadecimal digits that identify a text: the names of shards and of cached files."""
+    """20 hexadecimal digits that identify a text, for file names."""
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()

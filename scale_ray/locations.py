@@ -1,4 +1,4 @@
-"""Paths and URIs: where stores, runs and videos are, on local disk, an object store or a server."""
+"""Locations of stores, runs and videos: local paths, and URIs of object stores or servers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pyarrow import fs
 
 from scale_ray.errors import UserError, first_line
 
-# Requests to a remote file system that are under way at once.
+# Maximum number of concurrent requests to a remote file system.
 REQUESTS_AT_ONCE = 16
-# What is read at once of a remote video: FFmpeg itself asks for 32 KiB at a time, 545 requests for 17 MiB
-# where 1 MiB makes it 23. A smaller file than that of `_SMALL_BYTES` is one request.
+# Read size of a remote video: FFmpeg reads 32 KiB at a time, so that 17 MiB take 545 requests; with 1 MiB they
+# take 23. A file of at most `_SMALL_BYTES` is read in one request.
 _READ_BYTES = 2**20
 _SMALL_BYTES = 8 * 2**20
 
-# What pyarrow opens itself; other schemes are those of fsspec and its drivers.
+# Schemes that pyarrow opens itself; all others are opened through fsspec and its drivers.
 _PYARROW_SCHEMES = frozenset(("abfs", "abfss", "file", "gcs", "gs", "hdfs", "s3", "viewfs"))
-# What a URI's path may hold as it is; the rest is percent-encoded.
+# Characters that stay as they are in the path of a URI; all others are percent-encoded.
 _PLAIN_IN_URIS = "/=+:@,;!$&'()*~"
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)([^?]*)(.*)", re.DOTALL)
 
@@ -38,56 +38,56 @@ def is_uri(location: str) -> bool:
 
 
 def absolute(location: str) -> str:
-    """The location as other processes will understand it: URIs as they are, paths made absolute."""
+    """The location in a form that any process can use: URIs are unchanged, local paths become absolute."""
     return location if is_uri(location) else os.path.abspath(os.path.expanduser(location))
 
 
 def join(location: str, *parts: str) -> str:
-    """The location of what is called `parts` below a folder.
+    """Append `parts` to the location of a folder.
 
-    The parts are plain names, or several of them with `/` in between. In a URI they are percent-encoded,
-    and stand before its `?options`.
+    Each part is a plain name, or several names separated by `/`. In a URI the parts are percent-encoded and
+    inserted before the `?options`.
     """
     if not is_uri(location):
         return "/".join([location.rstrip("/"), *parts])
-    uri = _Uri.of(location)
+    uri = _Uri.parse(location)
     path = "/".join([uri.path.rstrip("/"), *(quote(part, safe=_PLAIN_IN_URIS) for part in parts)])
     return uri._replace(path=path).text()
 
 
 def parent(location: str) -> str | None:
-    """The folder that holds a file or folder; None at the root and for a whole bucket or server."""
+    """The folder that contains a file or folder; None for the root, a bucket and a server."""
     if not is_uri(location):
         inner = absolute(location)
         return posixpath.dirname(inner) if inner != "/" else None
-    uri = _Uri.of(location)
+    uri = _Uri.parse(location)
     folder, _, name = uri.path.rstrip("/").rpartition("/")
     # Without a host, the root is the folder `/`.
     return uri._replace(path=folder or ("" if uri.host else "/")).text() if name else None
 
 
 def without_options(location: str) -> str:
-    """A URI without its options, which begin with `?`; a local path as it is."""
+    """A URI without its options, which begin with `?`; a local path is unchanged."""
     return location.partition("?")[0] if is_uri(location) else location
 
 
 def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path on it, decoded.
+    """The file system of a path or URI, and the decoded path in that file system.
 
-    S3, Google Cloud Storage, Azure and HDFS are pyarrow's own. Any other scheme, such as https or hf, is
-    opened through fsspec, and needs the driver's package. A file system is made once and then shared.
+    S3, Google Cloud Storage, Azure and HDFS are opened by pyarrow. Any other scheme, such as https or hf, is
+    opened through fsspec and needs the package of its driver. File systems are cached and shared.
 
     Raises
     ------
     UserError
-        Where a URI cannot be understood, or its file system cannot be had.
+        If a URI is invalid, or its file system cannot be opened.
     """
     if not is_uri(location):
         return fs.LocalFileSystem(), absolute(location)
-    uri = _Uri.of(location)
+    uri = _Uri.parse(location)
     try:
         if uri.scheme in ("http", "https"):
-            # Here `?...` belongs to the file, and what is percent-encoded stays so.
+            # In a URL `?...` belongs to the file, and the percent-encoding is kept.
             return _fsspec_filesystem(uri._replace(path="", options="").text()), location
         if uri.scheme not in _PYARROW_SCHEMES:
             filesystem = _fsspec_filesystem(uri._replace(path="").text())
@@ -95,17 +95,17 @@ def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
             return filesystem, filesystem.handler.fs._strip_protocol(plain)
         filesystem, root = _pyarrow_filesystem(uri._replace(path="/").text())
     except ImportError as error:
-        raise UserError(f"{location}: expected the package for such URIs, found none: {first_line(error)}") from error
-    except Exception as error:  # a driver raises what it likes
+        raise UserError(f"{location}: expected the package for this scheme, found none: {first_line(error)}") from error
+    except Exception as error:  # drivers raise errors of any type
         raise UserError(
             f"expected a path or a URI such as s3://bucket/folder, found {location!r}: {first_line(error)}"
         ) from error
-    between = "/" if root and not root.endswith("/") else ""
-    return filesystem, f"{root}{between}{unquote(uri.path)[1:]}".rstrip("/") or root
+    separator = "/" if root and not root.endswith("/") else ""
+    return filesystem, f"{root}{separator}{unquote(uri.path)[1:]}".rstrip("/") or root
 
 
 class _Uri(NamedTuple):
-    """SCHEME://HOST/PATH?OPTIONS; `path` and `options` begin with their mark, or are empty."""
+    """SCHEME://HOST/PATH?OPTIONS; `path` and `options` include their leading `/` and `?`, or are empty."""
 
     scheme: str
     host: str
@@ -113,10 +113,10 @@ class _Uri(NamedTuple):
     options: str
 
     @classmethod
-    def of(cls, location: str) -> _Uri:
-        found = _URI.fullmatch(location)
-        assert found is not None, location
-        scheme, host, path, options = found.groups()
+    def parse(cls, location: str) -> _Uri:
+        match = _URI.fullmatch(location)
+        assert match is not None, location
+        scheme, host, path, options = match.groups()
         return cls(scheme.lower(), host, path, options)
 
     def text(self) -> str:
@@ -125,14 +125,14 @@ class _Uri(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _pyarrow_filesystem(root: str) -> tuple[fs.FileSystem, str]:
-    """The file system and, on it, the path of a URI's root: to make one for S3 takes requests of its own."""
+    """The file system of a URI's root and the path in it; cached, because opening one on S3 takes requests."""
     return fs.FileSystem.from_uri(root)
 
 
 @functools.lru_cache(maxsize=64)
 def _fsspec_filesystem(root: str) -> fs.PyFileSystem:
-    """The file system of a URI without its path; its options are the driver's keywords."""
-    import fsspec.core  # only here: not every command reads from a server
+    """The file system of a URI without its path; the options become keyword arguments of the driver."""
+    import fsspec.core  # imported here, because most commands do not need it
 
     url, _, options = root.partition("?")
     driver, _ = fsspec.core.url_to_fs(url, **dict(parse_qsl(options)))
@@ -145,61 +145,62 @@ def exists(location: str) -> bool:
 
 
 def open_input(location: str) -> IO[bytes]:
-    """A video opened for reading at any place, in few requests where it is remote.
+    """Open a file for random access, with few requests if it is remote.
 
-    A small file is read whole. One that the server can only send whole is copied to a temporary file.
+    A small file is read into memory. If the server cannot send parts of a file, the file is copied to a temporary
+    file.
 
     Raises
     ------
     OSError
-        Where there is no such file or the server does not answer.
+        If the file does not exist or the server does not answer.
     """
     filesystem, path = filesystem_of(location)
     if not isinstance(filesystem, fs.PyFileSystem):
         file = filesystem.open_input_file(path)
-        return _whole(file) if file.size() <= _SMALL_BYTES else io.BufferedReader(file, _READ_BYTES)
+        return _in_memory(file) if file.size() <= _SMALL_BYTES else io.BufferedReader(file, _READ_BYTES)
     driver = filesystem.handler.fs
     file = driver.open(path, "rb", block_size=_READ_BYTES)
     if (getattr(file, "size", None) or math.inf) <= _SMALL_BYTES:
-        return _whole(file)
+        return _in_memory(file)
     try:
-        # That a server cannot send a part of a file shows only when it is asked for one.
+        # Only a request for a part of the file shows whether the server can send parts.
         file.seek(-1, os.SEEK_END)
         file.read(1)
         file.seek(0)
     except ValueError:
         file.close()
-        return _copy(driver, path)
+        return _temporary_copy(driver, path)
     return file
 
 
-def _whole(file: Any) -> IO[bytes]:
+def _in_memory(file: Any) -> IO[bytes]:
     with file:
         return io.BytesIO(file.read())
 
 
-def _copy(driver: Any, path: str) -> IO[bytes]:
-    with ExitStack() as if_it_fails:
-        copy = if_it_fails.enter_context(tempfile.TemporaryFile())
+def _temporary_copy(driver: Any, path: str) -> IO[bytes]:
+    with ExitStack() as on_error:
+        copy = on_error.enter_context(tempfile.TemporaryFile())
         driver.get_file(path, copy)
         copy.seek(0)
-        if_it_fails.pop_all()
+        on_error.pop_all()
     return copy
 
 
 @contextmanager
 def atomic_write(location: str) -> Iterator[IO[bytes]]:
-    """A file for writing that appears under its name when complete, or not at all.
+    """Open a file for writing that appears under its name only when it is complete.
 
-    On local disk it is written under another name and then renamed. For an object store it is gathered in
-    memory and put at once: closing an upload that broke off would show what there is of it.
+    On local disk it is written under a temporary name and then renamed. For an object store it is collected in
+    memory and uploaded at the end, because closing an interrupted upload would publish an incomplete file.
     """
     filesystem, path = filesystem_of(location)
     if not isinstance(filesystem, fs.LocalFileSystem):
-        gathered = io.BytesIO()
-        yield gathered
+        buffer = io.BytesIO()
+        yield buffer
         with filesystem.open_output_stream(path) as sink:
-            sink.write(gathered.getbuffer())
+            sink.write(buffer.getbuffer())
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     unfinished = f"{path}.{uuid.uuid4().hex[:8]}.unfinished"
@@ -216,14 +217,14 @@ def atomic_write(location: str) -> Iterator[IO[bytes]]:
 
 def read_bytes(location: str) -> bytes:
     filesystem, path = filesystem_of(location)
-    # Not as a stream: of a server that cannot send a part of a file, only the whole can be read.
+    # Not opened as a stream: some servers cannot send parts of a file.
     with filesystem.open_input_file(path) as source:
         return source.readall()
 
 
 def list_files(location: str) -> list[fs.FileInfo]:
-    """Every file below a folder, in the order of their paths; none where there is no folder."""
+    """All files below a folder, sorted by path; empty if the folder does not exist."""
     filesystem, path = filesystem_of(location)
     selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
-    found = [info for info in filesystem.get_file_info(selector) if info.type == fs.FileType.File]
-    return sorted(found, key=lambda info: info.path)
+    files = [info for info in filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+    return sorted(files, key=lambda info: info.path)

@@ -16,7 +16,7 @@ def test_a_plan_depends_on_identity_mode_and_seed_alone():
 
 
 def test_the_draws_are_pinned():
-    """A change of these numbers is a change of every store: it needs a new store format."""
+    """Different numbers would change the content of every store and need a new store format."""
     clip = plan_clips("pinned.mp4", "train", WIDE, Sampling())[0]
     assert clip.times_s[0] == pytest.approx(4.980175979765797)
     assert clip.box_px == (52, 108, 229, 285)

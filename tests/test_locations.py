@@ -1,4 +1,4 @@
-"""Paths and URIs: joined, taken apart and opened, on local disk and from a server on this machine."""
+"""Joining, splitting and opening paths and URIs, on local disk and from a local HTTP server."""
 
 import functools
 import http.server
@@ -90,23 +90,23 @@ def test_a_scheme_stands_at_the_beginning():
 
 
 def test_a_file_system_is_made_once_for_all_files_of_a_bucket(monkeypatch):
-    made = []
+    opened_roots = []
 
-    class Maker:
+    class FakeFileSystem:
         @staticmethod
         def from_uri(root):
-            made.append(root)
+            opened_roots.append(root)
             return "s3", "bucket"
 
-    monkeypatch.setattr(locations.fs, "FileSystem", Maker)
+    monkeypatch.setattr(locations.fs, "FileSystem", FakeFileSystem)
     locations._pyarrow_filesystem.cache_clear()
     for name, options in itertools.product("ab", ("", "?region=x")):
         assert filesystem_of(f"s3://bucket/{name}{options}") == ("s3", f"bucket/{name}")
-    assert made == ["s3://bucket/", "s3://bucket/?region=x"]
+    assert opened_roots == ["s3://bucket/", "s3://bucket/?region=x"]
     locations._pyarrow_filesystem.cache_clear()
 
 
-def test_a_scheme_that_nobody_knows_is_refused_in_one_line():
+def test_an_unknown_scheme_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"expected a path or a URI .*, found 'odd://x/y': Protocol not known: odd$"):
         filesystem_of("odd://x/y")
     with pytest.raises(UserError, match=r"expected a path or a URI .*, found 's3://bucket/a[?]odd=1': [^\n]*$"):
@@ -120,7 +120,7 @@ def test_a_missing_driver_is_named():
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Sends whole files only, as the standard library does."""
+    """A server that sends only whole files, as in the standard library."""
 
     def log_message(self, *_):
         pass
@@ -128,12 +128,12 @@ class Server(http.server.SimpleHTTPRequestHandler):
     def copyfile(self, source, outputfile):
         try:
             super().copyfile(source, outputfile)
-        except ConnectionError:  # the client had enough
+        except ConnectionError:  # the client closed the connection early
             self.close_connection = True
 
 
 class WithoutRanges(Server):
-    """Says so."""
+    """A server that declares in a header that it sends only whole files."""
 
     def end_headers(self):
         self.send_header("Accept-Ranges", "none")
@@ -141,17 +141,17 @@ class WithoutRanges(Server):
 
 
 class WithRanges(Server):
-    """Sends parts of files, and remembers which were asked for."""
+    """A server that sends parts of files and records the requested ranges."""
 
     def do_GET(self):
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        self.server.asked.append(self.headers.get("Range"))
-        if asked is None:
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        self.server.requested_ranges.append(self.headers.get("Range"))
+        if byte_range is None:
             super().do_GET()
             return
         with open(self.translate_path(self.path), "rb") as file:
             data = file.read()
-        first, last = int(asked[1]), min(int(asked[2]), len(data) - 1)
+        first, last = int(byte_range[1]), min(int(byte_range[2]), len(data) - 1)
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
         self.send_header("Content-Length", str(last - first + 1))
@@ -161,14 +161,14 @@ class WithRanges(Server):
 
 @pytest.fixture
 def served(tmp_path, request):
-    """The address of a server of `tmp_path`, and the list of the ranges asked of it."""
+    """The address of a server of the files in `tmp_path`, and the list of the ranges requested from it."""
     (tmp_path / ODD_NAME).write_bytes(VIDEO)
     handler = functools.partial(request.param, directory=tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.asked = []
+        server.requested_ranges = []
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", server.asked
+        yield f"http://127.0.0.1:{server.server_port}", server.requested_ranges
         server.shutdown()
         thread.join()
 
@@ -188,7 +188,7 @@ def test_a_file_of_a_server_is_read_at_any_place(served, small_bytes, monkeypatc
 
 
 @pytest.mark.parametrize("served", [Server, WithRanges], indirect=True)
-def test_what_a_server_has_is_read_whole_or_missed(served):
+def test_a_file_of_a_server_is_read_whole_and_a_missing_one_is_reported(served):
     assert read_bytes(join(served[0], ODD_NAME)) == VIDEO
     assert not exists(f"{served[0]}/nothing")
     with pytest.raises(FileNotFoundError):
@@ -196,7 +196,7 @@ def test_what_a_server_has_is_read_whole_or_missed(served):
 
 
 @pytest.mark.parametrize("served", [WithRanges], indirect=True)
-def test_only_the_part_around_a_place_is_asked_of_a_server(served, monkeypatch):
+def test_only_the_needed_part_of_a_file_is_requested(served, monkeypatch):
     monkeypatch.setattr(locations, "_SMALL_BYTES", 0)
     with open_input(join(served[0], ODD_NAME)) as file:
         for _ in range(8):

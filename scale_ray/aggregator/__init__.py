@@ -1,4 +1,4 @@
-"""The set transformer."""
+"""The set transformer, and the representations that are read from it."""
 
 from scale_ray.aggregator.model import HEAD_WIDTH, Aggregator
 from scale_ray.aggregator.representation import clip_representations, set_tokens, tokens_of_clips

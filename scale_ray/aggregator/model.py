@@ -1,4 +1,4 @@
-"""The aggregator: a small transformer over a set of clip features (section 3 of the method).
+"""The aggregator: a small transformer over a set of clip features (section 3 of the paper).
 
 Dimension letters: S sets, V clips in a set, D feature width, E aggregator width.
 """
@@ -29,7 +29,7 @@ HEAD_WIDTH = 32
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block; the clips of a set have no order."""
+    """One pre-norm transformer block, without any encoding of the order of its tokens."""
 
     def __init__(self, options: AggregatorOptions) -> None:
         super().__init__()
@@ -55,12 +55,12 @@ class Block(nn.Module):
 
 
 class Aggregator(nn.Module, ModelHubMixin):
-    """Clip features and positions of a set to one set token and a token a clip.
+    """Maps the clip features and positions of a set to one set token, and one token per clip.
 
-    `load` and `save` read and write a folder or URI; `from_pretrained`, `save_pretrained` and `push_to_hub`
-    do the same by the conventions of the Hugging Face Hub. `origin` is carried along in the saved folder:
-    the fingerprint of the store it was trained on, hence its backbone and sampling. `trained_on` says
-    which of its videos it saw (`seen.trained_on`).
+    `load` and `save` read and write a folder or URI; `from_pretrained`, `save_pretrained` and `push_to_hub` do
+    the same by the conventions of the Hugging Face Hub. Two records are saved with the weights: `origin`, the
+    fingerprint of the store that the aggregator was trained on, with its backbone and sampling; and
+    `trained_on`, a summary of the videos that it was trained on (`pretraining.trained_on`).
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class Aggregator(nn.Module, ModelHubMixin):
     def forward(
         self, features_SVD: Tensor, positions_SV7: Tensor, masked_SV: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The set token (S, E) and the clip tokens (S, V, E); any V.
+        """The set token (S, E) and the clip tokens (S, V, E), for any V.
 
-        `positions_SV7` are normalised (`sets.normalised_positions`). Masked clips are replaced by the
-        mask token before their position code is added.
+        `positions_SV7` are normalised (`clip_sets.normalised_positions`). A masked clip is replaced by the mask
+        token before its position code is added.
         """
         tokens = self.embed(features_SVD)
         if masked_SV is not None:
@@ -103,7 +103,7 @@ class Aggregator(nn.Module, ModelHubMixin):
 
     def save(self, folder: str) -> None:
         """Write `config.json` and `model.safetensors` into a folder or URI."""
-        described = {
+        settings = {
             "feature_width": self.feature_width,
             **self.options.to_dict(),
             "origin": self.origin,
@@ -113,28 +113,28 @@ class Aggregator(nn.Module, ModelHubMixin):
         with atomic_write(join(folder, "model.safetensors")) as file:
             file.write(safetensors.torch.save(tensors))
         with atomic_write(join(folder, "config.json")) as file:
-            file.write(json.dumps(described, indent=2).encode())
+            file.write(json.dumps(settings, indent=2).encode())
 
     @classmethod
     def load(cls, folder: str) -> Aggregator:
-        """Read what `save` wrote, on the CPU in evaluation mode; nothing in the files is executed.
+        """Read an aggregator that `save` wrote, on the CPU in evaluation mode; no code in the files is executed.
 
         Raises
         ------
         UserError
-            Where there is no aggregator, or a damaged one.
+            If there is no aggregator in the folder, or a damaged one.
         """
         if not exists(join(folder, "config.json")):
             raise UserError(f"expected an aggregator (config.json and model.safetensors), found none at {folder}")
         try:
-            described = json.loads(read_bytes(join(folder, "config.json")))
-            feature_width, origin = described.pop("feature_width"), described.pop("origin")
-            seen = described.pop("trained_on", {})
-            aggregator = cls(feature_width, AggregatorOptions.from_dict(described), origin, seen)
+            settings = json.loads(read_bytes(join(folder, "config.json")))
+            feature_width, origin = settings.pop("feature_width"), settings.pop("origin")
+            trained_on = settings.pop("trained_on", {})
+            aggregator = cls(feature_width, AggregatorOptions.from_dict(settings), origin, trained_on)
             aggregator.load_state_dict(safetensors.torch.load(read_bytes(join(folder, "model.safetensors"))))
         except (OSError, KeyError, RuntimeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
             raise UserError(
-                f"expected a whole aggregator, found a damaged one at {folder}: {first_line(error)}"
+                f"expected an intact aggregator, found a damaged one at {folder}: {first_line(error)}"
             ) from error
         return aggregator.eval()
 
@@ -145,7 +145,7 @@ class Aggregator(nn.Module, ModelHubMixin):
     def _from_pretrained(cls, *, model_id: str, revision: str | None = None, **options: Any) -> Aggregator:
         if os.path.isdir(model_id):
             return cls.load(model_id)
-        kept = ("cache_dir", "force_download", "local_files_only", "token")
-        chosen = {name: options[name] for name in kept if name in options}
+        supported = ("cache_dir", "force_download", "local_files_only", "token")
+        download_options = {name: options[name] for name in supported if name in options}
         files = ["config.json", "model.safetensors"]
-        return cls.load(snapshot_download(model_id, revision=revision, allow_patterns=files, **chosen))
+        return cls.load(snapshot_download(model_id, revision=revision, allow_patterns=files, **download_options))

@@ -1,4 +1,4 @@
-"""Clip sets to representations: what leaves the aggregator for a video (section 5 of the method)."""
+"""Clip sets to representations, one per video (section 5 of the paper)."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from torch import Tensor
 
 from scale_ray.aggregator.model import Aggregator
 
-_VIDEOS_AT_ONCE = 256
+_VIDEOS_PER_BATCH = 256
 
 
 @torch.inference_mode()
 def set_tokens(aggregator: Aggregator, features: Tensor, positions: Tensor) -> Tensor:
-    """The set token of every video, float32 (videos, E): all its clips as one set, nothing masked.
+    """The set token per video, float32 (videos, E), of all its clips as one set, none masked.
 
-    `features` (videos, V, D) of any float type; `positions` (videos, V, 7), normalised.
+    `features` (videos, V, D) of any float type; `positions` (videos, V, 7), normalised. The result is on the
+    device of `features`; the aggregator is left in evaluation mode.
     """
     device = next(aggregator.eval().parameters()).device
-    parts = zip(features.split(_VIDEOS_AT_ONCE), positions.split(_VIDEOS_AT_ONCE), strict=True)
-    return torch.cat([aggregator(some.to(device).float(), at.to(device))[0].to(features.device) for some, at in parts])
+    batches = zip(features.split(_VIDEOS_PER_BATCH), positions.split(_VIDEOS_PER_BATCH), strict=True)
+    return torch.cat([aggregator(x.to(device).float(), p.to(device))[0].to(features.device) for x, p in batches])
 
 
 def tokens_of_clips(aggregator: Aggregator, features: Tensor, positions: Tensor, ensemble: int = 0) -> Tensor:
-    """For every clip the set token of its set, float32 (videos, V, E).
+    """The set token that belongs to each clip, float32 (videos, V, E).
 
-    All clips of a video are one set, or, with an `ensemble`, dealt into sets of at most so many clips: of a
-    long video the aggregator then sees sets of the size that it was trained on.
+    All clips of a video are one set. If `ensemble` is above 0, they are instead dealt into sets of at most that
+    many clips, so that a long video is aggregated in sets of the size used in training.
     """
     num_clips = features.shape[1]
     num_sets = -(-num_clips // ensemble) if ensemble else 1
@@ -34,10 +35,10 @@ def tokens_of_clips(aggregator: Aggregator, features: Tensor, positions: Tensor,
 
 
 def clip_representations(features: Tensor, tokens: Tensor | None) -> Tensor:
-    """`[x, c]` of every clip, float32 (videos, V, D + E): its feature beside the set token of its set.
+    """`[x, c]` per clip, float32 (videos, V, D + E): its feature followed by the set token of its set.
 
-    `tokens` (videos, E), or (videos, V, E) where the clips are of several sets. Without tokens the feature
-    alone. The mean over V is the video's representation.
+    `tokens` is (videos, E), or (videos, V, E) if the clips belong to several sets; without tokens the result is
+    the feature alone. The mean over V is the representation of the video.
     """
     features = features.float()
     if tokens is None:

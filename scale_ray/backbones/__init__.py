@@ -1,15 +1,15 @@
-"""Frozen encoders by name: one feature vector a clip (section 2 of the method).
+"""Frozen encoders, selected by name: one feature vector per clip (section 2 of the method).
 
-backbone.py            what a backbone is: pixels in, features out; frames and their pooling
-loading.py             a name and its options -> a backbone
+backbone.py            pixels in, features out; selection and pooling of frames
+loading.py             name and options -> backbone
 torchvision_models.py  video and image models of torchvision
-huggingface.py         hf:ID_OR_FOLDER, the families of transformers; hub.py finds their files
-slow.py                slow_r50, the paper's rho-BYOL
+huggingface.py         hf:ID_OR_FOLDER, models of transformers; huggingface_files.py locates their files
+slow_r50.py            slow_r50, the paper's rho-BYOL
 svt.py                 svt, the paper's SVT
-custom.py              package.module:function, a user's own
-weights.py             files of tensors, read without executing anything
+custom.py              package.module:function, a user's own backbone
+weights.py             reads weight files without executing code from them; hashes weights
 random_weights.py      seeded random weights
-listing.py             what a backbone costs, for `scale-ray backbones`
+costs.py               size and speed of a backbone, for `scale-ray backbones`
 """
 
 from scale_ray.backbones.backbone import Backbone

@@ -1,4 +1,4 @@
-"""What a backbone is: pixels of clips in, one pooled feature vector a clip out."""
+"""The interface of all backbones: pixels of clips in, one pooled feature vector per clip out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scale_ray.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# What SlowFast's video models and those that grew from them are normalised with.
+# The normalisation of SlowFast's video models and of the models derived from them.
 KINETICS_MEAN = (0.45, 0.45, 0.45)
 KINETICS_STD = (0.225, 0.225, 0.225)
 
@@ -21,29 +21,30 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 
 class Backbone(nn.Module):
-    """A frozen encoder of clips (section 3 of the paper: the backbone is never trained).
+    """A frozen encoder that maps each clip to one feature vector (section 3 of the paper: it is never trained).
 
     Parameters
     ----------
     name
-        What the user calls it; part of the identity.
+        The name that the user gives; part of the identity.
     trunk
-        Maps floats (batch, 3, T, S, S) to (batch, D) if `sees_video`, else (batch, 3, S, S) to (batch, D').
+        Maps floats (batch, 3, T, S, S) to (batch, D) if `sees_video`, otherwise (batch, 3, S, S) to (batch, D').
     sees_video
-        Whether the trunk sees a clip at once; otherwise it sees the frames one by one.
+        Whether the trunk takes a whole clip; otherwise it takes single frames.
     frame_pooling
-        For image models: `mean` over the frames, or `moments`: mean, standard deviation and mean absolute
-        difference of neighbouring frames, D = 3 D'.
+        For image models: `mean` over the frames (D = D'), or `moments`: mean, standard deviation and mean
+        absolute difference of neighbouring frames (D = 3 D').
     input_px
-        S, the side of the trunk's input.
+        S, the height and width of the trunk's input.
     num_frames
-        The number of frames that the trunk takes; None for any. Of longer clips it sees evenly spaced ones.
+        The number of frames that the trunk takes; None for any number. Longer clips are reduced to evenly
+        spaced frames.
     mean, std
-        Of the pixels as shares of 255, one number or one for each of red, green and blue.
+        Mean and standard deviation of pixels scaled to [0, 1]: one number, or one each for red, green and blue.
     weights_id
-        What tells these weights from others; a hash of the trunk's tensors if not given.
+        Identifies the weights; a hash of the trunk's tensors if not given.
     precision
-        `float32`, `float16` or `bfloat16`: what the trunk computes in.
+        The data type in which the trunk computes: `float32`, `float16` or `bfloat16`.
     """
 
     mean: Tensor
@@ -77,12 +78,12 @@ class Backbone(nn.Module):
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features of clips: uint8 (clips, T, S, S, 3) to float32 (clips, D)."""
+        """Map clips, uint8 (clips, T, S, S, 3), to features, float32 (clips, D)."""
         if self.num_frames is not None and pixels.shape[1] != self.num_frames:
             pixels = pixels[:, evenly_spaced(pixels.shape[1], self.num_frames)]
         clips, frames, height, width, _ = pixels.shape
-        # Channels come last in the decoder's frames, and stay last in memory: the permuted view is what
-        # convolutions call channels_last. Normalised in float32: float16 would round the pixels themselves.
+        # The decoder's frames have their channels last, and the permuted views below keep that memory layout,
+        # which convolutions call channels_last. Normalised in float32, since float16 would round the pixels.
         images = (
             pixels.to(torch.float32, copy=True).div_(255).sub_(self.mean).div_(self.std).to(_DTYPES[self.precision])
         )
@@ -92,26 +93,26 @@ class Backbone(nn.Module):
         return _pool_frames(features.view(clips, frames, -1), self.frame_pooling)
 
     def normalise_with(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Set the pixels' mean and standard deviation, of 1."""
+        """Set the mean and standard deviation of pixels scaled to [0, 1]: one number each, or one per channel."""
         self.register_buffer("mean", _per_channel(mean))
         self.register_buffer("std", _per_channel(std))
 
     def compute_in(self, precision: str) -> None:
-        """Let the trunk compute in `float32`, `float16` or `bfloat16`; pixels are normalised in float32 still."""
+        """Let the trunk compute in `float32`, `float16` or `bfloat16`; pixels are always normalised in float32."""
         self.precision = precision
         self.trunk.to(_DTYPES[precision])
 
     def feature_width(self, num_frames: int) -> int:
-        """D, found by looking at a black clip."""
+        """D, determined by encoding one black clip of `num_frames` frames."""
         return self(self.black_clips(1, num_frames)).shape[1]
 
     def black_clips(self, num_clips: int, num_frames: int) -> Tensor:
-        """Clips of the right size, on the backbone's device: uint8 (clips, T, S, S, 3)."""
+        """Black clips of the backbone's input size, on its device: uint8 (clips, T, S, S, 3)."""
         size = (num_clips, num_frames, self.input_px, self.input_px, 3)
         return torch.zeros(size, dtype=torch.uint8, device=self.mean.device)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the features: part of a store's fingerprint."""
+        """Everything that determines the features: part of a store's fingerprint."""
         return {
             "backbone": self.name,
             "weights": self.weights_id,
@@ -124,10 +125,10 @@ class Backbone(nn.Module):
 
 
 def evenly_spaced(num_frames: int, count: int) -> list[int]:
-    """`count` of the frames 0 .. `num_frames` - 1, evenly spaced, the first and the last among them.
+    """Indices of `count` evenly spaced frames out of `num_frames`, including the first and the last.
 
-    Whole numbers alone, halves rounded up, so that every machine picks the same frames; a single frame
-    is the middle one.
+    A single frame is the middle one. The computation uses integers only and rounds halves up, so that every
+    machine selects the same frames.
     """
     assert 1 <= count <= num_frames, f"{count} of {num_frames} frames"
     if count == 1:
@@ -141,11 +142,11 @@ def require_frames(name: str, needed: int | None, num_frames: int | None) -> Non
     Raises
     ------
     UserError
-        Where the backbone needs more frames than a clip has.
+        If the backbone needs more frames than a clip has.
     """
     if needed is not None and num_frames is not None and num_frames < needed:
         raise UserError(
-            f"frames: backbone {name} expected at least {needed} frames a clip, found {num_frames}; "
+            f"frames: backbone {name} expected at least {needed} frames per clip, found {num_frames}; "
             f"give --frames {needed}"
         )
 
@@ -160,6 +161,6 @@ def _pool_frames(features_CTD: Tensor, pooling: str) -> Tensor:
         return mean
     if features_CTD.shape[1] == 1:
         return torch.cat([mean, torch.zeros_like(mean), torch.zeros_like(mean)], 1)
-    spread = features_CTD.std(1, correction=0)
+    std = features_CTD.std(1, correction=0)
     change = features_CTD.diff(dim=1).abs().mean(1)
-    return torch.cat([mean, spread, change], 1)
+    return torch.cat([mean, std, change], 1)

@@ -1,4 +1,4 @@
-"""What a backbone costs: for `scale-ray backbones`, and for anyone who has to choose one."""
+"""Size and speed of backbones, as listed by `scale-ray backbones`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from scale_ray.backbones.loading import load_backbone
 from scale_ray.backbones.torchvision_models import fixed_frames, published, sees_video, shape_of, torchvision_names
 from scale_ray.config import BackboneOptions
 
-CLIP_FRAMES = 16
-_MEASURED_CLIPS = 3
+_CLIP_FRAMES = 16
+_NUM_TIMED_CLIPS = 3
 
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """One backbone's figures, for clips of 16 frames.
+    """Size and speed of one backbone, for clips of 16 frames.
 
-    `gflop_per_clip` counts a multiplication with its addition as one, as torchvision's own figures do.
-    `frames` is None for any number. `seconds_per_clip` is measured on
-    request: the fastest of 3 clips, one at a time, on the GPU if there is one.
+    `frames` is the number of frames that the backbone takes, None for any number. `gflop_per_clip` counts a
+    multiplication and its addition as one operation, as torchvision does. `seconds_per_clip` is measured on
+    request: the fastest of 3 clips, encoded one at a time, on the GPU if there is one.
     """
 
     name: str
@@ -37,29 +37,29 @@ class BackboneFacts:
 
 
 def facts_of_torchvision() -> list[BackboneFacts]:
-    """Every model of torchvision, in about 15 s: nothing is computed, and torchvision's own counts are taken."""
+    """Size of every torchvision model, in about 15 s: from shapes and torchvision's published GFLOP alone."""
     return [_published_facts(name) for name in torchvision_names()]
 
 
 def facts_of(options: BackboneOptions, *, measure: bool = False) -> BackboneFacts:
-    """The figures of any backbone, with random weights: they depend on its shape alone.
+    """Size of any backbone and, if `measure`, its speed; weights are random, since only shapes matter.
 
     Raises
     ------
     UserError
-        Where the backbone cannot be loaded.
+        If the backbone cannot be loaded.
     """
-    plain = options.input_px is None and options.frame_pooling == "mean"
-    if options.backbone in torchvision_names() and plain and not measure:
+    is_default_shape = options.input_px is None and options.frame_pooling == "mean"
+    if options.backbone in torchvision_names() and is_default_shape and not measure:
         return _published_facts(options.backbone)
-    shape_only = replace(options, weights="none")
-    backbone = load_backbone(shape_only, None)
-    frames = max(CLIP_FRAMES, backbone.num_frames or 0)
-    seconds = _seconds_per_clip(backbone, frames) if measure else None
+    random_options = replace(options, weights="none")
+    backbone = load_backbone(random_options, None)
+    num_frames = max(_CLIP_FRAMES, backbone.num_frames or 0)
+    seconds = _seconds_per_clip(backbone, num_frames) if measure else None
     try:
-        width, multiply_adds = _passed_through(backbone.to("meta"), frames)
-    except (RuntimeError, NotImplementedError, ValueError):  # a user's own model may need real numbers on its way
-        width, multiply_adds = _passed_through(load_backbone(shape_only, None), frames)
+        width, multiply_adds = _width_and_multiply_adds(backbone.to("meta"), num_frames)
+    except (RuntimeError, NotImplementedError, ValueError):  # a user's own model may not run on the meta device
+        width, multiply_adds = _width_and_multiply_adds(load_backbone(random_options, None), num_frames)
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     return BackboneFacts(
         options.backbone,
@@ -74,17 +74,17 @@ def facts_of(options: BackboneOptions, *, measure: bool = False) -> BackboneFact
 
 
 def _published_facts(name: str) -> BackboneFacts:
-    known = published(name)
-    trunk, width = shape_of(name, known.input_px)
+    defaults = published(name)
+    trunk, width = shape_of(name, defaults.input_px)
     parameters = sum(parameter.numel() for parameter in trunk.parameters())
-    multiply_adds = known.multiply_adds * (1 if sees_video(name) else CLIP_FRAMES)
+    multiply_adds = defaults.multiply_adds * (1 if sees_video(name) else _CLIP_FRAMES)
     return BackboneFacts(
-        name, sees_video(name), width, known.input_px, fixed_frames(name), parameters / 1e6, multiply_adds
+        name, sees_video(name), width, defaults.input_px, fixed_frames(name), parameters / 1e6, multiply_adds
     )
 
 
-def _passed_through(backbone: Backbone, num_frames: int) -> tuple[int, float]:
-    """Feature width, and 10^9 multiply-adds, of one clip."""
+def _width_and_multiply_adds(backbone: Backbone, num_frames: int) -> tuple[int, float]:
+    """Feature width, and multiply-adds per clip in units of 10^9."""
     counter = FlopCounterMode(display=False)
     with counter:
         features = backbone(backbone.black_clips(1, num_frames))
@@ -96,8 +96,8 @@ def _seconds_per_clip(backbone: Backbone, num_frames: int) -> float:
         backbone.to("cuda")
     clip = backbone.black_clips(1, num_frames)
     durations_s = []
-    for _ in range(1 + _MEASURED_CLIPS):
+    for _ in range(1 + _NUM_TIMED_CLIPS):
         started_s = time.perf_counter()
         backbone(clip).cpu()  # waits for the GPU
         durations_s.append(time.perf_counter() - started_s)
-    return min(durations_s[1:])
+    return min(durations_s[1:])  # without the warm-up

@@ -1,8 +1,8 @@
-"""Models of transformers, `hf:ID_OR_FOLDER`: VideoMAE, TimeSformer, V-JEPA 2, CLIP's vision tower, DINOv2 and v3.
+"""Models of transformers, `hf:ID_OR_FOLDER`: VideoMAE, TimeSformer, V-JEPA 2, CLIP's vision tower, DINOv2, DINOv3.
 
-The family follows from `model_type` in the model's config.json. Whatever class a checkpoint was saved
-from, the model without its head is loaded, and one whose weights are not all there is refused:
-transformers would fill the gaps with random numbers.
+`model_type` in the model's config.json determines the family. The model is always loaded without its head, whichever
+class the checkpoint was saved from. A checkpoint with missing weights is refused, because transformers would
+replace them with random numbers.
 """
 
 from __future__ import annotations
@@ -40,57 +40,60 @@ PREFIX = "hf:"
 class Family:
     """How the models of one family are used.
 
-    `unread` are the weights that features do not depend on; `any_px` says that the position embeddings
-    follow the size of the input.
+    `any_input_px` means that the position embeddings adapt to the input size. `unused` lists prefixes of weights
+    that do not affect the features and may be missing.
     """
 
     model_class: str
     pooling: str
     sees_video: bool = False
-    any_px: bool = False
+    any_input_px: bool = False
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    unread: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 _CLIP = Family(
     "CLIPVisionModel",
     "pooler",
-    any_px=True,
+    any_input_px=True,
     mean=(0.48145466, 0.4578275, 0.40821073),
     std=(0.26862954, 0.26130258, 0.27577711),
 )
+_VJEPA2 = Family("VJEPA2Model", "mean", sees_video=True, unused=("predictor.",))
 _MASK_TOKEN = ("embeddings.mask_token",)
 FAMILIES = {
     "videomae": Family("VideoMAEModel", "mean", sees_video=True),
     "timesformer": Family("TimesformerModel", "class token", sees_video=True, mean=KINETICS_MEAN, std=KINETICS_STD),
-    "vjepa2": Family("VJEPA2Model", "mean", sees_video=True, unread=("predictor.",)),
+    "vjepa2": _VJEPA2,
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
-    "dinov2": Family("Dinov2Model", "pooler", any_px=True, unread=_MASK_TOKEN),
-    "dinov2_with_registers": Family("Dinov2WithRegistersModel", "pooler", any_px=True, unread=_MASK_TOKEN),
-    "dinov3_vit": Family("DINOv3ViTModel", "pooler", any_px=True, unread=_MASK_TOKEN),
+    "dinov2": Family("Dinov2Model", "pooler", any_input_px=True, unused=_MASK_TOKEN),
+    "dinov2_with_registers": Family("Dinov2WithRegistersModel", "pooler", any_input_px=True, unused=_MASK_TOKEN),
+    "dinov3_vit": Family("DINOv3ViTModel", "pooler", any_input_px=True, unused=_MASK_TOKEN),
 }
 
 
 class HuggingFaceTrunk(nn.Module):
-    """A model of transformers, and what is taken of its output.
+    """A model of transformers that returns one vector per input.
 
-    `pooling`: `class token` (after the final norm), `pooler` (what the model itself makes of its class
-    token) or `mean` over all tokens.
+    `pooling` selects the vector: `class token` (after the final norm), `pooler` (the model's own pooled output) or
+    `mean` over all tokens. `interpolate_positions` adapts the position embeddings to the input size.
     """
 
-    def __init__(self, model: nn.Module, *, pooling: str, sees_video: bool, interpolates: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, pooling: str, sees_video: bool, interpolate_positions: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
         self.sees_video = sees_video
-        self.extra = {"interpolate_pos_encoding": True} if interpolates else {}
+        self.model_options = {"interpolate_pos_encoding": True} if interpolate_positions else {}
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, 3, T, S, S) for a video model, else (batch, 3, S, S), to (batch, D)."""
-        # Here time comes before the channels.
-        output = self.model(images.transpose(1, 2) if self.sees_video else images, **self.extra)
+        """Map (batch, 3, T, S, S) for a video model, otherwise (batch, 3, S, S), to (batch, D)."""
+        # Video models of transformers expect time before channels.
+        output = self.model(images.transpose(1, 2) if self.sees_video else images, **self.model_options)
         if self.pooling == "pooler":
             return output.pooler_output
         tokens = output.last_hidden_state
@@ -98,17 +101,70 @@ class HuggingFaceTrunk(nn.Module):
 
 
 def load_huggingface(options: BackboneOptions, num_frames: int | None) -> Backbone:
-    """The model of a hub id or folder, on the CPU.
+    """Load the model of a hub id or folder, on the CPU.
 
     Raises
     ------
     UserError
-        Where transformers is missing, the model is not there or cannot be reached, is of another family,
-        lacks weights, or takes other frames or pixels.
+        If transformers is not installed, if the model does not exist or cannot be downloaded, if its family is not
+        supported, if weights are missing, or if it does not accept the number of frames or the input size.
     """
-    library = transformers_library()
     name = options.backbone
+    library = transformers_library()
     folder = folder_of(name.removeprefix(PREFIX), with_weights=options.weights == "default")
+    family, model_class = _family_of(folder, library, name)
+    with _as_user_error(f"expected a config.json for {family.model_class} in {name}"):
+        config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+    model_frames = config.num_frames if family.sees_video and hasattr(config, "num_frames") else None
+    require_frames(name, model_frames, num_frames)
+    model_px = _square_px(getattr(config, "image_size", None) or getattr(config, "crop_size", None), name)
+    processing = processing_in(folder)
+    input_px = options.input_px or (processing.input_px if family.any_input_px else None) or model_px
+    if input_px != model_px and not family.any_input_px:
+        raise UserError(f"input_px: {name} expected {model_px} px, found {input_px}")
+    model = _model_of(model_class, config, folder, options, family)
+    trunk = HuggingFaceTrunk(
+        model.encoder if family is _VJEPA2 else model,  # without V-JEPA 2's predictor of masked tokens
+        pooling=family.pooling,
+        sees_video=family.sees_video,
+        interpolate_positions=family is _CLIP and input_px != model_px,
+    )
+    # With the hash, since one name and seed can stand for random models of different shapes.
+    random_id = f"random, seed {options.backbone_seed}, {hash_of(trunk)}" if options.weights == "none" else None
+    return Backbone(
+        name,
+        trunk,
+        sees_video=family.sees_video,
+        frame_pooling=options.frame_pooling,
+        input_px=input_px,
+        num_frames=model_frames,
+        mean=options.pixel_mean or processing.mean or family.mean,
+        std=options.pixel_std or processing.std or family.std,
+        weights_id=random_id,
+        precision=options.precision,
+    )
+
+
+def transformers_library() -> Any:
+    """Import `transformers`, an optional extra; it must only be imported through this function.
+
+    Raises
+    ------
+    UserError
+        If it is not installed.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read only when the library is imported
+    try:
+        with warnings.catch_warnings(action="ignore"):  # warnings of the library about its own code
+            return importlib.import_module("transformers")
+    except ImportError as error:
+        raise UserError(
+            "backbone: expected transformers for hf: and svt, found none; pip install 'scale-ray[hf]'"
+        ) from error
+
+
+def _family_of(folder: Path, library: Any, name: str) -> tuple[Family, Any]:
+    """The family of a folder's model, and its class in transformers."""
     model_type = json_in(folder, "config.json").get("model_type")
     family = FAMILIES.get(str(model_type))
     if family is None:
@@ -119,62 +175,14 @@ def load_huggingface(options: BackboneOptions, num_frames: int | None) -> Backbo
             f"backbone: expected transformers with {family.model_class}, found {library.__version__}; "
             "pip install --upgrade transformers"
         )
-    with _one_line_for(f"expected a config.json that {family.model_class} takes in {name}"):
-        config = model_class.config_class.from_pretrained(folder, local_files_only=True)
-    own_frames = config.num_frames if family.sees_video and hasattr(config, "num_frames") else None
-    require_frames(name, own_frames, num_frames)
-    own_px = _square(getattr(config, "image_size", None) or getattr(config, "crop_size", None), name)
-    processing = processing_in(folder)
-    input_px = options.input_px or (processing.input_px if family.any_px else None) or own_px
-    if input_px != own_px and not family.any_px:
-        raise UserError(f"input_px: {name} expected {own_px} px, found {input_px}")
-    model = _model_of(model_class, config, folder, options, family)
-    # V-JEPA 2 predicts masked tokens on top of the encoder; the features are the encoder's.
-    trunk = HuggingFaceTrunk(
-        model.encoder if model_type == "vjepa2" else model,
-        pooling=family.pooling,
-        sees_video=family.sees_video,
-        interpolates=family is _CLIP and input_px != own_px,
-    )
-    # The seed alone would not tell two random models of different shapes under one name apart.
-    random_id = f"random, seed {options.backbone_seed}, {hash_of(trunk)}" if options.weights == "none" else None
-    return Backbone(
-        name,
-        trunk,
-        sees_video=family.sees_video,
-        frame_pooling=options.frame_pooling,
-        input_px=input_px,
-        num_frames=own_frames,
-        mean=options.pixel_mean or processing.mean or family.mean,
-        std=options.pixel_std or processing.std or family.std,
-        weights_id=random_id,
-        precision=options.precision,
-    )
-
-
-def transformers_library() -> Any:
-    """The module `transformers`; nothing else imports it, since it is an optional extra.
-
-    Raises
-    ------
-    UserError
-        Where it is not installed.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when the library is imported
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of the library, about its own parts
-            return importlib.import_module("transformers")
-    except ImportError as error:
-        raise UserError(
-            "backbone: expected transformers for hf: and svt, found none; pip install 'scale-ray[hf]'"
-        ) from error
+    return family, model_class
 
 
 def _model_of(model_class: Any, config: Any, folder: Path, options: BackboneOptions, family: Family) -> Any:
-    """The model without a head, in float32."""
+    """The model without its head, in float32."""
     attention = {"attn_implementation": "sdpa"} if model_class._supports_sdpa else {}
     if options.weights == "none":
-        with seeded(options.backbone_seed), _silence():
+        with seeded(options.backbone_seed), _quiet_transformers():
             return model_class._from_config(config, dtype=torch.float32, **attention)
     if options.weights == "default":
         source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
@@ -182,8 +190,8 @@ def _model_of(model_class: Any, config: Any, folder: Path, options: BackboneOpti
         state = state_in(read_weights(options.weights), ("state_dict", "model"), options.weights)
         source = {"pretrained_model_name_or_path": None, "state_dict": state}
     expected = f"expected weights of {family.model_class} for {options.backbone}"
-    # Parts that the file has no weights for start at random, also where that does not matter.
-    with seeded(options.backbone_seed), _silence(), _one_line_for(expected):
+    # Seeded, since transformers initialises missing weights at random, unused ones included.
+    with seeded(options.backbone_seed), _quiet_transformers(), _as_user_error(expected):
         model, loading = model_class.from_pretrained(
             **source,
             config=config,
@@ -194,7 +202,7 @@ def _model_of(model_class: Any, config: Any, folder: Path, options: BackboneOpti
             output_loading_info=True,
             **attention,
         )
-    missing = sorted(key for key in loading["missing_keys"] if not key.startswith(family.unread))
+    missing = sorted(key for key in loading["missing_keys"] if not key.startswith(family.unused))
     if missing:
         raise UserError(
             f"weights: {expected}, found {len(missing)} of {len(model.state_dict())} tensors missing, "
@@ -203,26 +211,27 @@ def _model_of(model_class: Any, config: Any, folder: Path, options: BackboneOpti
     return model
 
 
-def _square(size: Any, name: str) -> int:
-    sides = list(size) if isinstance(size, list | tuple) else [size, size]
-    if not all(isinstance(side, int) for side in sides) or len(set(sides)) != 1:
-        raise UserError(f"backbone: expected a square input of {name}, found {size!r}")
-    return sides[0]
+def _square_px(size: Any, name: str) -> int:
+    sizes_px = list(size) if isinstance(size, list | tuple) else [size, size]
+    if not all(isinstance(size_px, int) for size_px in sizes_px) or len(set(sizes_px)) != 1:
+        raise UserError(f"backbone: expected {name} to have a square input, found {size!r}")
+    return sizes_px[0]
 
 
 @contextlib.contextmanager
-def _one_line_for(expected: str) -> Iterator[None]:
+def _as_user_error(expected: str) -> Iterator[None]:
+    """Turn any exception into a UserError of one line."""
     try:
         yield
-    except Exception as error:  # files of a stranger: the readers raise whatever they lead to
+    except Exception as error:  # third-party files can make the readers raise any exception
         raise UserError(f"weights: {expected}, found: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Nothing of what transformers says while it loads: what matters we raise ourselves."""
+def _quiet_transformers() -> Iterator[None]:
+    """Suppress the messages of transformers while it loads a model; real problems are raised as errors."""
     logging = importlib.import_module("transformers.utils.logging")
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, shows_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
@@ -230,5 +239,5 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
-        if bar:
+        if shows_bar:
             logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""Where a Hugging Face model lies: a folder, the hub's cache on this machine, or the hub."""
+"""Locates the files of a Hugging Face model: in a folder, in the local cache of the hub, or on the hub."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 from scale_ray.errors import UserError, first_line
 
-_PROBE_S = 5.0
-# In the order of preference: tensors alone before pickles, one file before many.
+_HUB_TIMEOUT_S = 5.0
+# In order of preference: safetensors before pickles, one file before several.
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -26,7 +26,7 @@ _PROCESSING = ("video_preprocessor_config.json", "preprocessor_config.json", "pr
 
 @dataclass(frozen=True)
 class Processing:
-    """What a model's own files say of its input; None where they say nothing."""
+    """The input that a model's files specify; None for a value that they do not specify."""
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -34,15 +34,15 @@ class Processing:
 
 
 def folder_of(source: str, *, with_weights: bool) -> Path:
-    """The folder with a model's files: `source` itself, or the hub's snapshot of it, fetched if need be.
+    """The folder with a model's files: `source` itself, or the hub's snapshot of it, downloaded if necessary.
 
-    The cache is asked before the hub, and the hub is asked for a sign of life before anything else:
-    its own client would try for half a minute.
+    The local cache is tried before the hub. Before a download, one short request tests whether the hub is
+    reachable, because the hub's own client would retry for half a minute.
 
     Raises
     ------
     UserError
-        Where there is no such folder and no such model, or the hub cannot be reached.
+        If neither a folder nor a model of this name exists, or if the hub cannot be reached.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -53,58 +53,56 @@ def folder_of(source: str, *, with_weights: bool) -> Path:
         raise UserError(f"backbone: expected a folder or a hub id such as facebook/dinov2-small, found {source!r}")
     hub = importlib.import_module("huggingface_hub")
     cached = _cached(hub, source)
-    if cached is not None and _complete(cached, with_weights):
+    if cached is not None and _is_complete(cached, with_weights):
         return cached
-    offer = f"give a local folder, hf:FOLDER, with the files of {source}"
+    hint = f"give a local folder, hf:FOLDER, with the files of {source}"
     if hub.constants.is_offline_mode():
         raise UserError(
-            f"backbone: expected {source} in the hub's cache, found none, and HF_HUB_OFFLINE is set; {offer}"
+            f"backbone: expected {source} in the hub's local cache, since HF_HUB_OFFLINE is set, found none; {hint}"
         )
     endpoint = hub.constants.ENDPOINT
-    reason = _unreachable(endpoint)
+    reason = _unreachable_reason(endpoint)
     if reason is not None:
-        raise UserError(
-            f"backbone: expected to download {source}, but {endpoint} cannot be reached ({reason}); {offer}"
-        )
+        raise UserError(f"backbone: expected to download {source}, but {endpoint} cannot be reached ({reason}); {hint}")
     try:
-        files = _wanted(hub.list_repo_files(source), with_weights)
+        files = _files_to_download(hub.list_repo_files(source), with_weights)
         return Path(hub.snapshot_download(source, allow_patterns=files, tqdm_class=_silent_bar()))
-    except Exception as error:  # a network and a stranger's server: anything may come
-        raise UserError(f"backbone: expected to download {source}, found: {first_line(error)}; {offer}") from error
+    except Exception as error:  # a network and a remote server can cause any exception
+        raise UserError(f"backbone: expected to download {source}, found: {first_line(error)}; {hint}") from error
 
 
 def json_in(folder: Path, file_name: str) -> dict[str, Any]:
-    """A JSON file's dictionary; empty where there is no such file.
+    """Read the dictionary in a JSON file; empty if the file does not exist.
 
     Raises
     ------
     UserError
-        Where the file holds something else.
+        If the file contains anything else.
     """
     path = folder / file_name
     if not path.is_file():
         return {}
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"backbone: expected JSON in {path}, found: {error}") from error
-    if not isinstance(read, dict):
-        raise UserError(f"backbone: expected a dictionary in {path}, found {type(read).__name__}")
-    return read
+    if not isinstance(values, dict):
+        raise UserError(f"backbone: expected a dictionary in {path}, found {type(values).__name__}")
+    return values
 
 
 def processing_in(folder: Path) -> Processing:
-    """Mean, standard deviation and size of the input, from the files that the model's processor left."""
+    """Mean, standard deviation and size of the input, from the files of the model's preprocessor."""
     for file_name in _PROCESSING:
-        read = json_in(folder, file_name)
-        read = read.get("video_processor") or read.get("image_processor") or read
-        if "image_mean" not in read and "size" not in read:
+        values = json_in(folder, file_name)
+        values = values.get("video_processor") or values.get("image_processor") or values
+        if "image_mean" not in values and "size" not in values:
             continue
-        if read.get("do_normalize") is False:
-            read |= {"image_mean": [0.0], "image_std": [1.0]}
-        cropped = read.get("crop_size") if read.get("do_center_crop", "crop_size" in read) else None
-        mean, std = _numbers(read.get("image_mean")), _numbers(read.get("image_std"))
-        return Processing(mean, std, _side(cropped or read.get("size")))
+        if values.get("do_normalize") is False:
+            values |= {"image_mean": [0.0], "image_std": [1.0]}
+        crop_size = values.get("crop_size") if values.get("do_center_crop", "crop_size" in values) else None
+        mean, std = _numbers(values.get("image_mean")), _numbers(values.get("image_std"))
+        return Processing(mean, std, _square_px(crop_size or values.get("size")))
     return Processing()
 
 
@@ -112,10 +110,10 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
     return tuple(float(number) for number in value) if isinstance(value, list) and len(value) in (1, 3) else None
 
 
-def _side(size: Any) -> int | None:
+def _square_px(size: Any) -> int | None:
     if isinstance(size, dict):
-        sides = {size[key] for key in ("height", "width", "shortest_edge") if size.get(key)}
-        return int(sides.pop()) if len(sides) == 1 else None
+        sizes_px = {size[key] for key in ("height", "width", "shortest_edge") if size.get(key)}
+        return int(sizes_px.pop()) if len(sizes_px) == 1 else None
     return size if isinstance(size, int) else None
 
 
@@ -129,27 +127,27 @@ def _cached(hub: Any, source: str) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def _complete(folder: Path, with_weights: bool) -> bool:
+def _is_complete(folder: Path, with_weights: bool) -> bool:
     return not with_weights or any((folder / name).is_file() for name in _WEIGHTS)
 
 
-def _wanted(files: Iterable[str], with_weights: bool) -> list[str]:
-    """The files of a repository that are needed: one format of the weights, not all."""
-    present = set(files)
-    wanted = [name for name in ("config.json", *_PROCESSING) if name in present]
-    weights = next((name for name in _WEIGHTS if name in present), None) if with_weights else None
+def _files_to_download(files: Iterable[str], with_weights: bool) -> list[str]:
+    """The files of a repository that are needed, with the weights in one format only."""
+    available = set(files)
+    needed = [name for name in ("config.json", *_PROCESSING) if name in available]
+    weights = next((name for name in _WEIGHTS if name in available), None) if with_weights else None
     if weights is not None:
-        wanted.append(weights)
+        needed.append(weights)
         if weights.endswith(".index.json"):
             stem, ending = weights.removesuffix(".index.json").rsplit(".", 1)
-            wanted.append(f"{stem}-*.{ending}")
-    return wanted
+            needed.append(f"{stem}-*.{ending}")
+    return needed
 
 
-def _unreachable(endpoint: str) -> str | None:
-    """Why the hub does not answer, or None: any answer will do, refusals included."""
+def _unreachable_reason(endpoint: str) -> str | None:
+    """Why the hub cannot be reached; None if it can. Any HTTP response counts, errors included."""
     try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEADER"), timeout=_PROBE_S).close()
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
         error.close()
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A name and its options -> a backbone."""
+"""Loads a backbone by its name and options."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from scale_ray.config import BackboneOptions
 
 
 def load_backbone(options: BackboneOptions, num_frames: int | None) -> Backbone:
-    """The backbone that the options name, on the CPU.
+    """Load the backbone that the options name, on the CPU.
 
     Parameters
     ----------
     options
-        One backbone's; of several, take `options.each()`.
+        The options of one backbone; if they name several, call this once for each of `options.each()`.
     num_frames
-        Frames of a clip, so that a backbone that needs more is refused here; None for as many as it needs.
+        Frames per clip; a backbone that needs more is refused. None: as many as the backbone needs.
 
     Raises
     ------
     UserError
-        For an unknown name, weights that cannot be had or do not fit, or frames or pixels that the model
-        cannot take.
+        If the name is unknown, if the weights cannot be loaded or do not fit, or if the model does not accept
+        the number of frames or the input size.
     """
     name = options.backbone
     if name.startswith(PREFIX):

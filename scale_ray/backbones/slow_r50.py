@@ -1,9 +1,9 @@
-"""Slow R50, the backbone of rho-BYOL: the Slow pathway of SlowFast alone (one of the paper's five).
+"""Slow R50, the backbone of rho-BYOL: the Slow pathway of SlowFast (one of the paper's five backbones).
 
-A ResNet-50 whose kernels are one frame long in the stem and the first two stages, and three frames long
-in the last two. The modules are named as in the files of SlowFast's model zoo, so that a file fits as it
-is. Those files hold, under `model_state`, either a supervised model (`s1...`, `head.projection...`) or a
-contrastive one: the model under `backbone.`, beside its momentum copy (`backbone_hist.`), queues and heads.
+It is a ResNet-50 whose kernels span one frame in the stem and the first two stages, and three frames in the
+last two. The modules have the names used in the files of SlowFast's model zoo, so no tensor is renamed. Under
+`model_state`, those files contain either a supervised model (`s1...`, `head.projection...`) or a contrastive
+one: the model under `backbone.`, with its momentum copy (`backbone_hist.`), queues and heads.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from scale_ray.errors import UserError
 
 NAME = "slow_r50"
 _INPUT_PX = 224
-# Smaller than what is seen later: the statistics are those of noise, and this takes a second, not ten.
-_SETTLING_FRAMES = 4
-_SETTLING_PX = 112
+# The noise that sets the batch norms is smaller than real clips: this takes one second instead of ten.
+_NOISE_FRAMES = 4
+_NOISE_PX = 112
 _DEPTHS = (3, 4, 6, 3)
 _KERNEL_FRAMES = (1, 1, 3, 3)
 
 
 class SlowR50(nn.Module):
-    """Maps floats (clips, 3, T, S, S) to (clips, 2048), averaged over time and space; any T and S."""
+    """Map floats (clips, 3, T, S, S), for any T and S, to (clips, 2048): the average over time and space."""
 
     def __init__(self) -> None:
         super().__init__()
         self.s1 = nn.ModuleDict({"pathway0_stem": _Stem(64)})
         width_in = 64
         for stage, (depth, kernel_frames) in enumerate(zip(_DEPTHS, _KERNEL_FRAMES, strict=True)):
-            inner = 64 * 2**stage
+            inner_width = 64 * 2**stage
             blocks = {}
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks[f"pathway0_res{index}"] = _Block(width_in, inner, kernel_frames, stride)
-                width_in = 4 * inner
+                blocks[f"pathway0_res{index}"] = _Block(width_in, inner_width, kernel_frames, stride)
+                width_in = 4 * inner_width
             self.add_module(f"s{stage + 2}", nn.ModuleDict(blocks))
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -64,16 +64,16 @@ class _Stem(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """T x 1 x 1, 1 x 3 x 3 (which holds the stride), 1 x 1 x 1."""
+    """Convolutions of T x 1 x 1, 1 x 3 x 3 (with the stride) and 1 x 1 x 1."""
 
-    def __init__(self, width_in: int, inner: int, kernel_frames: int, stride: int) -> None:
+    def __init__(self, width_in: int, inner_width: int, kernel_frames: int, stride: int) -> None:
         super().__init__()
-        self.a = nn.Conv3d(width_in, inner, (kernel_frames, 1, 1), padding=(kernel_frames // 2, 0, 0), bias=False)
-        self.a_bn = nn.BatchNorm3d(inner)
-        self.b = nn.Conv3d(inner, inner, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False)
-        self.b_bn = nn.BatchNorm3d(inner)
-        self.c = nn.Conv3d(inner, 4 * inner, 1, bias=False)
-        self.c_bn = nn.BatchNorm3d(4 * inner)
+        self.a = nn.Conv3d(width_in, inner_width, (kernel_frames, 1, 1), padding=(kernel_frames // 2, 0, 0), bias=False)
+        self.a_bn = nn.BatchNorm3d(inner_width)
+        self.b = nn.Conv3d(inner_width, inner_width, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False)
+        self.b_bn = nn.BatchNorm3d(inner_width)
+        self.c = nn.Conv3d(inner_width, 4 * inner_width, 1, bias=False)
+        self.c_bn = nn.BatchNorm3d(4 * inner_width)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -83,37 +83,37 @@ class _Bottleneck(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width_in: int, inner: int, kernel_frames: int, stride: int) -> None:
+    def __init__(self, width_in: int, inner_width: int, kernel_frames: int, stride: int) -> None:
         super().__init__()
-        self.projects = width_in != 4 * inner or stride != 1
-        if self.projects:
-            self.branch1 = nn.Conv3d(width_in, 4 * inner, 1, (1, stride, stride), bias=False)
-            self.branch1_bn = nn.BatchNorm3d(4 * inner)
-        self.branch2 = _Bottleneck(width_in, inner, kernel_frames, stride)
+        self.has_projection = width_in != 4 * inner_width or stride != 1
+        if self.has_projection:
+            self.branch1 = nn.Conv3d(width_in, 4 * inner_width, 1, (1, stride, stride), bias=False)
+            self.branch1_bn = nn.BatchNorm3d(4 * inner_width)
+        self.branch2 = _Bottleneck(width_in, inner_width, kernel_frames, stride)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, clips: Tensor) -> Tensor:
-        shortcut = self.branch1_bn(self.branch1(clips)) if self.projects else clips
+        shortcut = self.branch1_bn(self.branch1(clips)) if self.has_projection else clips
         return self.relu(shortcut + self.branch2(clips))
 
 
 def load_slow(options: BackboneOptions) -> Backbone:
-    """slow_r50 with the weights of a file of SlowFast's model zoo, or with seeded random ones.
+    """Load slow_r50 with weights from a file of SlowFast's model zoo, or with seeded random weights.
 
     Raises
     ------
     UserError
-        Where no file is given, or one that does not fit.
+        If no file is given, or if the file does not fit.
     """
     weights_id = None
     if options.weights == "default":
         raise UserError(
-            f"weights: {NAME} expected --weights FILE, from SlowFast's model zoo, or --weights none, found 'default'"
+            f"weights: {NAME} expected --weights FILE (from SlowFast's model zoo) or --weights none, found 'default'"
         )
     if options.weights == "none":
         with seeded(options.backbone_seed):
             trunk = SlowR50()
-            settle_batch_norms(trunk, sees_video=True, num_frames=_SETTLING_FRAMES, input_px=_SETTLING_PX)
+            settle_batch_norms(trunk, sees_video=True, num_frames=_NOISE_FRAMES, input_px=_NOISE_PX)
         weights_id = f"random, seed {options.backbone_seed}"
     else:
         trunk = SlowR50()
@@ -129,7 +129,8 @@ def load_slow(options: BackboneOptions) -> Backbone:
     )
 
 
-def _trunk_state(read: Mapping[str, Any], weights: str) -> dict[str, Tensor]:
-    state = state_in(read, ("model_state", "state_dict"), weights)
-    inside = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-    return {key: value for key, value in (inside or state).items() if not key.startswith("head.")}
+def _trunk_state(contents: Mapping[str, Any], weights: str) -> dict[str, Tensor]:
+    state = state_in(contents, ("model_state", "state_dict"), weights)
+    prefix = "backbone."
+    backbone_state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {key: value for key, value in (backbone_state or state).items() if not key.startswith("head.")}

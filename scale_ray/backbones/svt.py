@@ -1,11 +1,11 @@
-"""SVT, the Self-supervised Video Transformer: a TimeSformer trained as DINO is (one of the paper's five).
+"""SVT, the Self-supervised Video Transformer: a TimeSformer trained like DINO (one of the paper's five backbones).
 
-SVT's files hold `teacher` and `student`; the teacher is what SVT itself evaluates. Its model is the
-TimeSformer of transformers under other names. Depth, width, patches and the number of frames are read
-off the file's own tensors; a head is 64 wide, as in every ViT of that family.
+SVT's files contain `teacher` and `student`; the teacher is used, as in SVT's own evaluation. Its model is the
+TimeSformer of transformers with other tensor names. Depth, width, patch size and number of frames follow from
+the shapes of the file's tensors; an attention head is 64 wide, as in every ViT of that family.
 
-SVT was pretrained on pixels normalised as ImageNet's (its augmentation for video), and so they are here;
-its probes on other data sets used 0.45 and 0.225, which `--pixel-mean 0.45 --pixel-std 0.225` gives.
+SVT was pretrained on pixels normalised with ImageNet's mean and standard deviation (in its video augmentation),
+which is the default here. Its probes on other data sets used `--pixel-mean 0.45 --pixel-std 0.225`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scale_ray.errors import UserError
 NAME = "svt"
 _HEAD_WIDTH = 64
 
-# SVT's names, in the order in which they are replaced, and those of transformers.
+# Patterns of SVT's tensor names, replaced in this order by those of transformers.
 _RENAMES = (
     (r"^cls_token$", "embeddings.cls_token"),
     (r"^pos_embed$", "embeddings.position_embeddings"),
@@ -48,31 +48,33 @@ _RENAMES = (
 
 
 def load_svt(options: BackboneOptions, num_frames: int | None) -> Backbone:
-    """svt with the weights of one of SVT's files, or ViT-B/16 with seeded random ones.
+    """Load svt with weights from one of SVT's files, or a ViT-B/16 with seeded random weights.
 
     Raises
     ------
     UserError
-        Where transformers is missing, no file is given or one that does not fit, the input has another
-        size than the file's position embeddings, or a clip has fewer frames than its time embeddings.
+        If transformers is not installed, if no file is given or the file does not fit, if the input size differs
+        from that of the file's position embeddings, or if clips have fewer frames than its time embeddings.
     """
     library = transformers_library()
     weights_id, state = None, None
     if options.weights == "default":
-        raise UserError(f"weights: {NAME} expected --weights FILE, from SVT, or --weights none, found 'default'")
+        raise UserError(
+            f"weights: {NAME} expected --weights FILE (from SVT's authors) or --weights none, found 'default'"
+        )
     if options.weights == "none":
         config = library.TimesformerConfig(image_size=224, num_frames=8)
         weights_id = f"random, seed {options.backbone_seed}"
     else:
         state = _teacher_state(read_weights(options.weights), options.weights)
-        config = library.TimesformerConfig(**_shape_of(state, options.weights))
+        config = library.TimesformerConfig(**_config_of(state, options.weights))
     require_frames(NAME, config.num_frames, num_frames)
     if options.input_px not in (None, config.image_size):
         raise UserError(f"input_px: {NAME} expected {config.image_size} px, found {options.input_px}")
     with seeded(options.backbone_seed):
         model = library.TimesformerModel(config)
     if state is not None:
-        load_strictly(model, {_renamed(key): value for key, value in state.items()}, NAME, options.weights)
+        load_strictly(model, {_transformers_name(key): value for key, value in state.items()}, NAME, options.weights)
     return Backbone(
         NAME,
         HuggingFaceTrunk(model, pooling="class token", sees_video=True),
@@ -85,16 +87,18 @@ def load_svt(options: BackboneOptions, num_frames: int | None) -> Backbone:
     )
 
 
-def _teacher_state(read: Mapping[str, Any], weights: str) -> dict[str, Tensor]:
-    if "teacher" not in read:
-        raise UserError(f"weights: expected 'teacher' among the keys of {weights!r}, found {', '.join(list(read)[:5])}")
-    state = state_in(read, ("teacher",), weights)
-    inside = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-    return {key: value for key, value in inside.items() if not key.startswith("head.")}
+def _teacher_state(contents: Mapping[str, Any], weights: str) -> dict[str, Tensor]:
+    if "teacher" not in contents:
+        keys = ", ".join(list(contents)[:5])
+        raise UserError(f"weights: expected 'teacher' among the keys of {weights!r}, found {keys}")
+    state = state_in(contents, ("teacher",), weights)
+    prefix = "backbone."
+    backbone_state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {key: value for key, value in backbone_state.items() if not key.startswith("head.")}
 
 
-def _shape_of(state: Mapping[str, Tensor], weights: str) -> dict[str, Any]:
-    """The settings of the TimeSformer that a file's tensors belong to."""
+def _config_of(state: Mapping[str, Tensor], weights: str) -> dict[str, Any]:
+    """The TimeSformer configuration that matches the shapes of a file's tensors."""
     try:
         width, _, patch_px, _ = state["patch_embed.proj.weight"].shape
         num_patches = state["pos_embed"].shape[1] - 1
@@ -111,11 +115,11 @@ def _shape_of(state: Mapping[str, Tensor], weights: str) -> dict[str, Any]:
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(
             f"weights: expected the teacher of an SVT in {weights!r} (keys such as backbone.time_embed), "
-            f"found {len(state)} tensors under backbone. and an unfit {error}"
+            f"found {len(state)} tensors under backbone., missing or malformed: {error}"
         ) from error
 
 
-def _renamed(key: str) -> str:
+def _transformers_name(key: str) -> str:
     for pattern, replacement in _RENAMES:
         key = re.sub(pattern, replacement, key)
     return key

@@ -1,4 +1,4 @@
-"""Video and image models of torchvision, each cut off before its classification layer."""
+"""Video and image models of torchvision, without their classification layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scale_ray.backbones.weights import hash_of, load_strictly, read_weights, st
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError, first_line
 
-# Families whose output with the classification layer taken off is one pooled vector.
+# Families whose output is one pooled vector once the classification layer is removed.
 _VIDEO_FAMILIES = ("r3d", "mc3", "r2plus1d", "s3d", "mvit", "swin3d")
 _IMAGE_FAMILIES = (
     "alexnet",
@@ -46,9 +46,9 @@ _MVIT_FRAMES = 16
 
 @dataclass(frozen=True)
 class Published:
-    """What torchvision says of a model and its default weights.
+    """The properties that torchvision publishes for a model and its default weights.
 
-    `multiply_adds` are 10^9 of a clip of 16 frames for a video model, of one image otherwise.
+    `multiply_adds` is in units of 10^9, per clip of 16 frames for a video model, otherwise per image.
     """
 
     weights: Any
@@ -59,64 +59,54 @@ class Published:
 
 
 def torchvision_names() -> list[str]:
-    """Every model of torchvision that is a backbone: video models first."""
+    """Names of all torchvision models that can serve as a backbone, video models first."""
     video = [name for name in models.list_models(module=models.video) if name.startswith(_VIDEO_FAMILIES)]
     image = [name for name in models.list_models(module=models) if name.startswith(_IMAGE_FAMILIES)]
     return video + image
 
 
 def sees_video(name: str) -> bool:
-    """Whether a model of torchvision sees a clip at once; the others see it frame by frame."""
+    """Whether a torchvision model takes a whole clip; the others take single frames."""
     return name.startswith(_VIDEO_FAMILIES)
 
 
 def fixed_frames(name: str) -> int | None:
-    """The number of frames that a model of torchvision takes; None for any."""
+    """The number of frames that a torchvision model takes; None for any number."""
     return _MVIT_FRAMES if name.startswith("mvit") else None
 
 
 def published(name: str) -> Published:
-    """What torchvision says of a model."""
+    """The properties that torchvision publishes for a model."""
     weights = models.get_model_weights(name).DEFAULT
     preset = weights.transforms()
     return Published(weights, preset.crop_size[0], tuple(preset.mean), tuple(preset.std), weights.meta["_ops"])
 
 
 def load_torchvision(options: BackboneOptions, num_frames: int | None) -> Backbone:
-    """A model of torchvision, on the CPU.
+    """Load a torchvision model on the CPU, without its classification layer.
 
     Raises
     ------
     UserError
-        For an unknown name, weights that cannot be had or do not fit, or frames or pixels that the model
-        cannot take.
+        If the name is unknown, if the weights cannot be loaded or do not fit, or if the model does not accept
+        the number of frames or the input size.
     """
     name = options.backbone
-    names = torchvision_names()
-    if name not in names:
-        near = difflib.get_close_matches(name, [*names, "slow_r50", "svt"], n=3) or ["r3d_18", "mobilenet_v3_small"]
-        raise UserError(
-            f"backbone: expected a name from `scale-ray backbones`, such as {', '.join(near)}, found {name!r}"
-        )
-    takes_clips, known = sees_video(name), published(name)
+    _require_known(name)
+    takes_clips, defaults = sees_video(name), published(name)
     require_frames(name, fixed_frames(name), num_frames)
     frames = fixed_frames(name) or num_frames or 16
-    input_px = options.input_px or known.input_px
-    # A random model is of the size that is asked for; a trained one has position embeddings of its own.
-    size_px = input_px if options.weights == "none" else known.input_px
-    _require_fit(name, frames if takes_clips else 1, input_px, size_px)
+    input_px = options.input_px or defaults.input_px
+    # A random model is built for the requested size; pretrained position embeddings fix the size of a trained one.
+    model_px = input_px if options.weights == "none" else defaults.input_px
+    _require_fit(name, frames if takes_clips else 1, input_px, model_px)
     if options.weights == "none":
         with seeded(options.backbone_seed):
-            model = _model(name, size_px)
+            model = _model(name, model_px)
             settle_batch_norms(model, sees_video=takes_clips, num_frames=frames, input_px=input_px)
         weights_id = f"random, seed {options.backbone_seed}"
     else:
-        model = _model(name, size_px)
-        if options.weights == "default":
-            state = _published_state(name, known.weights)
-        else:
-            state = state_in(read_weights(options.weights), ("state_dict", "model"), options.weights)
-        load_strictly(model, state, name, options.weights)
+        model = _trained_model(name, model_px, options.weights, defaults)
         weights_id = hash_of(model)
     return Backbone(
         name,
@@ -125,30 +115,49 @@ def load_torchvision(options: BackboneOptions, num_frames: int | None) -> Backbo
         frame_pooling=options.frame_pooling,
         input_px=input_px,
         num_frames=fixed_frames(name),
-        mean=options.pixel_mean or known.mean,
-        std=options.pixel_std or known.std,
+        mean=options.pixel_mean or defaults.mean,
+        std=options.pixel_std or defaults.std,
         weights_id=weights_id,
         precision=options.precision,
     )
 
 
-def shape_of(name: str, size_px: int) -> tuple[nn.Module, int]:
-    """A model's trunk without any numbers in it, on the meta device, and its feature width."""
+def shape_of(name: str, model_px: int) -> tuple[nn.Module, int]:
+    """A model's trunk on the meta device (shapes without values), built for inputs of `model_px`; its feature width."""
     with torch.random.fork_rng(devices=[]):
-        return _without_classifier(_without_numbers(lambda: _model(name, size_px)), name)
+        return _without_classifier(_on_meta_device(lambda: _model(name, model_px)), name)
 
 
-def _model(name: str, size_px: int) -> nn.Module:
-    return models.get_model(name, weights=None, **({"image_size": size_px} if name.startswith("vit") else {})).eval()
+def _require_known(name: str) -> None:
+    names = torchvision_names()
+    if name not in names:
+        similar = difflib.get_close_matches(name, [*names, "slow_r50", "svt"], n=3) or ["r3d_18", "mobilenet_v3_small"]
+        raise UserError(
+            f"backbone: expected a name from `scale-ray backbones`, such as {', '.join(similar)}, found {name!r}"
+        )
 
 
-def _without_numbers(build: Callable[[], nn.Module]) -> nn.Module:
-    """A module on the meta device: milliseconds, whatever its size.
+def _model(name: str, model_px: int) -> nn.Module:
+    return models.get_model(name, weights=None, **({"image_size": model_px} if name.startswith("vit") else {})).eval()
 
-    Not `torch.device("meta")`, under which some models (regnet) cannot work out their own widths.
+
+def _trained_model(name: str, model_px: int, weights: str, defaults: Published) -> nn.Module:
+    model = _model(name, model_px)
+    if weights == "default":
+        state = _published_state(name, defaults.weights)
+    else:
+        state = state_in(read_weights(weights), ("state_dict", "model"), weights)
+    load_strictly(model, state, name, weights)
+    return model
+
+
+def _on_meta_device(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a module on the meta device, which takes milliseconds for any size.
+
+    `torch.device("meta")` is not used, since some models (regnet) compute their layer widths with tensors.
     """
 
-    class EmptyOnMeta(TorchFunctionMode):
+    class AllocateOnMeta(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = dict(kwargs or {})
             if getattr(function, "__module__", None) == "torch.nn.init":
@@ -157,15 +166,15 @@ def _without_numbers(build: Callable[[], nn.Module]) -> nn.Module:
                 kwargs["device"] = "meta"
             return function(*args, **kwargs)
 
-    with EmptyOnMeta():
+    with AllocateOnMeta():
         module = build()
     return module.to("meta")
 
 
 @functools.lru_cache
-def _require_fit(name: str, num_frames: int, input_px: int, size_px: int) -> None:
-    """Refuse pixels and frames that the model would fail on later, by passing shapes through it."""
-    trunk, width = shape_of(name, size_px)
+def _require_fit(name: str, num_frames: int, input_px: int, model_px: int) -> None:
+    """Refuse input sizes and numbers of frames on which the model would fail, by a pass on the meta device."""
+    trunk, width = shape_of(name, model_px)
     frames = (num_frames,) if sees_video(name) else ()
     try:
         with torch.inference_mode():
@@ -175,13 +184,13 @@ def _require_fit(name: str, num_frames: int, input_px: int, size_px: int) -> Non
         fits, reason = False, first_line(error)
     if not fits:
         raise UserError(
-            f"input_px, frames: expected a size that backbone {name} takes, "
+            f"input_px, frames: expected a size that backbone {name} accepts, "
             f"found {input_px} px and {num_frames} frames ({reason})"
         )
 
 
 def _without_classifier(model: Any, name: str) -> tuple[nn.Module, int]:
-    """The model up to its pooled features, and their width."""
+    """The model without its classification layer, and the width of its pooled features."""
     if name.startswith("squeezenet"):
         width = model.classifier[1].in_channels
         model.classifier = nn.AdaptiveAvgPool2d(1)
@@ -193,21 +202,21 @@ def _without_classifier(model: Any, name: str) -> tuple[nn.Module, int]:
         width = model.classifier[-1].in_features
         model.classifier[-1] = nn.Identity()
     else:
-        layer = next(layer for layer in ("fc", "heads", "head", "classifier") if hasattr(model, layer))
-        old = getattr(model, layer)
-        first = next(part for part in old.modules() if isinstance(part, nn.Linear | nn.Conv3d))
-        width = first.in_features if isinstance(first, nn.Linear) else first.in_channels
-        setattr(model, layer, nn.Identity())
+        attribute = next(name for name in ("fc", "heads", "head", "classifier") if hasattr(model, name))
+        classifier = getattr(model, attribute)
+        first_layer = next(layer for layer in classifier.modules() if isinstance(layer, nn.Linear | nn.Conv3d))
+        width = first_layer.in_features if isinstance(first_layer, nn.Linear) else first_layer.in_channels
+        setattr(model, attribute, nn.Identity())
     return model, width
 
 
 def _published_state(name: str, weights: Any) -> dict[str, Tensor]:
     try:
-        # It tells of the attempt on standard output, where our results go.
+        # torchvision prints to standard output, which is reserved for the command's result.
         with contextlib.redirect_stdout(io.StringIO()):
             return weights.get_state_dict(progress=False, check_hash=True)
     except (urllib.error.URLError, OSError) as error:
         raise UserError(
-            f"weights: expected to download those of {name}, but {weights.url.split('/')[2]} cannot be reached "
-            f"({getattr(error, 'reason', error)}); give --weights FILE, or --weights none for random ones"
+            f"weights: expected to download the weights of {name}, but {weights.url.split('/')[2]} cannot be reached "
+            f"({getattr(error, 'reason', error)}); give --weights FILE, or --weights none for random weights"
         ) from error

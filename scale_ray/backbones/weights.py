@@ -1,4 +1,4 @@
-"""Files of tensors: read without executing anything, fitted strictly, told apart by a hash."""
+"""Weight files: read without executing code from them, loaded strictly, identified by a hash."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from scale_ray.errors import UserError, first_line
 
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-# What training scripts leave beside the tensors: their arguments, and learning rates as numbers of numpy.
-# To restore one of these sets attributes or copies bytes; it runs nothing of the file's choosing.
-_HARMLESS: list[Any] = [
+# Types that training scripts often save with the tensors: their arguments, and learning rates as NumPy numbers.
+# They are safe: unpickling them only sets attributes or copies bytes, and runs no code chosen by the file.
+_SAFE_TYPES: list[Any] = [
     argparse.Namespace,
     np.dtype,
     type(np.dtype(np.float32)),
@@ -30,12 +30,12 @@ _HARMLESS: list[Any] = [
 
 
 def read_weights(weights: str) -> dict[str, Any]:
-    """The dictionary in a file: safetensors, or what torch.save writes; nothing in it is executed.
+    """Read the dictionary in a file of safetensors or torch.save, without executing code from the file.
 
     Raises
     ------
     UserError
-        Where there is no such file, or it holds something other than tensors and plain values.
+        If the file does not exist or contains anything other than tensors and plain values.
     """
     path = Path(weights)
     if not path.is_file():
@@ -45,27 +45,30 @@ def read_weights(weights: str) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        # Warnings of pickle protocols, in files that are then refused.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
+        # The warnings concern the pickle protocol of files that are refused anyway.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_SAFE_TYPES):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file of any kind: the readers raise whatever its bytes lead to
+    except Exception as error:  # arbitrary bytes can make the readers raise any exception
         raise UserError(
-            f"weights: expected a file of tensors alone, found in {weights!r}: {first_line(error)}"
+            f"weights: expected a file that contains only tensors, found in {weights!r}: {first_line(error)}"
         ) from error
     if not isinstance(state, dict):
         raise UserError(f"weights: expected a dictionary of tensors in {weights!r}, found {type(state).__name__}")
     return state
 
 
-def state_in(read: Mapping[str, Any], wrappers: Sequence[str], weights: str) -> dict[str, Tensor]:
-    """The tensors by name, taken out of the wrappers that training scripts put around them.
+def state_in(contents: Mapping[str, Any], wrappers: Sequence[str], weights: str) -> dict[str, Tensor]:
+    """The tensors of a file by name, without the enclosing dictionaries and prefixes of training scripts.
+
+    `contents` is what `read_weights` returns; `wrappers` are the keys of dictionaries that may enclose the tensors,
+    from the outermost to the innermost. `weights` is the file's name for messages.
 
     Raises
     ------
     UserError
-        Where something else than a tensor is among them.
+        If a value is not a tensor.
     """
-    state: Mapping[str, Any] = read
+    state: Mapping[str, Any] = contents
     for wrapper in wrappers:
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -78,34 +81,34 @@ def state_in(read: Mapping[str, Any], wrappers: Sequence[str], weights: str) -> 
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str, weights: str) -> None:
-    """Put a file's tensors into a model.
+    """Load the tensors of the file `weights` into a model; `name` is the model's name for messages.
 
     Raises
     ------
     UserError
-        Where a tensor is missing, unknown or of another shape.
+        If a tensor is missing, unknown or of a different shape.
     """
     own = model.state_dict()
-    # Old files lack the counters of batch norm, which an evaluation never reads.
+    # Old files lack the counters of batch norm, which are not used in evaluation mode.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    strange = [key for key in state if key not in own]
-    unequal = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if missing or strange or unequal:
-        example = (missing + strange + unequal)[0]
+    unknown = [key for key in state if key not in own]
+    misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or unknown or misshapen:
+        example = (missing + unknown + misshapen)[0]
         raise UserError(
             f"weights: {weights!r} does not fit {name}: expected {len(own)} tensors, found {len(missing)} missing, "
-            f"{len(strange)} unknown and {len(unequal)} of another shape, such as {example!r}"
+            f"{len(unknown)} unknown and {len(misshapen)} of a different shape, such as {example!r}"
         )
     model.load_state_dict(state, strict=False)
 
 
 def hash_of(model: nn.Module) -> str:
-    """What tells a model's weights from any others: 16 hexadecimal digits of SHA-256 over names and bytes."""
+    """The identity of a model's weights: 16 hexadecimal digits of SHA-256 over tensor names and bytes."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         if key.endswith("num_batches_tracked"):
             continue
         digest.update(key.encode())
-        # As bytes: numpy has no bfloat16.
+        # Viewed as bytes, since NumPy has no bfloat16.
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return "sha256:" + digest.hexdigest()[:16]

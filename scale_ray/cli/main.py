@@ -1,7 +1,6 @@
-"""`scale-ray`: the group of commands, and how each of them ends.
+"""`scale-ray`: the group of commands, and their exit codes.
 
-Exit codes: 0 all done, 1 the run failed, 2 something that the user can put right, 3 done with some
-videos failed.
+0: success; 1: the run failed; 2: an error that the user can correct; 3: success, but some videos failed.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from scale_ray.errors import RunFailed, UserError
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="scale-ray")
 def cli() -> None:
-    """One good vector a video: frozen backbone features of a few clips, aggregated by a small
+    """One good vector per video: frozen backbone features of a few clips, aggregated by a small
     self-supervised transformer (SCALE, ICCV 2023), on Ray.
 
     \b
-    scale-ray demo                                             see it all work
+    scale-ray demo                                             try everything on sample videos
     scale-ray extract VIDEOS --store DIR --backbone r3d_18     videos to features
     scale-ray pretrain --store DIR --run NAME                  features to aggregator
-    scale-ray probe --store DIR --checkpoint NAME              what it is worth
+    scale-ray probe --store DIR --checkpoint NAME              quality of the representation
     """
 
 
@@ -83,6 +82,6 @@ def main(arguments: Sequence[str] | None = None, *, job: bool = False) -> None:
         click.echo("Error: " + " ".join(message.split()), err=True)
         code = 1 if isinstance(error, RunFailed) else 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Stopped. What was committed stays; the same command goes on from there.", err=True)
+        click.echo("Stopped. Committed results are kept; the same command resumes from there.", err=True)
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

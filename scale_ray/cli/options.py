@@ -54,7 +54,7 @@ class Caller:
 
 
 def command(stage: type[StageConfig] | None = None) -> Callable[[Command], Command]:
-    """Give a command the options of a stage, and the common ones.
+    """Give a command the options of a stage, and those that all commands have.
 
     The function is called with a `Caller`, its own click parameters and, if it has a stage, its `config`.
     """
@@ -101,7 +101,7 @@ def runs_option(function: Command) -> Command:
         show_default=True,
         metavar="DIR",
         envvar="SCALE_RAY_RUNS",
-        help="Folder of all runs and of MLflow's data base.",
+        help="Folder of all runs and of MLflow's database.",
     )(function)
 
 
@@ -181,11 +181,11 @@ def _common(sections: Mapping[str, type[Options]]) -> list[Callable[[Command], C
             is_eager=True,
             expose_value=True,
             callback=read_config,
-            help="YAML file with options by section; flags go on top.",
+            help="YAML file with options by section; flags override it.",
         ),
         click.option("--json", "json_", is_flag=True, help="Print the result as JSON."),
         click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
-        click.option("-v", "--verbose", is_flag=True, help="Print what the libraries log, too."),
+        click.option("-v", "--verbose", is_flag=True, help="Also print what the libraries log."),
         click.option("--debug", is_flag=True, help="Show the traceback of an error.", hidden=True),
     ]
     if hidden_options:

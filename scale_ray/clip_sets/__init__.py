@@ -1,4 +1,4 @@
-"""Clip sets, drawn from stored clips."""
+"""Training batches of clip sets, drawn from stored clips."""
 
 from scale_ray.clip_sets.batches import Batch, Source, Videos, WorkerSlice
 from scale_ray.clip_sets.draws import draw_clips, dropout_seed, normalised_positions, shuffled, video_keys

@@ -1,4 +1,4 @@
-"""Training batches, a worker's part of them, and where they come from."""
+"""Training batches, the slice of them that each worker trains on, and the interface of their sources."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from scale_ray.config import Sets
 
 
 class Videos(NamedTuple):
-    """Which videos a batch holds; their ids are looked up when somebody asks."""
+    """The videos of a batch, as rows of `all_ids`; ids are looked up only when they are needed."""
 
     rows_B: Tensor
-    names: Sequence[str]
+    all_ids: Sequence[str]
 
     def ids(self) -> list[str]:
-        return [self.names[row] for row in self.rows_B.tolist()]
+        """The ids of the videos, in the order of the batch."""
+        return [self.all_ids[row] for row in self.rows_B.tolist()]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A worker's part of a global batch, on its device: the first sets of all its videos, then the second.
+    """One worker's slice of a global batch, on its device: the first sets of all its videos, then the second sets.
 
     `features_SVD` float32, `positions_SV7` float32 and normalised, `masked_SV` bool; S = 2B.
     """
@@ -35,47 +36,54 @@ class Batch:
     videos: Videos
 
     def parts(self, count: int) -> list[Batch]:
-        """So many parts with about as many videos each, both sets of a video in the same one."""
+        """Split into `count` batches of about equal size; both sets of a video stay together."""
         if count == 1:
             return [self]
         halves = torch.arange(len(self.masked_SV), device=self.masked_SV.device).view(2, -1)
-        rows = [torch.cat(both) for both in zip(*(half.tensor_split(count) for half in halves), strict=True)]
-        videos = self.videos.rows_B.tensor_split(count)
+        sets_of_parts = map(torch.cat, zip(*(half.tensor_split(count) for half in halves), strict=True))
+        rows_of_parts = self.videos.rows_B.tensor_split(count)
         return [
             Batch(
-                self.features_SVD[some],
-                self.positions_SV7[some],
-                self.masked_SV[some],
-                Videos(of, self.videos.names),
+                self.features_SVD[sets],
+                self.positions_SV7[sets],
+                self.masked_SV[sets],
+                Videos(rows_B, self.videos.all_ids),
             )
-            for some, of in zip(rows, videos, strict=True)
+            for sets, rows_B in zip(sets_of_parts, rows_of_parts, strict=True)
         ]
 
 
 class WorkerSlice(NamedTuple):
-    """This worker's part of every global batch of `batch` videos; parts differ by a video at most."""
+    """The slice that worker `rank` of `num_workers` takes of every global batch of `batch_size` videos.
 
-    batch: int
+    The slices are contiguous; their sizes differ by at most one video.
+    """
+
+    batch_size: int
     rank: int
-    workers: int
+    num_workers: int
 
     @property
     def begin(self) -> int:
-        return self.rank * self.batch // self.workers
+        """The first video of the slice, counted within the global batch."""
+        return self.rank * self.batch_size // self.num_workers
 
     @property
     def size(self) -> int:
-        return (self.rank + 1) * self.batch // self.workers - self.begin
+        """Number of videos in the slice."""
+        return (self.rank + 1) * self.batch_size // self.num_workers - self.begin
 
 
 class Source(Protocol):
-    """Where a trainer's batches come from."""
+    """A source of training batches: what a trainer requires of it."""
 
     num_videos: int
     num_clips: int
     feature_width: int
     ingest_mode: str
 
-    def batches(self, share: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int) -> Iterator[Batch]:
-        """This worker's batches of an epoch, from a step on: `num_videos // batch` in a whole epoch."""
+    def batches(
+        self, worker_slice: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int
+    ) -> Iterator[Batch]:
+        """This worker's batches of one epoch, from `first_step` on; an epoch has `num_videos // batch_size` steps."""
         ...

@@ -1,12 +1,12 @@
-"""Stored clips to training batches: where the features are meanwhile, and what each step sees of them.
+"""Stored clips to training batches. The ingest mode decides where the features are kept during training:
 
-    memory    all of them on the training device
-    disk      mapped from a local file that the workers of a machine share
-    stream    shard after shard, a shuffled window at a time
+    memory    in the memory of the training device
+    disk      in a memory-mapped local file that the workers of a machine share
+    stream    in the store; shards are read one after the other, a shuffled window at a time
 
-In memory and on disk an epoch's order is a shuffle of all videos, and the same for any number of workers.
-Streamed, each worker reads a stretch of the shuffled shards, and shuffles what fits into a window.
-The sets and masks of a video are the same in all three.
+With `memory` and `disk` the order of an epoch is a shuffle of all videos, the same for any number of workers.
+With `stream` each worker reads one stretch of the shuffled shards and shuffles the videos within a window.
+The sets and masks of a video are the same in all three modes.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ from scale_ray.config import Ingest, Sets
 from scale_ray.errors import UserError
 from scale_ray.store import ClipFeatures, StoredClips
 
-_WAYS = ("memory", "disk", "stream")
-# Videos whose positions are normalised at once while features are copied to disk.
-_VIDEOS_AT_ONCE = 4096
+# Ordered by memory use, highest first.
+_INGEST_MODES = ("memory", "disk", "stream")
+# Positions are normalised in chunks of this many videos while features are copied to disk.
+_VIDEOS_PER_CHUNK = 4096
 
 _Item = TypeVar("_Item")
 
 
 class ResidentClips:
-    """The clips of some videos, all at hand: `features` (videos, N, D) in memory, or mapped from disk.
+    """Clips in memory, or mapped from disk: any video can be drawn at any time.
 
-    `positions` (videos, N, 7), normalised. Sets and masks are drawn on the device; only the clips that
-    they hold are gathered, and cross to the device in the precision in which they are stored.
+    `features` (videos, N, D); `positions` (videos, N, 7), normalised. Sets and masks are drawn on `device`;
+    only the drawn clips are gathered and copied to it, in the precision in which they are stored.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class ResidentClips:
         self.features, self.positions = features, positions
 
     @classmethod
-    def of(cls, clips: ClipFeatures, device: torch.device) -> ResidentClips:
-        """Clips as they are stored, taken into the device's memory."""
+    def from_clips(cls, clips: ClipFeatures, device: torch.device) -> ResidentClips:
+        """Stored clips, copied to the memory of the device."""
         return cls(
             clips.video_ids,
             torch.from_numpy(clips.features).to(device),
@@ -72,30 +73,33 @@ class ResidentClips:
             device,
         )
 
-    def batches(self, share: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int) -> Iterator[Batch]:
+    def batches(
+        self, worker_slice: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int
+    ) -> Iterator[Batch]:
+        """See `Source.batches`; the order of the epoch is a shuffle of all videos."""
         order = shuffled(self.num_videos, seed=seed, epoch=epoch).to(self.device)
-        steps = range(first_step, self.num_videos // share.batch)
-        starts = (step * share.batch + share.begin for step in steps)
-        yield from one_ahead(
-            self.draw(order[start : start + share.size], sets, seed=seed, epoch=epoch) for start in starts
+        steps = range(first_step, self.num_videos // worker_slice.batch_size)
+        starts = (step * worker_slice.batch_size + worker_slice.begin for step in steps)
+        yield from prefetched(
+            self.draw(order[start : start + worker_slice.size], sets, seed=seed, epoch=epoch) for start in starts
         )
 
     def draw(self, rows_B: Tensor, sets: Sets, *, seed: int, epoch: int) -> Batch:
-        """The sets of some videos, given as rows, int64 (B,) on the device."""
+        """Draw the two sets of each of these videos, given as rows, int64 (B,) on the device."""
         drawn = draw_sets(self.keys[rows_B], self.num_clips, sets, seed=seed, epoch=epoch)
-        where = self.features.device
-        at = (torch.cat([rows_B, rows_B])[:, None].to(where), drawn.clips_SV.to(where))
-        features, positions = self._moved(self.features[at]), self._moved(self.positions[at])
+        storage = self.features.device
+        index = (torch.cat([rows_B, rows_B])[:, None].to(storage), drawn.clips_SV.to(storage))
+        features, positions = self._to_device(self.features[index]), self._to_device(self.positions[index])
         return Batch(features.float(), positions, drawn.masked_SV, Videos(rows_B, self.video_ids))
 
-    def _moved(self, values: Tensor) -> Tensor:
+    def _to_device(self, values: Tensor) -> Tensor:
         if values.device == self.device:
             return values
         return values.pin_memory().to(self.device, non_blocking=True)
 
 
-class Streamed:
-    """Clips read shard by shard while the epoch goes on, a window ahead of the training."""
+class StreamedClips:
+    """Clips that are read from the store shard by shard during the epoch, one window ahead of the training."""
 
     ingest_mode = "stream"
 
@@ -103,73 +107,78 @@ class Streamed:
         self._stored, self._device, self._window_bytes = stored, device, window_bytes
         self.num_videos, self.num_clips, self.feature_width = len(stored), stored.num_clips, stored.feature_width
 
-    def batches(self, share: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int) -> Iterator[Batch]:
-        steps = self.num_videos // share.batch
-        # Each worker has its own stretch of the epoch's videos; what is left behind the last is the tail.
-        begin = share.begin * steps
+    def batches(
+        self, worker_slice: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int
+    ) -> Iterator[Batch]:
+        """See `Source.batches`; videos are shuffled within windows."""
+        num_steps = self.num_videos // worker_slice.batch_size
+        # Each worker reads its own stretch of the epoch's videos; those behind the last stretch are left out.
+        begin = worker_slice.begin * num_steps
         video_bytes = self._stored.num_bytes // max(self.num_videos, 1)
-        steps_of_window = max(self._window_bytes // max(share.size * video_bytes, 1), 1)
-        first_window = first_step // steps_of_window
+        steps_per_window = max(self._window_bytes // max(worker_slice.size * video_bytes, 1), 1)
+        first_window = first_step // steps_per_window
 
         def windows() -> Iterator[tuple[int, ResidentClips]]:
-            for window in range(first_window, -(-steps // steps_of_window)):
-                of_window = min(steps_of_window, steps - window * steps_of_window) * share.size
-                start = begin + window * steps_of_window * share.size
-                yield window, self._held(start, start + of_window, seed, epoch)
+            for window in range(first_window, -(-num_steps // steps_per_window)):
+                num_videos = min(steps_per_window, num_steps - window * steps_per_window) * worker_slice.size
+                start = begin + window * steps_per_window * worker_slice.size
+                yield window, self._read_window(start, start + num_videos, seed, epoch)
 
         def batches() -> Iterator[Batch]:
-            for window, held in one_ahead(windows()):
-                order = shuffled(held.num_videos, seed=seed, epoch=epoch, window=1 + window)
+            for window, clips in prefetched(windows()):
+                order = shuffled(clips.num_videos, seed=seed, epoch=epoch, window=1 + window)
                 order = order.to(self._device)
-                skipped = first_step - window * steps_of_window if window == first_window else 0
-                for rows in order.split(share.size)[skipped:]:
-                    yield held.draw(rows, sets, seed=seed, epoch=epoch)
+                num_skipped = first_step - window * steps_per_window if window == first_window else 0
+                for rows_B in order.split(worker_slice.size)[num_skipped:]:
+                    yield clips.draw(rows_B, sets, seed=seed, epoch=epoch)
 
-        yield from one_ahead(batches())
+        yield from prefetched(batches())
 
-    def _held(self, begin: int, end: int, seed: int, epoch: int) -> ResidentClips:
-        """Videos `begin` to `end` of the epoch's sequence: all shards in a shuffled order, one after the other."""
-        read: list[ClipFeatures] = []
+    def _read_window(self, begin: int, end: int, seed: int, epoch: int) -> ResidentClips:
+        """Videos `begin` to `end` of the epoch's sequence, which is all shards in a shuffled order."""
+        pieces: list[ClipFeatures] = []
         start = 0
         for part in shuffled(len(self._stored.parts), seed=seed, epoch=epoch).tolist():
             length = len(self._stored.parts[part].rows)
-            low, high = max(begin - start, 0), min(end - start, length)
-            if low < high:
-                read.append(self._stored.read_rows(part, low, high))
+            first_row, end_row = max(begin - start, 0), min(end - start, length)
+            if first_row < end_row:
+                pieces.append(self._stored.read_rows(part, first_row, end_row))
             start += length
         joined = ClipFeatures(
-            list(itertools.chain.from_iterable(clips.video_ids for clips in read)),
-            np.concatenate([clips.features for clips in read]),
-            np.concatenate([clips.positions for clips in read]),
+            list(itertools.chain.from_iterable(piece.video_ids for piece in pieces)),
+            np.concatenate([piece.features for piece in pieces]),
+            np.concatenate([piece.positions for piece in pieces]),
         )
-        return ResidentClips.of(joined, self._device)
+        return ResidentClips.from_clips(joined, self._device)
 
 
 def opened_source(stored: StoredClips, options: Ingest, device: torch.device, workers_here: int = 1) -> Source:
-    """The clips, held where there is room for them; of several workers all take the same ingest_mode.
+    """A source of batches in the requested ingest mode; `auto` takes the first mode whose memory or disk suffices.
 
-    `workers_here` is the number of workers that share this machine's memory.
+    All workers of a run take the same mode. `workers_here` is the number of workers that share this machine's
+    memory.
 
     Raises
     ------
     UserError
-        Where a shard is damaged, or there is no room on the ingest_mode that was asked for.
+        If a shard is damaged, or the disk is too small for the `disk` mode.
     """
     cache = cache_of(options)
-    ingest_mode = _agreed(_way(stored, options, device, workers_here, cache), device)
+    ingest_mode = _agreed_mode(_local_mode(stored, options, device, workers_here, cache), device)
     if ingest_mode == "stream":
-        return Streamed(stored, device, options.window_mib * 2**20)
+        return StreamedClips(stored, device, options.window_mib * 2**20)
     if ingest_mode == "disk":
-        return _mapped(stored, cache, device)
-    return ResidentClips.of(stored.read(), device)
+        return _mapped_clips(stored, cache, device)
+    return ResidentClips.from_clips(stored.read(), device)
 
 
 def cache_of(options: Ingest) -> Path:
-    """The folder for files that may be lost."""
+    """The folder for temporary files, which can be written again if they are lost."""
     return Path(options.cache or tempfile.gettempdir())
 
 
-def _way(stored: StoredClips, options: Ingest, device: torch.device, workers_here: int, cache: Path) -> str:
+def _local_mode(stored: StoredClips, options: Ingest, device: torch.device, workers_here: int, cache: Path) -> str:
+    """The requested ingest mode; for `auto` the first one for which this worker has enough memory or disk."""
     if options.ingest != "auto":
         return options.ingest
     if device.type == "cuda":
@@ -182,17 +191,17 @@ def _way(stored: StoredClips, options: Ingest, device: torch.device, workers_her
     return "disk" if stored.num_bytes <= options.ingest_share * shutil.disk_usage(cache).free else "stream"
 
 
-def _agreed(ingest_mode: str, device: torch.device) -> str:
-    """The most frugal ingest_mode that any worker has to take."""
+def _agreed_mode(ingest_mode: str, device: torch.device) -> str:
+    """The mode with the lowest memory use among those of all workers."""
     if not dist.is_initialized():
         return ingest_mode
-    number = torch.tensor(_WAYS.index(ingest_mode), device=device)
-    dist.all_reduce(number, dist.ReduceOp.MAX)
-    return _WAYS[int(number)]
+    index = torch.tensor(_INGEST_MODES.index(ingest_mode), device=device)
+    dist.all_reduce(index, dist.ReduceOp.MAX)
+    return _INGEST_MODES[int(index)]
 
 
-def _mapped(stored: StoredClips, cache: Path, device: torch.device) -> ResidentClips:
-    """The clips mapped from a file, which the first worker of a machine writes and all share."""
+def _mapped_clips(stored: StoredClips, cache: Path, device: torch.device) -> ResidentClips:
+    """The clips, mapped from files that the first worker of a machine writes and all its workers share."""
     described = json.dumps([stored.store.fingerprint, stored.mode, [part.path for part in stored.parts]])
     digest = hashlib.blake2b("\0".join([described, *stored.video_ids]).encode(), digest_size=10).hexdigest()
     folder = cache / f"scale-ray-clips-{digest}"
@@ -201,7 +210,7 @@ def _mapped(stored: StoredClips, cache: Path, device: torch.device) -> ResidentC
     with FileLock(folder / "lock"):
         if not all((folder / name).exists() for name in names):
             _write_mapped(stored, *(folder / name for name in names))
-    # Copy on write: torch wants memory that it could write to.
+    # Copy-on-write, because torch requires writable memory.
     features, positions = (torch.from_numpy(np.load(folder / name, mmap_mode="c")) for name in names)
     return ResidentClips(stored.video_ids, features, positions, device, "disk")
 
@@ -212,26 +221,26 @@ def _write_mapped(stored: StoredClips, features_path: Path, positions_path: Path
         features = mapped_array(unfinished[0], stored.shapes[0], np.float16)
         positions = mapped_array(unfinished[1], stored.shapes[1], np.float32)
         stored.read_into(features, positions)
-        for start in range(0, len(stored), _VIDEOS_AT_ONCE):
-            some = positions[start : start + _VIDEOS_AT_ONCE]
-            some[:] = normalised_positions(torch.from_numpy(np.array(some))).numpy()
+        for start in range(0, len(stored), _VIDEOS_PER_CHUNK):
+            chunk = positions[start : start + _VIDEOS_PER_CHUNK]
+            chunk[:] = normalised_positions(torch.from_numpy(np.array(chunk))).numpy()
         features.flush()
         positions.flush()
         for path, final in zip(unfinished, (features_path, positions_path), strict=True):
             os.replace(path, final)
     except OSError as error:
         raise UserError(
-            f"cache: expected room for {stored.num_bytes / 2**30:.1f} GiB of features in {features_path.parent}, "
-            f"found: {error.strerror or error}; give another --cache, or --ingest stream"
+            f"cache: expected space for {stored.num_bytes / 2**30:.1f} GiB of features in {features_path.parent}, "
+            f"found: {error.strerror or error}; use another --cache, or --ingest stream"
         ) from error
     finally:
         for path in unfinished:
             path.unlink(missing_ok=True)
 
 
-def one_ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """The items, each made by a thread while its forerunner is in use."""
-    with ThreadPoolExecutor(1, "one-ahead") as thread:
+def prefetched(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The items in order; a thread computes each item while the one before it is in use."""
+    with ThreadPoolExecutor(1, "prefetch") as thread:
         following = thread.submit(next, items, None)
         while (item := following.result()) is not None:
             following = thread.submit(next, items, None)
@@ -239,12 +248,13 @@ def one_ahead(items: Iterator[_Item]) -> Iterator[_Item]:
 
 
 def mapped_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
-    """A new array file of its full size.
+    """A new memory-mapped array file, allocated at its full size.
 
     Raises
     ------
     OSError
-        Where there is no room: a mapping of a file with holes would kill the process when the disk is full.
+        If the disk is too small. Without the allocation the file would be sparse, and a write to the mapping
+        would kill the process when the disk is full.
     """
     mapped = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
     with open(path, "r+b") as file:

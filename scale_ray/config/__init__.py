@@ -28,7 +28,7 @@ from scale_ray.config.extraction import (
     Sampling,
     store_folder_name,
 )
-from scale_ray.config.option import RENAMED, Options, flag_of, option_types
+from scale_ray.config.option import RENAMED, Options, flag_of, nearest, option_types
 from scale_ray.config.pipeline import PipelineConfig
 from scale_ray.config.pretraining import (
     AggregatorOptions,
@@ -80,6 +80,7 @@ __all__ = [
     "Training",
     "UiConfig",
     "flag_of",
+    "nearest",
     "option_types",
     "store_folder_name",
 ]

@@ -1,4 +1,4 @@
-"""Options of what is written of a trained aggregator's vectors, and of its backbone."""
+"""Options of vectors, neighbours and exported models."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from scale_ray.config.stage import StageConfig
 
 @dataclass(frozen=True)
 class Embedding(Options):
-    """What is written of the vectors."""
+    """Which vectors are written."""
 
     section = "embedding"
 
-    per_clip: bool = option(False, "Write the vectors of clips, too, in `clips/`.", main=True)
+    per_clip: bool = option(False, "Also write one vector per clip, to `clips/`.", main=True)
 
 
 @dataclass(frozen=True)
 class BackboneSource(Options):
-    """Where an aggregator's backbone comes from: all else of it is known from the aggregator's folder."""
+    """Where the weights of an aggregator's backbone are; the aggregator's folder has its other options."""
 
     section = "source"
 
     weights_at: str | None = option(
-        None, "Where the backbone's weights are, if not where they were in `extract`: default or a FILE."
+        None, "Weights of the backbone, if they have moved since `extract`: default or a FILE."
     )
 
 

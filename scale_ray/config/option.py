@@ -62,8 +62,8 @@ def option(
 ) -> Any:
     """A dataclass field that is an option.
 
-    `unit` stands behind the default in the help text, `main` options alone are in the short one, and
-    `sweep` are the values that a search tries by default.
+    `unit` follows the default in the help text, only `main` options are in the short help, and `sweep` are the values
+    that a search tries by default.
     """
     metadata = {"help": help, "unit": unit, "check": check, "main": main, "sweep": sweep}
     return dataclasses.field(default=default, metadata=metadata)
@@ -73,7 +73,7 @@ _Section = TypeVar("_Section", bound="Options")
 
 
 class Options:
-    """Base of the option dataclasses: checks every value, and reads and writes plain dictionaries."""
+    """Base of the sections: checks every value, and converts from and to plain dictionaries."""
 
     section: typing.ClassVar[str]
 
@@ -91,12 +91,12 @@ class Options:
 
     @classmethod
     def from_dict(cls: type[_Section], values: Mapping[str, Any]) -> _Section:
-        """The options of a section; an unknown name is refused.
+        """The section with these options; the others have their defaults.
 
         Raises
         ------
         UserError
-            For an unknown name, a value of the wrong type or one outside its range.
+            For an unknown option, a value of the wrong type or one outside its range.
         """
         known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         for name in values:
@@ -105,6 +105,7 @@ class Options:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
+        """The options as plain values."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()  # type: ignore[call-overload]
@@ -112,7 +113,7 @@ class Options:
 
 
 class OptionType(typing.NamedTuple):
-    """`plain`: the type, `tuple` for a list of `item`s; whether it may be None."""
+    """The type of an option: `plain`, `tuple` for a list of `item`s, and whether it may be None."""
 
     plain: type
     optional: bool
@@ -120,7 +121,7 @@ class OptionType(typing.NamedTuple):
 
 
 def option_types(section: type[Options]) -> dict[str, OptionType]:
-    """For every option of a section: its type."""
+    """The type of every option of a section."""
     found: dict[str, OptionType] = {}
     for name, hint in typing.get_type_hints(section).items():
         if typing.get_origin(hint) is typing.ClassVar:

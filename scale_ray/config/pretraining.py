@@ -16,29 +16,29 @@ _IN_0_1 = Check("in (0, 1]", lambda value: 0 < value <= 1)
 
 @dataclass(frozen=True)
 class Splits(Options):
-    """Which of a data set's official splits counts."""
+    """Which of a data set's official splits is used."""
 
     section = "splits"
 
     split: str | None = option(
-        None, "Name of one of several official splits; the first if not given. To probe, all: each, and their mean."
+        None, "Name of an official split; the first by default. For probes, all: each split, and their mean."
     )
 
 
 @dataclass(frozen=True)
 class Sets(Options):
-    """The clip sets that the aggregator trains on: what the sweep searches."""
+    """The clip sets that the aggregator trains on; the sweep searches these options."""
 
     section = "sets"
 
     set_size: int = option(
-        8, "Clips of one set; a video gives two disjoint sets.", check=at_least(1), main=True, sweep=(4, 8)
+        8, "Clips per set; each video gives two disjoint sets.", check=at_least(1), main=True, sweep=(4, 8)
     )
     mask_ratio: float = option(
         0.25, "Probability that a clip is masked.", check=fraction(with_one=False), main=True, sweep=(0.15, 0.25, 0.5)
     )
     masked_clips: int | None = option(
-        None, "Clips of every set that are masked, always as many; --mask-ratio counts if not given.", check=at_least(0)
+        None, "Exact number of masked clips per set, instead of --mask-ratio.", check=at_least(0)
     )
 
     def __post_init__(self) -> None:
@@ -57,36 +57,36 @@ class AggregatorOptions(Options):
 
     width: int = option(
         256,
-        "Width of the tokens; heads are 32 wide.",
+        "Width of the tokens; an attention head is 32 wide.",
         check=Check("a multiple of 32", lambda w: w > 0 and w % 32 == 0),
         main=True,
     )
     layers: int = option(2, "Transformer blocks.", check=at_least(1), main=True)
-    mlp_ratio: float = option(2.0, "Width of a block's MLP over that of the tokens.", check=above(0))
+    mlp_ratio: float = option(2.0, "Width of a block's MLP relative to the tokens.", check=above(0))
     dropout: float = option(0.1, "Dropout on residuals and attention.", check=fraction(with_one=False))
 
 
 @dataclass(frozen=True)
 class ObjectiveOptions(Options):
-    """The two losses and the heads that they need."""
+    """The two losses and their heads."""
 
     section = "objective"
 
     prediction_hidden: int = option(4096, "Hidden width of the prediction heads.", check=at_least(1))
     target_hidden: int = option(2048, "Hidden width of the target head.", check=at_least(1))
-    contrast_width: int = option(128, "Width in which features are compared.", check=at_least(1))
+    contrast_width: int = option(128, "Width in which projections are compared.", check=at_least(1))
     set_temperature: float = option(0.2, "Temperature of the set contrast.", check=above(0))
     clip_temperature: float = option(0.2, "Temperature of the masked clip loss.", check=above(0))
     set_weight: float = option(1.0, "Weight of the set loss.", check=at_least(0))
     clip_weight: float = option(1.0, "Weight of the masked clip loss.", check=at_least(0))
     clip_objective: str = option(
         "contrast",
-        "Masked clips: told from others (contrast), or their backbone features regressed.",
+        "Loss of the masked clips: contrast with other clips, or regression of their features by cosine or smooth_l1.",
         check=one_of("contrast", "cosine", "smooth_l1"),
     )
     candidates: str = option(
         "all",
-        "What masked clips are told from: all clips, or the masked ones.",
+        "Negatives of the masked clips: all clips of the batch, or only the masked ones.",
         check=one_of("all", "masked"),
     )
 
@@ -98,27 +98,29 @@ class ObjectiveOptions(Options):
 
 @dataclass(frozen=True)
 class Training(Options):
-    """Optimiser, schedule and length of the pretraining."""
+    """Optimiser, schedule and duration of the pretraining."""
 
     section = "training"
 
     pretrain_on: str = option(
         "train",
-        "Videos of the training split, or all that have train clips; tables call the second transductive.",
+        "Videos to train on: the training split, or all videos with train clips (transductive).",
         check=one_of("train", "all"),
     )
     epochs: int = option(200, "Passes over the videos.", check=at_least(1), main=True)
-    batch: int = option(512, "Videos of one global batch, at most.", check=at_least(2), main=True)
+    batch: int = option(512, "Videos per global batch.", check=at_least(2), main=True)
     accumulate: int = option(
-        1, "Parts that a batch is computed in, for less memory; the same loss and gradients.", check=at_least(1)
+        1, "Parts in which a batch is computed, to save memory; loss and gradients stay the same.", check=at_least(1)
     )
     learning_rate: float = option(3e-4, "Peak learning rate of AdamW.", check=above(0), main=True)
-    weight_decay: float = option(1e-4, "Weight decay, not on biases, norms and tokens.", check=at_least(0))
-    warmup_share: float = option(0.05, "Share of the steps that warm up.", check=fraction(with_one=False))
-    gradient_clip: float = option(0.0, "Largest norm of the gradient; 0: any.", check=at_least(0))
+    weight_decay: float = option(1e-4, "Weight decay; not applied to biases, norms and tokens.", check=at_least(0))
+    warmup_share: float = option(
+        0.05, "Fraction of the steps with a rising learning rate.", check=fraction(with_one=False)
+    )
+    gradient_clip: float = option(0.0, "Maximum norm of the gradient; 0: no limit.", check=at_least(0))
     ema_decay: float = option(
         0.0,
-        "Decay of the moving average of the weights that is kept and probed; 0: none.",
+        "Decay of a moving average of the weights, which is then saved and probed; 0: none.",
         check=fraction(with_one=False),
     )
     train_precision: str = option(
@@ -126,66 +128,64 @@ class Training(Options):
         "Precision of the training: float32 or bfloat16; auto: bfloat16 on GPUs.",
         check=one_of("auto", "float32", "bfloat16"),
     )
-    compile: bool = option(False, "Compile the aggregator and the heads; minutes at the start, for GPUs.")
+    compile: bool = option(False, "Compile the aggregator and the heads, for GPUs; takes minutes at the start.")
     seed: int = option(0, "Seed of weights, order, sets and masks.", check=at_least(0), main=True)
     held_out_share: float = option(
         0.0,
-        "Share of the training videos held out, by group, for a validation loss.",
+        "Fraction of the training videos held out, by group, for a validation loss.",
         check=fraction(with_one=False),
         main=True,
     )
-    monitor_epochs: int = option(
-        10, "Epochs from one validation, by loss and k-NN, to the next; 0: never.", check=at_least(0)
-    )
+    monitor_epochs: int = option(10, "Epochs between validations by loss and k-NN; 0: never.", check=at_least(0))
     patience: int = option(
         0,
-        "Validations without gain before training stops, with the best weights; 0: any.",
+        "Stop after this many validations without improvement, with the best weights; 0: never.",
         check=at_least(0),
     )
     workers: str = option(
         "auto",
-        "Ray Train workers: N or MIN..MAX; auto: a GPU each, or up to 2 on CPUs.",
+        "Ray Train workers: N or MIN..MAX; auto: one per GPU, or up to 2 on CPUs.",
         check=Check("auto, N or MIN..MAX", lambda text: text == "auto" or bool(_WORKERS.fullmatch(text))),
         main=True,
     )
-    checkpoint_epochs: int = option(10, "Epochs from one checkpoint to the next; 0: by steps alone.", check=at_least(0))
-    checkpoint_steps: int = option(0, "Steps from one checkpoint to the next; 0: by epochs alone.", check=at_least(0))
+    checkpoint_epochs: int = option(10, "Epochs between checkpoints; 0: only by steps.", check=at_least(0))
+    checkpoint_steps: int = option(0, "Steps between checkpoints; 0: only by epochs.", check=at_least(0))
     keep_checkpoints: int = option(
-        2, "Checkpoints kept: the newest, those of least validation loss.", check=at_least(1)
+        2, "Checkpoints to keep: the newest, or those with the lowest validation loss.", check=at_least(1)
     )
-    max_restarts: int = option(2, "Restarts from the newest checkpoint after a worker died.", check=at_least(0))
+    max_restarts: int = option(2, "Restarts from the newest checkpoint after a worker has died.", check=at_least(0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.num_workers or (1, 1)
         if not 1 <= low <= high:
-            raise UserError(f"workers: expected at least 1, and MIN..MAX in rising order, found {self.workers}")
+            raise UserError(f"workers: expected at least 1, and MIN..MAX in ascending order, found {self.workers}")
         if self.patience and not (self.held_out_share and self.monitor_epochs):
-            raise UserError("patience: expected a --held-out-share and --monitor-epochs to judge by, found none")
+            raise UserError("patience: expected --held-out-share and --monitor-epochs above 0, found 0")
 
     @property
     def num_workers(self) -> tuple[int, int] | None:
-        """Least and largest number of workers; None where the cluster decides."""
+        """Minimum and maximum number of workers; None if the cluster decides."""
         found = _WORKERS.fullmatch(self.workers)
         return None if found is None else (int(found[1]), int(found[2] or found[1]))
 
 
 @dataclass(frozen=True)
 class Ingest(Options):
-    """Where the stored features are while the aggregator trains on them."""
+    """Where the stored features are kept while the aggregator trains on them."""
 
     section = "ingest"
 
     ingest: str = option(
         "auto",
-        "Features held in the device's memory, mapped from local disk, or streamed; auto: the first that fits.",
+        "Keep features in the device's memory, map them from local disk, or stream them; auto: the first that fits.",
         check=one_of("auto", "memory", "disk", "stream"),
     )
     cache: str | None = option(
-        None, "Folder on local disk for mapped features; the system's temporary one if not given."
+        None, "Folder on local disk for mapped features; the system's temporary folder by default."
     )
     ingest_share: float = option(
-        0.5, "Share of the free memory, or of the free disk, that features may take.", unit="of 1", check=_IN_0_1
+        0.5, "Fraction of the free memory, or of the free disk, that features may take.", check=_IN_0_1
     )
     window_mib: int = option(1024, "Streamed features that are shuffled together.", unit="MiB", check=at_least(1))
 

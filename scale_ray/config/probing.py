@@ -15,56 +15,66 @@ PROBES = ("knn", "linear", "mlp", "attentive", "finetuned", "lowshot", "retrieva
 
 @dataclass(frozen=True)
 class Probing(Options):
-    """What the representations are measured by, and how (section 4 of the paper)."""
+    """Which probes measure the representations, and how (section 4 of the paper)."""
 
     section = "probing"
 
     probes: tuple[str, ...] = option(
         ("knn", "linear", "retrieval", "clustering"),
-        "Probes by name, or all.",
+        "Names of the probes, or all.",
         check=each(one_of(*PROBES, "all")),
         main=True,
     )
-    target: str = option("auto", "Column that is told, such as label.", main=True)
-    probe_seeds: int = option(1, "Seeds of the probes, from --probe-seed on.", check=at_least(1), main=True)
+    target: str = option("auto", "Column to predict, for example label.", main=True)
+    probe_seeds: int = option(1, "Number of seeds, beginning with --probe-seed.", check=at_least(1), main=True)
     probe_seed: int = option(0, "First seed of the probes.", check=at_least(0))
     knn_k: tuple[int, ...] = option(
         (20, 5, 10, 50),
-        "Neighbours that vote; the first is shown, the others are in the files.",
+        "Numbers of neighbours; the first is in the table, the others only in the files.",
         check=each(at_least(1)),
     )
-    knn_temperature: tuple[float, ...] = option((0.07,), "Temperatures of the votes, likewise.", check=each(above(0)))
+    knn_temperature: tuple[float, ...] = option(
+        (0.07,),
+        "Temperatures of the votes; the first is in the table, the others only in the files.",
+        check=each(above(0)),
+    )
     learning_rates: tuple[float, ...] = option(
         (3e-4, 1e-3, 3e-3),
-        "Learning rates of trained probes, chosen from on a part of the training split.",
+        "Learning rates to try for trained probes; one is chosen on a part of the training split.",
         check=each(above(0)),
     )
     weight_decays: tuple[float, ...] = option(
-        (1e-4, 1.0), "Weight decays of trained probes, likewise.", check=each(at_least(0))
+        (1e-4, 1.0),
+        "Weight decays to try for trained probes; one is chosen on a part of the training split.",
+        check=each(at_least(0)),
     )
     choice_share: float = option(
         0.2,
-        "Share of the training split, by group, that chooses where no validation videos are given.",
+        "Fraction of the training split, by group, on which settings are chosen if there are no validation videos.",
         check=Check("in (0, 1)", lambda value: 0 < value < 1),
     )
     probe_epochs: int = option(60, "Epochs of trained probes.", check=at_least(1))
-    probe_min_steps: int = option(700, "Least steps of them: a small corpus gets more epochs.", check=at_least(1))
-    probe_draws: int = option(16, "Draws of clip sets before they come round again.", check=at_least(1))
-    probe_batch: int = option(512, "Videos of one batch.", check=at_least(1))
-    probe_set_size: int = option(8, "Clips of the random sets that they train on.", check=at_least(1))
+    probe_min_steps: int = option(
+        700, "Minimum number of training steps; small corpora get more epochs.", check=at_least(1)
+    )
+    probe_draws: int = option(16, "Number of different draws of clip sets; then they repeat.", check=at_least(1))
+    probe_batch: int = option(512, "Videos per batch of trained probes.", check=at_least(1))
+    probe_set_size: int = option(8, "Clips per random set of trained probes.", check=at_least(1))
     deep_epochs: int = option(20, "Epochs of the probes attentive and finetuned.", check=at_least(1))
-    deep_batch: int = option(64, "Videos of one batch of them.", check=at_least(1))
-    deep_min_steps: int = option(300, "Least steps of mlp, attentive and finetuned.", check=at_least(1))
+    deep_batch: int = option(64, "Videos per batch of the probes attentive and finetuned.", check=at_least(1))
+    deep_min_steps: int = option(
+        300, "Minimum number of training steps of mlp, attentive and finetuned.", check=at_least(1)
+    )
     low_shot: tuple[float, ...] = option(
         (0.01, 0.05, 0.1, 1, 5),
-        "Labels of the low-shot probe: shares of each class below 1, videos of each class from 1 on.",
+        "Labels of the low-shot probe: below 1 a fraction of each class, from 1 on a number of videos per class.",
         check=each(above(0)),
     )
-    resamples: int = option(1000, "Resamples of the test videos behind the intervals.", check=at_least(1))
+    resamples: int = option(1000, "Bootstrap resamples of the test videos, for the intervals.", check=at_least(1))
 
     @property
     def chosen_probes(self) -> tuple[str, ...]:
-        """The probes asked for, in the order of the table."""
+        """The chosen probes, in the order of the table."""
         return tuple(name for name in PROBES if name in self.probes or "all" in self.probes)
 
 
@@ -75,7 +85,7 @@ class Representing(Options):
     section = "representing"
 
     ensemble: int = option(
-        0, "Clips of the sets that a video's clips are dealt into; 0: all in one set.", check=at_least(0)
+        0, "Clips per set when a video's clips are divided into several sets; 0: all in one set.", check=at_least(0)
     )
 
 

@@ -1,4 +1,4 @@
-"""Options of where it runs and what keeps the record."""
+"""Options of where a stage runs and where it is recorded."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from scale_ray.config.stage import StageConfig
 
 @dataclass(frozen=True)
 class Tracking(Options):
-    """Where MLflow keeps its record."""
+    """Where MLflow records the runs."""
 
     section = "tracking"
 
     tracking_uri: str | None = option(None, "MLflow's tracking URI; RUNS/mlflow.db by default.", main=True)
-    experiment: str = option("scale-ray", "MLflow experiment.")
-    register: str | None = option(None, "Name under which the aggregator becomes a version of a model in MLflow.")
+    experiment: str = option("scale-ray", "Name of the MLflow experiment.")
+    register: str | None = option(None, "Register the aggregator in MLflow as a new version of the model of this name.")
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Cluster(Options):
 
     section = "cluster"
 
-    address: str | None = option(None, "Address of a running Ray cluster; else a Ray of our own.", main=True)
-    cpus: int = option(0, "CPUs of a Ray of our own; 0: all.", check=at_least(0), main=True)
+    address: str | None = option(None, "Address of a running Ray cluster; otherwise a local Ray is started.", main=True)
+    cpus: int = option(0, "CPUs of the local Ray; 0: all.", check=at_least(0), main=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,11 +21,13 @@ class Searching(Options):
 
     validation_share: float = option(
         0.25,
-        "Share of the training split, by group, that ranks the settings.",
+        "Fraction of the training split, by group, on which the settings are ranked.",
         check=Check("in (0, 1)", lambda value: 0 < value < 1),
         main=True,
     )
-    trials_at_once: int = option(0, "Trials at the same time; 0: one a CPU or GPU.", check=at_least(0), main=True)
+    trials_at_once: int = option(
+        0, "Maximum number of concurrent trials; 0: one per CPU or GPU.", check=at_least(0), main=True
+    )
 
 
 Grid = grid_of(Sets)

@@ -1,4 +1,4 @@
-"""Where the videos are, and what is known of them."""
+"""The corpus: where the videos are, with their labels, groups and splits."""
 
 from scale_ray.corpus.corpus import COLUMNS, Corpus, read_corpus
 from scale_ray.corpus.splits import DEFAULT, modes_of

@@ -1,4 +1,4 @@
-"""Which official layout a corpus has: its lists found inside or beside the videos, and read."""
+"""Detection of official layouts: finds the lists of a data set inside or beside the videos, and reads them."""
 
 from __future__ import annotations
 
@@ -11,102 +11,104 @@ from dataclasses import dataclass
 
 from pyarrow import fs
 
-from scale_ray.corpus.layouts import LAYOUTS, Layout, Reading
+from scale_ray.corpus.layouts import LAYOUTS, Annotations, Layout
 from scale_ray.errors import UserError
 from scale_ray.locations import REQUESTS_AT_ONCE, filesystem_of, is_uri, join, parent, read_bytes, without_options
 
-# What a layout takes for a video; lists, archives and read-me files lie in the same folders.
+# What a layout counts as a video: lists, archives and read-me files lie in the same folders.
 _VIDEO_SUFFIXES = frozenset(
     (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 )
 
 
 @dataclass(frozen=True)
-class Recognised:
-    """The layout of a corpus: the data set's name, where its lists are (for messages), and what they say."""
+class RecognisedLayout:
+    """The official layout of a corpus: name of the data set, folder of its lists (for messages) and their content."""
 
     title: str
-    where: str
-    reading: Reading
+    shown_folder: str
+    content: Annotations
 
 
-def read_layout(name: str, root: str, ids: Sequence[str], annotations: str | None) -> Recognised | None:
-    """What the official lists of layout `name` say of the videos of a corpus; None: it is a plain folder.
+def read_layout(name: str, root: str, ids: Sequence[str], annotations: str | None) -> RecognisedLayout | None:
+    """Read the official lists of layout `name` for the videos of a corpus; returns None for a plain folder.
 
-    `ids` are the files, relative to the location `root`. The lists are looked for in `annotations`, or
-    else inside `root` and beside it. Lists that nobody asked for have to name more than half of the
-    videos, since those of another corpus may lie beside it.
+    `ids` are the paths of the files relative to the location `root`. The lists are looked for in `annotations`
+    if it is given, otherwise inside `root` and beside it. If neither a layout nor `annotations` is given, the
+    lists have to name more than half of the videos, since lists of another corpus may lie beside this one.
 
     Raises
     ------
     UserError
-        Where a layout or `annotations` is given and its lists are not there, are no such lists or name
-        no video of the corpus; where lists that nobody asked for name some of the videos, but not half.
+        If a layout or `annotations` is given and the lists are missing, of another format, or name no video
+        of the corpus; if neither is given and the lists name some of the videos, but not more than half.
     """
     if name == "folder":
         if annotations is not None:
             raise UserError(f"annotations: expected none with layout folder, found {annotations}")
         return None
-    asked = name != "auto" or annotations is not None
+    is_requested = name != "auto" or annotations is not None
     candidates = list(LAYOUTS.values()) if name == "auto" else [LAYOUTS[name]]
     ids = [video_id for video_id in ids if posixpath.splitext(video_id)[1].lower() in _VIDEO_SUFFIXES]
-    found = _found(candidates, root, ids, annotations)
-    best = max(found, key=lambda one: one.reading.num_listed, default=None)
+    recognised = _recognised_layouts(candidates, root, ids, annotations)
+    best = max(recognised, key=lambda layout: layout.content.num_listed, default=None)
     if best is not None:
-        listed, count = best.reading.num_listed, len(ids)
-        if listed * 2 > count or (listed and asked):
+        num_listed, num_videos = best.content.num_listed, len(ids)
+        if num_listed * 2 > num_videos or (num_listed and is_requested):
             return best
-        if asked or listed:
-            hint = "" if asked else "; --layout says whether they count"
+        if is_requested or num_listed:
+            hint = "" if is_requested else "; use --layout to accept or ignore the lists"
             raise UserError(
-                f"expected the videos of the {best.title} lists in {best.where}, "
-                f"found {listed} of {count} videos named there{hint}"
+                f"expected the videos of the {best.title} lists in {best.shown_folder}, "
+                f"found {num_listed} of {num_videos} videos in these lists{hint}"
             )
-    elif asked:
-        wanted = ", ".join(f"{layout.example} ({layout.title})" for layout in candidates)
-        raise UserError(f"expected {wanted} in {annotations or f'{root} or beside it'}, found none")
+    elif is_requested:
+        examples = " or ".join(f"{layout.example} ({layout.title})" for layout in candidates)
+        raise UserError(f"expected {examples} in {annotations or f'{root} or beside it'}, found none")
     return None
 
 
-def _found(candidates: Sequence[Layout], root: str, ids: Sequence[str], annotations: str | None) -> list[Recognised]:
-    """Every layout whose lists are there, read."""
+def _recognised_layouts(
+    candidates: Sequence[Layout], root: str, ids: Sequence[str], annotations: str | None
+) -> list[RecognisedLayout]:
+    """The candidates whose lists exist, with their annotations."""
     bases: list[str | None] = [root, parent(root)]
-    file = None
+    single_list = None
     if annotations is not None:
         filesystem, path = filesystem_of(annotations)
         kind = filesystem.get_file_info(path).type
         if kind == fs.FileType.NotFound:
             raise UserError(f"annotations: expected a folder or file of official lists, found nothing at {annotations}")
         bases = [annotations]
-        file = (
+        single_list = (
             (parent(annotations) or "", [posixpath.basename(without_options(path))])
             if kind == fs.FileType.File
             else None
         )
     entries = functools.cache(_entries)
-    found = []
+    recognised = []
     for layout in candidates:
-        for folder, files in [file] if file else _usual_places(bases, layout.folders, entries):
-            texts = _texts_of(folder, [name for name in files if re.fullmatch(layout.lists, name)])
+        for folder, files in [single_list] if single_list else _usual_folders(bases, layout.folders, entries):
+            texts = _read_texts(folder, [name for name in files if re.fullmatch(layout.list_names, name)])
             texts = {name: text for name, text in texts.items() if layout.recognises(text)}
             if texts:
-                found.append(Recognised(layout.title, _shown(folder), layout.read(ids, texts)))
+                recognised.append(RecognisedLayout(layout.title, _shown(folder), layout.read(ids, texts)))
                 break
-    return found
+    return recognised
 
 
 def _shown(location: str) -> str:
-    """A location for messages: a URI without its options and without keys before the bucket."""
+    """A location for messages: a URI without its options and without the keys before the bucket."""
     return re.sub("://[^/]*@", "://", without_options(location)) if is_uri(location) else location
 
 
 _Entries = tuple[list[str], list[str]]
 
 
-def _usual_places(
+def _usual_folders(
     bases: Sequence[str | None], names: Sequence[str], entries: Callable[[str], _Entries]
 ) -> Iterator[tuple[str, list[str]]]:
-    """The folders there are of those that lists are usually in, with the names of their files."""
+    """The existing folders among those that usually hold the lists, each with the names of its files."""
     for base in bases:
         if base is not None:
             files, folders = entries(base)
@@ -116,22 +118,22 @@ def _usual_places(
 
 
 def _entries(folder: str) -> _Entries:
-    """The names of the files and of the folders right below a folder; none where it cannot be listed."""
+    """The names of the files and of the subfolders in a folder; none if it cannot be listed."""
     try:
         filesystem, path = filesystem_of(folder)
         infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    except Exception:  # noqa: BLE001 - nobody promised that the folder above a corpus can be listed
+    except Exception:  # noqa: BLE001 - the folder above a corpus may be unreadable, with any error of its driver
         return [], []
     files = sorted(info.base_name for info in infos if info.type == fs.FileType.File)
     return files, [info.base_name for info in infos if info.type == fs.FileType.Directory]
 
 
-def _texts_of(folder: str, names: Sequence[str]) -> dict[str, str]:
-    def text_of(name: str) -> str:
+def _read_texts(folder: str, names: Sequence[str]) -> dict[str, str]:
+    def read_text(name: str) -> str:
         try:
             return read_bytes(join(folder, name)).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(f"{join(folder, name)}: expected a text in UTF-8, found {error}") from error
+            raise UserError(f"{join(folder, name)}: expected text in UTF-8, found {error}") from error
 
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        return dict(zip(names, pool.map(text_of, names), strict=True))
+        return dict(zip(names, pool.map(read_text, names), strict=True))

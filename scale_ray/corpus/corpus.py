@@ -1,4 +1,4 @@
-"""Where the videos are: folders, globs, manifests and official layouts; their identities, labels and splits."""
+"""Reads a corpus from a folder, a glob or a manifest: the ids, paths, labels, groups and splits of its videos."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scale_ray.errors import UserError
 from scale_ray.locations import absolute, filesystem_of, is_uri, join, list_files, without_options
 
 _DEFAULTS = CorpusOptions()
-# What is known of a video before it is opened; a manifest's own columns follow.
+# The columns that are known before a video is opened; the additional columns of a manifest follow them.
 COLUMNS = pa.schema(
     [
         ("video_id", pa.string()),
@@ -42,11 +42,11 @@ COLUMNS = pa.schema(
 class Corpus:
     """The videos of one source.
 
-    `videos` has a row a video, in the order of `video_id`: `video_id`, `path`, `size_bytes` (null for a
-    file that is not there or cannot be asked), `label`, `labels` (of a multi-label corpus), `target` (a
-    number to predict) and `group`, all null where unknown; `splits` (name -> train, validation or test; no
-    entry for a split that the video is not in), and a manifest's own columns.
-    `split_note` says where the splits come from.
+    `videos` has one row per video, sorted by `video_id`, with the columns `video_id`, `path`, `size_bytes` (null if
+    the file does not exist or its size cannot be read), `label`, `labels` (of a multi-label corpus), `target` (a
+    number to predict) and `group`, all null if unknown; `splits` (split name -> train, validation or test; no
+    entry for a split that the video is not in), and the additional columns of a manifest.
+    `split_note` describes where the splits come from.
     """
 
     source: str
@@ -55,32 +55,32 @@ class Corpus:
 
     @property
     def split_names(self) -> tuple[str, ...]:
-        """The names of the splits, in order: one called `default`, or several official ones."""
+        """The sorted names of the splits: `default` if there is one without a name, otherwise as they were given."""
         return tuple(sorted({name for splits in self.videos["splits"].to_pylist() for name, _ in splits}))
 
 
 def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, leave_out: str | None = None) -> Corpus:
-    """List the videos of a folder (class per subfolder, or an official layout), a glob or a manifest.
+    """List the videos of a folder (one subfolder per class, or an official layout), a glob or a manifest.
 
-    Every file of a plain folder counts but hidden ones: what is no video is found out, and said, when it
-    is opened. `leave_out` names a folder inside it that holds something else, such as the store. In a URI
-    the wildcards are `*`, `**` and `[...]`, since `?` begins its options.
+    Every file of a plain folder is listed, except hidden ones; a file that is not a video is reported when it is
+    opened. `leave_out` is a folder inside the source that is skipped, such as the feature store. In a URI the
+    wildcards are `*`, `**` and `[...]`; `?` is none, because it begins the options of the URI.
 
-    A manifest is a CSV or Parquet file with a column `path` (absolute, a URI, or relative to its own
-    folder) and, as far as known, `video_id` or `id`, `label`, `labels` (a list; in CSV with `|` or `;`
-    between them), `target`, `group`, `split` and `split_NAME`.
+    A manifest is a CSV or Parquet file with a column `path` (absolute, a URI, or relative to the folder of the
+    manifest). Optional columns: `video_id` or `id`, `label`, `labels` (a list; in CSV separated by `|` or `;`),
+    `target`, `group`, `split` and `split_NAME`.
 
     Raises
     ------
     UserError
-        Where there is nothing, the lists of a layout are not there, a manifest cannot be used, a video
-        comes twice, or a group is on two sides of one split.
+        If there is no video, the lists of a layout are missing, a manifest is invalid, a video occurs twice,
+        or a group is in two subsets of one split.
     """
-    own: dict[str, pa.ChunkedArray] = {}
+    extra_columns: dict[str, pa.ChunkedArray] = {}
     if without_options(source).lower().endswith(MANIFEST_SUFFIXES) and not _is_glob(source):
         if options.layout != "auto" or options.annotations is not None:
-            raise UserError(f"layout, annotations: expected them with a folder or a glob, found the manifest {source}")
-        videos, own = read_manifest(source)
+            raise UserError(f"layout, annotations: expected a folder or a glob with them, found the manifest {source}")
+        videos, extra_columns = read_manifest(source)
         note = "splits as given"
     else:
         videos, note = _from_folder(source, options, leave_out)
@@ -96,60 +96,63 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, leave_out: s
             **vars(video),
             "video_id": prefix + video.video_id,
             "group": prefix + video.group if video.group is not None else None,
-            "splits": list(sides.items()),
+            "splits": list(subsets.items()),
         }
-        for video, sides in zip(videos, splits, strict=True)
+        for video, subsets in zip(videos, splits, strict=True)
     ]
     table = pa.Table.from_pylist(rows, schema=COLUMNS)
-    for name, values in own.items():
+    for name, values in extra_columns.items():
         table = table.append_column(name, values)
     return Corpus(source, table.sort_by("video_id"), note)
 
 
 def _complete_splits(videos: Sequence[Video], note: str, test_share: float) -> str:
-    """Draw splits where the source has none; the note that says where they come from."""
+    """Draw the splits of `videos` if the source has none; returns the note on where the splits come from."""
     if any(video.splits for video in videos):
         num_without = sum(not video.splits for video in videos)
         return note + counted(num_without, "video in no split", "videos in no split")
-    labelled = [any(known is not None for known in (video.label, video.labels, video.target)) for video in videos]
+    labelled = [any(value is not None for value in (video.label, video.labels, video.target)) for video in videos]
     ids, groups = [video.video_id for video in videos], [video.group for video in videos]
     splits, note = hashed_splits(ids, groups, labelled, test_share)
-    for video, sides in zip(videos, splits, strict=True):
-        video.splits = sides
+    for video, subsets in zip(videos, splits, strict=True):
+        video.splits = subsets
     return note
 
 
 def _from_folder(source: str, options: CorpusOptions, leave_out: str | None) -> tuple[list[Video], str]:
-    """The videos of a folder or glob with what its official lists, or else its subfolders, say of them."""
+    """The videos of a folder or glob, labelled by its official lists, otherwise by its subfolders; and a note."""
     root, sizes = _matching_files(source) if _is_glob(source) else _files(source)
-    inner = filesystem_of(root)[1]
-    apart = filesystem_of(leave_out)[1].rstrip("/") + "/" if leave_out else None
+    root_path = filesystem_of(root)[1]
+    excluded = filesystem_of(leave_out)[1].rstrip("/") + "/" if leave_out else None
     for video_id in list(sizes):
-        hidden = any(part.startswith(".") for part in video_id.split("/"))
-        if hidden or (apart and posixpath.join(inner, video_id).startswith(apart)):
+        is_hidden = any(part.startswith(".") for part in video_id.split("/"))
+        if is_hidden or (excluded and posixpath.join(root_path, video_id).startswith(excluded)):
             del sizes[video_id]
     if not sizes:
-        what = "no file that matches" if _is_glob(source) else "an empty folder at"
-        raise UserError(f"expected videos, found {what} {source}")
-    found = read_layout(options.layout, root, list(sizes), options.annotations)
-    if found is None:
+        result = "no file that matches" if _is_glob(source) else "an empty folder at"
+        raise UserError(f"expected videos, found {result} {source}")
+    layout = read_layout(options.layout, root, list(sizes), options.annotations)
+    if layout is None:
         return [
             Video(video_id, join(root, video_id), size, posixpath.dirname(video_id) or None)
             for video_id, size in sizes.items()
         ], ""
     videos = [
-        Video(video_id, join(root, video_id), sizes[video_id], said.label, group=said.group, splits=dict(said.splits))
-        for video_id, said in found.reading.videos.items()
+        Video(
+            video_id, join(root, video_id), sizes[video_id], entry.label, group=entry.group, splits=dict(entry.splits)
+        )
+        for video_id, entry in layout.content.videos.items()
     ]
     names = sorted({name for video in videos for name in video.splits or {}})
-    which = "official split" + ("" if names == [DEFAULT] else f"{'s' * (len(names) > 1)} {', '.join(names)}")
-    note = f"{which} of {found.title}, from {found.where}"
-    note += counted(found.reading.num_absent, "listed video is not there", "listed videos are not there")
-    return videos, note + counted(found.reading.num_left_out, "video in no list left out", "videos in no list left out")
+    description = "official split" + ("" if names == [DEFAULT] else f"{'s' * (len(names) > 1)} {', '.join(names)}")
+    note = f"{description} of {layout.title}, from {layout.shown_folder}"
+    note += counted(layout.content.num_absent, "listed video is missing", "listed videos are missing")
+    note += counted(layout.content.num_left_out, "unlisted video left out", "unlisted videos left out")
+    return videos, note
 
 
 def _files(folder: str) -> tuple[str, dict[str, int]]:
-    """A folder, and the sizes in bytes of all files below it by their paths relative to it."""
+    """The absolute location of a folder, and the size in bytes of each file below it, by its relative path."""
     filesystem, root = filesystem_of(folder)
     kind = filesystem.get_file_info(root).type
     if kind == fs.FileType.NotFound:
@@ -160,10 +163,10 @@ def _files(folder: str) -> tuple[str, dict[str, int]]:
 
 
 def _matching_files(source: str) -> tuple[str, dict[str, int]]:
-    """The folder before the first wildcard, and the files that match, as in `_files`.
+    """The folder before the first wildcard, and the sizes of the files that match, as in `_files`.
 
-    Identities are relative to that folder, so that a longer glob keeps them. A remote folder is listed
-    as a whole, in requests of a thousand files; on local disk only the folders that match are looked into.
+    Ids are relative to that folder, so that a narrower glob keeps them. A remote folder is listed as a whole,
+    in requests of a thousand files; on local disk only the folders that match are listed.
     """
     location = absolute(source)
     pattern = without_options(location)
@@ -176,7 +179,7 @@ def _matching_files(source: str) -> tuple[str, dict[str, int]]:
     try:
         matches = re.compile(glob_translate(unquote("/".join(parts[first:])))).fullmatch
     except ValueError as error:
-        raise UserError(f"expected ** in a glob to stand between two /, found {source}") from error
+        raise UserError(f"expected ** to stand alone between two / of a glob, found {source}") from error
     root, sizes = _files(folder + location[len(pattern) :])
     return root, {name: size for name, size in sizes.items() if matches(name)}
 
@@ -186,4 +189,4 @@ def _is_glob(source: str) -> bool:
 
 
 def _has_wildcard(text: str) -> bool:
-    return any(letter in text for letter in "*?[")
+    return any(character in text for character in "*?[")

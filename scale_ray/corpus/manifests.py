@@ -1,4 +1,4 @@
-"""Manifests: the videos of a CSV or Parquet file, with what it says of each."""
+"""Reads manifests: CSV or Parquet files that list videos with their labels, groups and splits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from scale_ray.corpus.splits import DEFAULT, SPLITS, subset_of
+from scale_ray.corpus.splits import DEFAULT, SUBSETS, subset_of
 from scale_ray.errors import UserError, first_line
 from scale_ray.locations import REQUESTS_AT_ONCE, filesystem_of, is_uri, join, parent, read_bytes, without_options
 
@@ -27,7 +27,7 @@ MANIFEST_SUFFIXES = (".csv", ".parquet")
 
 @dataclass
 class Video:
-    """What is known of one video; no `splits` where the source has none for any video."""
+    """One video of a corpus and its annotations; `splits` is None or empty until a split is known."""
 
     video_id: str
     path: str
@@ -43,7 +43,13 @@ _COLUMNS = tuple(field.name for field in dataclasses.fields(Video))
 
 
 def read_manifest(source: str) -> tuple[list[Video], dict[str, pa.ChunkedArray]]:
-    """The videos of a manifest, and the columns that are its own."""
+    """Read the videos of a manifest, and its additional columns.
+
+    Raises
+    ------
+    UserError
+        If the manifest cannot be read, has no column `path` or no row, or holds an invalid value.
+    """
     manifest = _read_table(source)
     columns = {name: manifest[name].to_pylist() for name in manifest.column_names}
     root = parent(source)
@@ -52,9 +58,9 @@ def read_manifest(source: str) -> tuple[list[Video], dict[str, pa.ChunkedArray]]
     for name in dict.fromkeys(["path", id_column]):
         for row, value in enumerate(columns[name], 1):
             if _text(value) is None:
-                raise UserError(f"{source}: expected a value of {name!r} in every row, found none in row {row}")
-    named = [str(value) for value in columns["path"]]
-    paths = [value if is_uri(value) or os.path.isabs(value) else join(root, value) for value in named]
+                raise UserError(f"{source}: expected a value for {name!r} in every row, found none in row {row}")
+    locations = [str(value) for value in columns["path"]]
+    paths = [value if is_uri(value) or os.path.isabs(value) else join(root, value) for value in locations]
     splits = _given_splits(columns, source)
     videos = [
         Video(str(_text(video_id)), path, size)
@@ -79,37 +85,37 @@ def _read_table(source: str) -> pa.Table:
     try:
         table = pq.read_table(io.BytesIO(data)) if is_parquet else _read_csv(data)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"expected a readable manifest, found in {source}: {first_line(error)}") from error
+        raise UserError(f"{source}: expected a readable manifest, found: {first_line(error)}") from error
     names = table.column_names
     if "path" not in names:
         raise UserError(f"{source}: expected a column 'path', found {', '.join(names) or 'none'}")
     split_names = [name for name in map(_split_of, names) if name is not None]
-    for kind, found in (("column", names), ("split", split_names)):
-        for name, count in Counter(found).items():
+    for kind, values in (("column", names), ("split", split_names)):
+        for name, count in Counter(values).items():
             if count > 1:
                 raise UserError(f"{source}: expected every {kind} once, found {name!r} more than once")
     if "splits" in names and not pa.types.is_map(table["splits"].type):
         raise UserError(f"{source}: expected columns 'split' or 'split_NAME', found 'splits'")
     if not len(table):
-        raise UserError(f"expected videos, found no row in {source}")
+        raise UserError(f"expected videos, found no rows in {source}")
     return table
 
 
 def _read_csv(data: bytes) -> pa.Table:
-    """The table of a CSV file; what this package reads of it is text, so that a label 001 stays 001."""
+    """The table of a CSV file; the columns that this package uses are text, so that a label 001 stays 001."""
     names = pyarrow.csv.open_csv(io.BytesIO(data)).schema.names
-    ours = [name for name in names if name in ("id", *_COLUMNS) or _split_of(name) is not None]
-    types = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(ours, pa.string()))
+    text_columns = [name for name in names if name in ("id", *_COLUMNS) or _split_of(name) is not None]
+    types = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(text_columns, pa.string()))
     return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=types)
 
 
 def _split_of(column: str) -> str | None:
-    """The split that a manifest's column is of: `split` is the default one, `split_NAME` is NAME."""
+    """The name of the split that a column holds: `default` for `split`, NAME for `split_NAME`; None for others."""
     return DEFAULT if column == "split" else column.removeprefix("split_") if column.startswith("split_") else None
 
 
 def _given_splits(columns: Mapping[str, list[Any]], source: str) -> list[dict[str, str]]:
-    """The splits of each row, from `split` and `split_NAME`, or from `splits` of a store's videos.parquet."""
+    """The splits of each row, from `split` and `split_NAME`, or from `splits` in the videos.parquet of a store."""
     given = [{} if value is None else dict(value) for value in columns.get("splits", [None] * len(columns["path"]))]
     for column, values in columns.items():
         name = _split_of(column)
@@ -118,29 +124,30 @@ def _given_splits(columns: Mapping[str, list[Any]], source: str) -> list[dict[st
                 splits[name] = value
     for row, splits in enumerate(given):
         for name, value in splits.items():
-            side = subset_of(value)
-            if side is None:
+            subset = subset_of(value)
+            if subset is None:
                 raise UserError(
-                    f"{source}: expected a split of {', '.join(SPLITS)}, found {value!r} for {columns['path'][row]!r}"
+                    f"{source}: expected one of {', '.join(SUBSETS)} as split, "
+                    f"found {value!r} for {columns['path'][row]!r}"
                 )
-            splits[name] = side
+            splits[name] = subset
     return given
 
 
 def _text(value: Any) -> str | None:
-    """A cell as text; None where it is empty. A class number that pandas made a float is a whole number."""
+    """A cell as text; None if it is empty. A class number that pandas stored as a float becomes an integer again."""
     if value is None or value != value:
         return None
-    whole = isinstance(value, float) and value.is_integer()
-    return str(int(value) if whole else value).strip() or None
+    is_integer = isinstance(value, float) and value.is_integer()
+    return str(int(value) if is_integer else value).strip() or None
 
 
 def _texts(value: Any) -> list[str] | None:
-    """Several labels: a list, or a text with `|` or `;` between them; None where there is none."""
-    listed = isinstance(value, list)
-    parts = value if listed else re.split(r"[|;]", _text(value) or "")
+    """Several labels, from a list or from text separated by `|` or `;`; None if the cell is empty."""
+    is_list = isinstance(value, list)
+    parts = value if is_list else re.split(r"[|;]", _text(value) or "")
     labels = [label for part in parts if (label := _text(part)) is not None]
-    return labels if listed or labels else None
+    return labels if is_list or labels else None
 
 
 def _number(value: Any, source: str, row: int) -> float | None:
@@ -151,16 +158,16 @@ def _number(value: Any, source: str, row: int) -> float | None:
     except (TypeError, ValueError):
         number = math.inf
     if math.isinf(number):
-        raise UserError(f"{source}: expected a number as target, found {value!r} in row {row}")
+        raise UserError(f"{source}: expected a finite number as target, found {value!r} in row {row}")
     return None if math.isnan(number) else number
 
 
 def _sizes_of(paths: Sequence[str]) -> list[int | None]:
-    """The sizes in bytes; None for what is not there or cannot be asked. Remote files are asked side by side."""
+    """The file sizes in bytes; None for a missing or unreachable file. Remote files are queried concurrently."""
     remote = [path for path in paths if is_uri(path)]
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        known = dict(zip(remote, pool.map(_remote_size, remote), strict=True))
-    return [known[path] if path in known else _local_size(path) for path in paths]
+        remote_sizes = dict(zip(remote, pool.map(_remote_size, remote), strict=True))
+    return [remote_sizes[path] if path in remote_sizes else _local_size(path) for path in paths]
 
 
 def _local_size(path: str) -> int | None:
@@ -171,5 +178,5 @@ def _remote_size(path: str) -> int | None:
     try:
         filesystem, inner = filesystem_of(path)
         return filesystem.get_file_info(inner).size
-    except Exception:  # noqa: BLE001 - what one missing or unreachable file raises is not the corpus's trouble
+    except Exception:  # noqa: BLE001 - one missing or unreachable file must not stop the corpus from being read
         return None

@@ -1,4 +1,4 @@
-"""Which side of which split a video is on: as given, or drawn by a hash; and the clips that follow from it."""
+"""Splits: the subset of every video, given or drawn by a hash, and the clip modes that follow from it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from scale_ray.errors import UserError
 from scale_ray.hashing import uniform_hash
 
-SPLITS = ("train", "validation", "test")
-# The name of a split that has no name of its own.
+SUBSETS = ("train", "validation", "test")
+# The name of a split that was given no name.
 DEFAULT = "default"
 
 _ALIASES = {
@@ -21,19 +21,18 @@ _ALIASES = {
 
 
 def subset_of(value: object) -> str | None:
-    """train, validation or test, also for its usual other names; None for anything else."""
-    side = str(value).strip().lower()
-    side = _ALIASES.get(side, side)
-    return side if side in SPLITS else None
+    """The subset that `value` names, in any case or by a usual alias such as `val`; None if it names none."""
+    name = str(value).strip().lower()
+    subset = _ALIASES.get(name, name)
+    return subset if subset in SUBSETS else None
 
 
 def modes_of(splits: Mapping[str, str], *, several: bool = False) -> tuple[str, ...]:
-    """The clips that a video needs, from its splits (name -> train, validation or test).
+    """The clip modes that a video needs, given its splits (split name -> train, validation or test).
 
-    Test videos are seen through `eval` clips, all others through `train` clips. A video gets both where
-    the splits differ, and wherever there are several: then every video is probed and trained on in turn.
-    `several` says that the corpus has more than one split, which a video that is missing from most of
-    them cannot tell.
+    Test videos need `eval` clips, all others `train` clips. A video needs both if it or its corpus has more
+    than one split, because every video is then trained on in some splits and probed in others. `several`
+    states that the corpus has more than one split; a video that is missing from most of them does not show it.
     """
     if several or len(splits) > 1:
         return ("train", "eval")
@@ -43,37 +42,44 @@ def modes_of(splits: Mapping[str, str], *, several: bool = False) -> tuple[str, 
 def hashed_splits(
     ids: Sequence[str], groups: Sequence[str | None], labelled: Sequence[bool], test_share: float
 ) -> tuple[list[dict[str, str]], str]:
-    """A split for a corpus that has none, and the words for it.
+    """Draw a split for a corpus that has none; returns the splits of each video and a note on the draw.
 
-    Whole groups are drawn, or single videos where there are none. A video without label is a training
-    video, since nothing could be tested on it.
+    Groups are drawn as a whole, videos without a group one by one. A video without a label becomes a training
+    video, because it cannot be used for testing.
     """
     if not any(labelled):
         return [{DEFAULT: "train"} for _ in ids], "no labels: all videos are training videos"
     splits = [
-        {DEFAULT: "test" if known and uniform_hash(group or video_id) < test_share else "train"}
-        for video_id, group, known in zip(ids, groups, labelled, strict=True)
+        {DEFAULT: "test" if is_labelled and uniform_hash(group or video_id) < test_share else "train"}
+        for video_id, group, is_labelled in zip(ids, groups, labelled, strict=True)
     ]
-    by = "group" if any(groups) else "video"
-    shares = f"about {1 - test_share:.0%} train and {test_share:.0%} test".replace("%", " %")
-    return splits, f"no split given: {shares} by a hash of the {by}"
+    unit = "group" if any(groups) else "video"
+    fractions = f"about {1 - test_share:.0%} train and {test_share:.0%} test".replace("%", " %")
+    return splits, f"no split given: {fractions} by a hash of the {unit}"
 
 
 def check_groups(source: str, groups: Sequence[str | None], splits: Sequence[Mapping[str, str]]) -> None:
-    """Raise a UserError where one group is on two sides of one split."""
-    seen: dict[tuple[str, str], str] = {}
-    for group, sides in zip(groups, splits, strict=True):
+    """Check that every group is in one subset of each split.
+
+    Raises
+    ------
+    UserError
+        If a group is in two subsets of one split.
+    """
+    subset_of_group: dict[tuple[str, str], str] = {}
+    for group, subsets in zip(groups, splits, strict=True):
         if group is None:
             continue
-        for name, side in sides.items():
-            before = seen.setdefault((name, group), side)
-            if before != side:
-                where = "" if name == DEFAULT else f" of split {name!r}"
+        for name, subset in subsets.items():
+            earlier = subset_of_group.setdefault((name, group), subset)
+            if earlier != subset:
+                split = "" if name == DEFAULT else f" of split {name!r}"
                 raise UserError(
-                    f"{source}: expected each group in one split, found group {group!r} in {before} and {side}{where}"
+                    f"{source}: expected each group in one subset, "
+                    f"found group {group!r} in {earlier} and {subset}{split}"
                 )
 
 
-def counted(number: int, one: str, many: str) -> str:
-    """One more part of a note, such as `; 3 videos in no split`; nothing where there are none."""
-    return f"; {number} {one if number == 1 else many}" if number else ""
+def counted(number: int, singular: str, plural: str) -> str:
+    """A further part of a note, such as `; 3 videos in no split`; empty if the number is 0."""
+    return f"; {number} {singular if number == 1 else plural}" if number else ""

@@ -1,4 +1,4 @@
-"""Videos to the pixels of planned clips."""
+"""Decodes the planned clips of videos into pixels, in child processes with a deadline."""
 
 from scale_ray.decoding.decode import decode_clips, video_bytes
 from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels, source_of

@@ -1,4 +1,4 @@
-"""How the frames of an augmented clip look: colour jitter, grey and blur, alike in all of them."""
+"""Applies the appearance of an augmented clip to its frames: colour jitter, grey and blur, the same for every frame."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from scale_ray.clips import Appearance
 
 
 def apply_augmentation(
-    cut: np.ndarray, frame: np.ndarray, appearance: Appearance, px_of_frame: tuple[float, float]
+    crop: np.ndarray, frame: np.ndarray, appearance: Appearance, scale: tuple[float, float]
 ) -> np.ndarray:
-    """The cut-out of one frame with the clip's appearance.
+    """Apply a clip's appearance to the crop of one frame: uint8 (height, width, 3).
 
     Parameters
     ----------
-    cut
-        uint8 (height, width, 3), the box resized.
+    crop
+        uint8 (height, width, 3), the box of the clip, resized.
     frame
-        uint8 (h, w, 3), the whole frame at any size: contrast changes about its mean, as if the frame had
-        been changed before the crop (method, mode `augmented`).
-    px_of_frame
-        Pixels of the cut-out, down and across, that are one pixel of the shown frame: the unit of the blur.
+        uint8 (h, w, 3), the whole frame at any size: contrast is changed around its mean, as if the frame had been
+        changed before the crop (mode `augmented` of the method).
+    scale
+        Pixels of the crop per pixel of the shown frame, vertically and horizontally: the unit of the blur.
 
-    Differs from a change before the crop in the blur alone, which sees the nearest pixel of the box where
-    the frame's own lies outside.
+    Differs from augmentation before the crop only in the blur: outside the box, it uses the nearest pixel of the box
+    instead of the frame's own pixel.
     """
-    image, whole = Image.fromarray(np.ascontiguousarray(cut)), Image.fromarray(np.ascontiguousarray(frame))
+    image, whole = Image.fromarray(np.ascontiguousarray(crop)), Image.fromarray(np.ascontiguousarray(frame))
     for name, amount in appearance.jitter:
         if name == "contrast":
-            # The mean of the frame as it is by now.
+            # The mean of the frame after the changes so far.
             level = round(float(np.asarray(whole.convert("L")).mean()))
             image, whole = (Image.blend(Image.new("RGB", i.size, (level,) * 3), i, amount) for i in (image, whole))
         else:
@@ -37,8 +37,8 @@ def apply_augmentation(
     if appearance.grey:
         image = image.convert("L").convert("RGB")
     if appearance.blur_px:
-        down, across = px_of_frame
-        image = image.filter(ImageFilter.GaussianBlur((appearance.blur_px * across, appearance.blur_px * down)))
+        vertical, horizontal = scale
+        image = image.filter(ImageFilter.GaussianBlur((appearance.blur_px * horizontal, appearance.blur_px * vertical)))
     return np.asarray(image)
 
 
@@ -49,5 +49,5 @@ def _jittered(image: Image.Image, name: str, amount: float) -> Image.Image:
         return ImageEnhance.Color(image).enhance(amount)
     assert name == "hue", name
     hue, saturation, value = image.convert("HSV").split()
-    turned = (np.asarray(hue).astype(np.int16) + round(amount * 255)).astype(np.uint8)
-    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
+    shifted = (np.asarray(hue).astype(np.int16) + round(amount * 255)).astype(np.uint8)
+    return Image.merge("HSV", (Image.fromarray(shifted), saturation, value)).convert("RGB")

@@ -1,4 +1,4 @@
-"""From a frame and a box to pixels: cropped before anything is converted, resized while converting."""
+"""Crops boxes out of decoded frames: first the crop, then colour conversion and resizing in one step."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from scale_ray.decoding.frames import quarter_turns
 
 
 class Cropper:
-    """Cuts boxes of one size out of frames of one video, each resized to `input_size_px` x `input_size_px`.
+    """Cuts boxes of one size out of the frames of one video and resizes each to `input_size_px` x `input_size_px`.
 
-    The smallest region around all boxes is converted to RGB and resized in one step, by one converter that
-    is kept for the next frame. The boxes are whole pixels of the shown frame.
+    The smallest region that contains all boxes is converted to RGB and resized in one step; the converter is reused for
+    the next frame. Boxes are in whole pixels of the shown frame.
     """
 
     def __init__(self, boxes: Sequence[Box], shown_px: tuple[int, int], input_size_px: int) -> None:
-        self._boxes, self._shown_px, self._side = boxes, shown_px, input_size_px
+        self._boxes, self._shown_px, self._input_size_px = boxes, shown_px, input_size_px
         self._converter = VideoReformatter()
         self._crop: _Crop | None = None
 
     def cut(self, frame: VideoFrame) -> list[np.ndarray]:
-        """One uint8 (side, side, 3) array a box: views that hold until the next cut."""
+        """One uint8 (input_size_px, input_size_px, 3) array per box: views that are valid until the next call."""
         if self._crop is None or not self._crop.fits(frame):
-            # Once a video; again for one that changes its size on the way.
-            self._crop = _Crop(self._boxes, self._shown_px, self._side, frame)
+            # Once per video, and again if the frame size changes within it.
+            self._crop = _Crop(self._boxes, self._shown_px, self._input_size_px, frame)
         crop = self._crop
         rgb = self._converter.reformat(
             crop.region(frame),
@@ -44,21 +44,22 @@ class Cropper:
             : crop.height_px, : crop.width_px * 3
         ]
         image = np.rot90(image.reshape(crop.height_px, crop.width_px, 3), crop.turns)
-        return [image[top : top + self._side, left : left + self._side] for top, left in crop.corners]
+        size = self._input_size_px
+        return [image[top : top + size, left : left + size] for top, left in crop.corners]
 
 
 class _Crop:
-    """The region of the decoded frame that holds the boxes, and where they lie once it is resized."""
+    """The region of the decoded frame that contains all boxes, and their corners in the resized region."""
 
     def __init__(self, boxes: Sequence[Box], shown_px: tuple[int, int], input_size_px: int, frame: VideoFrame) -> None:
         self.turns = quarter_turns(frame)
         self._frame = (frame.width, frame.height, frame.format.name, frame.rotation)
-        now_px = (frame.width, frame.height) if self.turns % 2 else (frame.height, frame.width)
-        if now_px != shown_px:
-            boxes = [_rescaled(box, shown_px, now_px) for box in boxes]
+        new_px = (frame.width, frame.height) if self.turns % 2 else (frame.height, frame.width)
+        if new_px != shown_px:
+            boxes = [_rescaled(box, shown_px, new_px) for box in boxes]
         coded = [_coded_box(box, self.turns, frame.height, frame.width) for box in boxes]
-        # A region begins where a chroma sample does. Boxes that do not are cut to the nearest pixel of the
-        # resized region, half a pixel off at most.
+        # A region starts on a chroma sample. Boxes that start elsewhere are cut at the nearest pixel of the resized
+        # region, at most half a pixel off.
         steps = (8 // frame.format.chroma_height(8), 8 // frame.format.chroma_width(8))
         y0, x0 = (min(box[axis] for box in coded) // steps[axis] * steps[axis] for axis in (0, 1))
         y1, x1 = (max(box[axis] for box in coded) for axis in (2, 3))
@@ -92,7 +93,7 @@ class _Crop:
 
 
 def _crop_graph(frame: VideoFrame, arguments: str) -> av.filter.Graph:
-    """FFmpeg's crop, which moves pointers and copies nothing."""
+    """FFmpeg's crop filter, which moves pointers and copies no pixels."""
     graph = av.filter.Graph()
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     crop, sink = graph.add("crop", arguments), graph.add("buffersink")
@@ -103,7 +104,7 @@ def _crop_graph(frame: VideoFrame, arguments: str) -> av.filter.Graph:
 
 
 def _coded_box(box: Box, turns: int, height: int, width: int) -> Box:
-    """A box of the shown frame in pixels of the decoded one, which is `turns` quarter turns behind."""
+    """A box of the shown frame, in pixels of the decoded frame; `turns` quarter turns lead from decoded to shown."""
     y0, x0, y1, x1 = box
     if turns == 1:
         return (x0, width - y1, x1, width - y0)
@@ -114,20 +115,20 @@ def _coded_box(box: Box, turns: int, height: int, width: int) -> Box:
     return box
 
 
-def _turned_corner(corner: tuple[int, int], turns: int, height: int, width: int, side: int) -> tuple[int, int]:
-    """Where a square's upper left corner lies once the image is turned counter-clockwise."""
+def _turned_corner(corner: tuple[int, int], turns: int, height: int, width: int, size_px: int) -> tuple[int, int]:
+    """The upper left corner of a square after the image is turned counter-clockwise by `turns` quarter turns."""
     top, left = corner
     if turns == 1:
-        return (width - left - side, top)
+        return (width - left - size_px, top)
     if turns == 2:
-        return (height - top - side, width - left - side)
+        return (height - top - size_px, width - left - size_px)
     if turns == 3:
-        return (left, height - top - side)
+        return (left, height - top - size_px)
     return corner
 
 
-def _rescaled(box: Box, before_px: tuple[int, int], now_px: tuple[int, int]) -> Box:
-    """The box at the same place of a frame of another size."""
-    low = [int(box[axis] * now_px[axis % 2] / before_px[axis % 2]) for axis in (0, 1)]
-    high = [int(box[axis] * now_px[axis % 2] / before_px[axis % 2]) for axis in (2, 3)]
+def _rescaled(box: Box, old_px: tuple[int, int], new_px: tuple[int, int]) -> Box:
+    """The same relative box in a frame of another size."""
+    low = [int(box[axis] * new_px[axis % 2] / old_px[axis % 2]) for axis in (0, 1)]
+    high = [int(box[axis] * new_px[axis % 2] / old_px[axis % 2]) for axis in (2, 3)]
     return (low[0], low[1], max(high[0], low[0] + 1), max(high[1], low[1] + 1))

@@ -1,7 +1,7 @@
-"""The plan's pixels, read sparsely with PyAV.
+"""Decodes the planned clips of a video with PyAV, reading only what they need.
 
-All clips are planned first; then the file is opened once and read forward once. Only the frames that a
-clip uses are converted, each once for every box that is cut from it.
+All clips are planned first. Then the file is opened once and read forward once. Only frames that a clip uses are
+converted, each once for all boxes that are cut from it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from scale_ray.decoding.cropping import Cropper
 from scale_ray.decoding.frames import FrameReader, ReadAgain, Source, geometry_of, opened, video_stream
 from scale_ray.errors import VideoError
 
-# Short side of the small whole frame that an augmented clip's contrast is measured on.
-_SMALL_PX = 64
+# Short side of the reduced frame whose mean is used for the contrast of augmented clips.
+_REDUCED_PX = 64
 
 
 @dataclass(frozen=True)
 class DecodedClips:
-    """The clips of one video.
+    """The decoded clips of one video.
 
-    `pixels`: for every asked side, uint8 (clips, frames, side, side, 3), RGB. `positions`: float32
-    (clips, 7), the fields of `clips.POSITION_FIELDS`: flip as 1 or -1, the box in pixels of the shown
-    frame, the times in seconds of the first and last frame used.
+    `pixels`: per requested input size, uint8 (clips, frames, size, size, 3), RGB. `positions`: float32 (clips, 7), the
+    fields of `clips.POSITION_FIELDS`: flip as 1 or -1, the box in pixels of the shown frame, and the times in seconds
+    of the first and last frame used.
     """
 
     pixels: list[np.ndarray]
@@ -40,7 +40,7 @@ class DecodedClips:
 
 
 def pixel_shape(mode: str, sampling: Sampling, input_size_px: int) -> tuple[int, int, int, int, int]:
-    """Shape of one video's pixels at one side."""
+    """The shape of one video's pixels at one input size: (clips, frames, size, size, 3)."""
     return (sampling.num_clips(mode), sampling.frames, input_size_px, input_size_px, 3)
 
 
@@ -52,24 +52,25 @@ def decode_clips(
     input_sizes_px: Sequence[int],
     into: Sequence[np.ndarray] | None = None,
 ) -> DecodedClips:
-    """Decode the planned clips of one video, resized to `side` x `side` for each of `input_sizes_px`.
+    """Decode the planned clips of one video, resized to `size` x `size` for each size of `input_sizes_px`.
 
-    Frames are chosen by time stamp: the last one shown at or before the planned time. Where the stamps
-    do not rise in the order in which the decoder gives the frames, that order and the average frame
-    rate count instead. The pixels are those of a reading from the start, whatever was skipped; in a
-    damaged file the damage that was skipped does not count. Written into the arrays of `into` (of
-    `pixel_shape`), where given.
+    Frames are selected by time stamp: the last frame at or before the planned time. If the stamps do not increase in
+    the decoder's output order, that order and the average frame rate are used instead. The pixels are the same as when
+    reading from the start, whatever was skipped; damage in a skipped part of the file is ignored. If `into` is given,
+    the pixels are written into its arrays (shapes as in `pixel_shape`).
 
     Raises
     ------
     VideoError
-        Stage `open` where there is no video to read, stage `decode` where it cannot be read to the
-        last frame that is needed.
+        Stage `open` if the source is not a readable video, stage `decode` if it cannot be decoded up to the last frame
+        that is needed.
     """
     pixels = (
-        list(into) if into is not None else [np.empty(pixel_shape(mode, sampling, s), np.uint8) for s in input_sizes_px]
+        list(into)
+        if into is not None
+        else [np.empty(pixel_shape(mode, sampling, size), np.uint8) for size in input_sizes_px]
     )
-    assert [array.shape for array in pixels] == [pixel_shape(mode, sampling, side) for side in input_sizes_px]
+    assert [array.shape for array in pixels] == [pixel_shape(mode, sampling, size) for size in input_sizes_px]
 
     def read(*, by_stamp: bool, may_seek: bool) -> DecodedClips:
         with opened(source) as container:
@@ -77,7 +78,7 @@ def decode_clips(
             try:
                 return _decode(source, reader, video_id, mode, sampling, pixels)
             except (av.error.FFmpegError, VideoError) as error:
-                if reader.has_sought:  # the seek may be to blame: read from the start before saying so
+                if reader.has_sought:  # perhaps because of the seek: read from the start first
                     raise ReadAgain(by_stamp=True) from error
                 raise
 
@@ -95,8 +96,8 @@ def decode_clips(
 
 
 @dataclass(frozen=True)
-class _View:
-    """Clips that see the same frames through boxes of one size: converted together."""
+class _CropGroup:
+    """Clips with the same frames and the same box size, which are converted together."""
 
     clips: list[int]
     croppers: list[Cropper]
@@ -112,24 +113,26 @@ def _decode(
 ) -> DecodedClips:
     geometry = geometry_of(source, reader.stream, reader.shown[1])
     clips = plan_clips(video_id, mode, geometry, sampling)
-    views = _views(clips, geometry, [array.shape[2] for array in pixels])
-    wanted = sorted((time, v, t) for v, view in enumerate(views) for t, time in enumerate(clips[view.clips[0]].times_s))
+    groups = _crop_groups(clips, geometry, [array.shape[2] for array in pixels])
+    wanted = sorted(
+        (time, g, t) for g, group in enumerate(groups) for t, time in enumerate(clips[group.clips[0]].times_s)
+    )
     used_s = np.zeros((len(clips), sampling.frames))
-    small = _SmallFrame()
-    for wanted_s, v, t in wanted:
-        time_s, frame = reader.at(wanted_s)
+    reduced = _ReducedFrame()
+    for wanted_s, g, t in wanted:
+        time_s, frame = reader.frame_at(wanted_s)
         if frame.is_corrupt:
             raise VideoError("decode", f"damaged: the frame at {time_s:.2f} s is corrupt")
-        view = views[v]
-        repeated = t > 0 and used_s[view.clips[0], t - 1] == time_s
-        used_s[view.clips, t] = time_s
-        for array, cropper in zip(pixels, view.croppers, strict=True):
+        group = groups[g]
+        repeated = t > 0 and used_s[group.clips[0], t - 1] == time_s
+        used_s[group.clips, t] = time_s
+        for array, cropper in zip(pixels, group.croppers, strict=True):
             if repeated:
-                array[view.clips, t] = array[view.clips, t - 1]
+                array[group.clips, t] = array[group.clips, t - 1]
                 continue
-            for c, cut in zip(view.clips, cropper.cut(frame), strict=True):
-                array[c, t] = _as_planned(cut, clips[c], frame, small)
-    _refuse_truncated(reader.shown[0], geometry, min(wanted[-1][0], geometry.duration_s))
+            for c, crop in zip(group.clips, cropper.cut(frame), strict=True):
+                array[c, t] = _augmented_and_flipped(crop, clips[c], frame, reduced)
+    _check_not_truncated(reader.shown[0], geometry, min(wanted[-1][0], geometry.duration_s))
     positions = np.array(
         [(1.0 if clip.flipped else -1.0, *clip.box_px, used_s[c, 0], used_s[c, -1]) for c, clip in enumerate(clips)],
         np.float32,
@@ -137,51 +140,54 @@ def _decode(
     return DecodedClips(list(pixels), positions, geometry)
 
 
-def _views(clips: Sequence[Clip], geometry: VideoGeometry, input_sizes_px: Sequence[int]) -> list[_View]:
-    together: dict[tuple, list[int]] = {}
+def _crop_groups(clips: Sequence[Clip], geometry: VideoGeometry, input_sizes_px: Sequence[int]) -> list[_CropGroup]:
+    groups: dict[tuple, list[int]] = {}
     for c, clip in enumerate(clips):
         y0, x0, y1, x1 = clip.box_px
-        together.setdefault((clip.times_s, y1 - y0, x1 - x0), []).append(c)
+        groups.setdefault((clip.times_s, y1 - y0, x1 - x0), []).append(c)
     shown_px = (geometry.height_px, geometry.width_px)
     return [
-        _View(members, [Cropper([clips[c].box_px for c in members], shown_px, side) for side in input_sizes_px])
-        for members in together.values()
+        _CropGroup(members, [Cropper([clips[c].box_px for c in members], shown_px, size) for size in input_sizes_px])
+        for members in groups.values()
     ]
 
 
-def _as_planned(cut: np.ndarray, clip: Clip, frame: VideoFrame, small: _SmallFrame) -> np.ndarray:
+def _augmented_and_flipped(crop: np.ndarray, clip: Clip, frame: VideoFrame, reduced: _ReducedFrame) -> np.ndarray:
     if clip.appearance is not None:
         y0, x0, y1, x1 = clip.box_px
-        px_of_frame = (cut.shape[0] / (y1 - y0), cut.shape[1] / (x1 - x0))
-        cut = apply_augmentation(cut, small.of(frame), clip.appearance, px_of_frame)
-    return cut[:, ::-1] if clip.flipped else cut
+        scale = (crop.shape[0] / (y1 - y0), crop.shape[1] / (x1 - x0))
+        crop = apply_augmentation(crop, reduced.to_rgb(frame), clip.appearance, scale)
+    return crop[:, ::-1] if clip.flipped else crop
 
 
-class _SmallFrame:
-    """The whole frame, made small once for all clips that use it."""
+class _ReducedFrame:
+    """The whole frame at a reduced size, computed once for all clips that use it."""
 
     def __init__(self) -> None:
         self._converter = VideoReformatter()
         self._frame: VideoFrame | None = None
-        self._small = np.empty((0, 0, 3), np.uint8)
+        self._rgb = np.empty((0, 0, 3), np.uint8)
 
-    def of(self, frame: VideoFrame) -> np.ndarray:
+    def to_rgb(self, frame: VideoFrame) -> np.ndarray:
+        """The reduced frame, uint8 (h, w, 3)."""
         if frame is not self._frame:
-            shrink = min(_SMALL_PX / min(frame.height, frame.width), 1.0)
+            shrink = min(_REDUCED_PX / min(frame.height, frame.width), 1.0)
             width, height = (max(round(length * shrink), 1) for length in (frame.width, frame.height))
             self._frame = frame
-            small = self._converter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
-            self._small = np.asarray(small.to_ndarray(), np.uint8)
-        return self._small
+            reduced = self._converter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
+            self._rgb = np.asarray(reduced.to_ndarray(), np.uint8)
+        return self._rgb
 
 
-def _refuse_truncated(last_s: float, geometry: VideoGeometry, needed_s: float) -> None:
-    """A header that promises clearly more than the file holds means a file cut short."""
-    # Headers exceed the truth by a frame or two in good files; a quarter second or 5 % is no rounding.
+def _check_not_truncated(last_s: float, geometry: VideoGeometry, needed_s: float) -> None:
+    """Raise a VideoError if the frames end clearly before the length that the header states."""
+    # Headers of good files may overstate the length by a frame or two; 0.25 s or 5 % is more than rounding.
     if needed_s - last_s > max(0.25, 0.05 * geometry.duration_s, 3 / max(geometry.fps, 1)):
-        raise VideoError("decode", f"cut short: {geometry.duration_s:.2f} s promised, frames end at {last_s:.2f} s")
+        raise VideoError(
+            "decode", f"cut short: expected {geometry.duration_s:.2f} s, found frames up to {last_s:.2f} s"
+        )
 
 
 def video_bytes(mode: str, sampling: Sampling, input_sizes_px: Sequence[int]) -> int:
-    """Bytes of one video's pixels at all sides."""
-    return sum(int(np.prod(pixel_shape(mode, sampling, side))) for side in input_sizes_px)
+    """Bytes of one video's pixels at all input sizes together."""
+    return sum(int(np.prod(pixel_shape(mode, sampling, size))) for size in input_sizes_px)

@@ -1,8 +1,8 @@
-"""Decoding in a child process with a deadline: what crashes or hangs a decoder costs one video.
+"""Runs the decoder in a child process with a deadline, so that a crash or a hang costs only one video.
 
-A decoder is foreign code that reads foreign files. It runs in a process of its own, which is asked for one
-video at a time and writes the pixels into memory that both processes see. Where it dies, or does not
-answer in time, that video has failed, and a fresh process takes the next one.
+Decoders are third-party code that reads untrusted files. The child process receives one video at a time and writes the
+pixels into shared memory. If it dies or does not answer in time, that video counts as failed, and a new child process
+decodes the next one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Request:
-    """One video, and where in the shared memory its pixels go: an offset in bytes for each side."""
+    """One video to decode, and the byte offset of its pixels in the shared memory for each input size."""
 
     path: str
     video_id: str
@@ -53,7 +53,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Call:
-    """A function of this package for the child to call; it looks into a file and leaves the pixels alone."""
+    """A function of this package for the child to call; it may read a file, but does not change the pixels."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -61,14 +61,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What the child says of a video whose pixels it wrote: `positions` float32 (clips, 7)."""
+    """The child's answer after it has written the pixels of a video: `positions` float32 (clips, 7)."""
 
     positions: np.ndarray
     geometry: VideoGeometry
 
 
 class SharedPixels:
-    """Memory of a given size, in bytes, that a child process can write to."""
+    """Memory of `num_bytes` bytes that a child process can write to."""
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
@@ -78,20 +78,20 @@ class SharedPixels:
 
     @property
     def in_use(self) -> bool:
-        """Whether anybody still looks at the memory: what was written must stay as it is until then."""
+        """Whether a view of the memory still exists; its content must not be overwritten while one does."""
         try:
-            self.memory.resize(self.num_bytes)  # refused while a view of it exists, and changes nothing
+            self.memory.resize(self.num_bytes)  # fails while a view exists; otherwise changes nothing
         except BufferError:
             return True
         return False
 
     def __del__(self) -> None:
-        # The mapping lives as long as somebody looks at it.
+        # The mapping itself lives as long as a view of it.
         os.close(self.file)
 
 
 def _unnamed_file() -> int:
-    """A file of memory; not in /dev/shm, which containers keep small. Elsewhere than on Linux one of disk."""
+    """An in-memory file, outside /dev/shm, which is small in containers; on systems without it, a file on disk."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("scale-ray-pixels")
     with tempfile.TemporaryFile() as file:
@@ -101,8 +101,8 @@ def _unnamed_file() -> int:
 class Decoder:
     """A child process that decodes one video after the other.
 
-    `timeout_s` is the longest that one video may take, `memory_gib` the most memory that the child may
-    map. Close it, or use it as a context.
+    `timeout_s` is the maximum time per video, `memory_gib` the maximum memory that the child may map. Close it, or use
+    it as a context manager.
     """
 
     def __init__(self, *, timeout_s: float, memory_gib: float) -> None:
@@ -117,19 +117,19 @@ class Decoder:
         Raises
         ------
         VideoError
-            Where the video cannot be decoded, takes too long, or crashes the decoder.
+            If the video cannot be decoded, takes too long, or crashes the decoder.
         """
         answer = self._answer_to(request, pixels)
         assert isinstance(answer, Decoded)
         return answer
 
     def call(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
-        """What a function of this package returns, called in the child.
+        """Call a function of this package in the child and return its result.
 
         Raises
         ------
         VideoError
-            As the function raises it, or where it takes too long or crashes the child.
+            If the function raises one, takes too long, or crashes the child.
         """
         return self._answer_to(Call(function, arguments), None)
 
@@ -139,7 +139,7 @@ class Decoder:
             connection.send(request)
             answered = connection.poll(self._timeout_s)
         except OSError:
-            answered = True  # it died: receiving says so
+            answered = True  # the child died: `recv` below reports it
         if not answered:
             self.close()
             raise VideoError("decode", f"took longer than {self._timeout_s:g} s (--decode-timeout-s)")
@@ -148,7 +148,7 @@ class Decoder:
         except (EOFError, OSError) as error:
             code = process.wait()
             self.close()
-            raise VideoError("decode", f"crashed the decoder: {_death(code)}") from error
+            raise VideoError("decode", f"crashed the decoder: {_exit_reason(code)}") from error
         if isinstance(answer, VideoError):
             raise answer
         return answer
@@ -169,7 +169,7 @@ class Decoder:
         self.close()
 
     def _ready(self, pixels: SharedPixels | None) -> tuple[Connection, subprocess.Popen]:
-        """The connection to a living child that sees these pixels, if any."""
+        """A running child and the connection to it; the child has mapped `pixels`, if given."""
         if self._process is not None and self._process.poll() is not None:
             self.close()
         if self._process is None or self._connection is None:
@@ -181,20 +181,20 @@ class Decoder:
         return self._connection, self._process
 
     def _start(self) -> tuple[subprocess.Popen, Connection]:
-        ours, theirs = socket.socketpair()
-        with tempfile.TemporaryFile() as errors, theirs:
+        parent_end, child_end = socket.socketpair()
+        with tempfile.TemporaryFile() as errors, child_end:
             process = subprocess.Popen(
-                # Not `-m`: as __main__ the child's classes would be others than ours.
-                [sys.executable, "-c", _CHILD, str(theirs.fileno()), str(self._memory_gib)],
-                pass_fds=[theirs.fileno()],
+                # Not `-m`: the child's classes would belong to `__main__` and differ from the parent's.
+                [sys.executable, "-c", _CHILD, str(child_end.fileno()), str(self._memory_gib)],
+                pass_fds=[child_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                # In a cluster job the package may come from a path that only this process knows.
+                # In a cluster job, the package may be on a path that only this process has.
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
-            theirs.close()
-            connection = Connection(ours.detach())
+            child_end.close()
+            connection = Connection(parent_end.detach())
             try:
                 if not connection.poll(_START_TIMEOUT_S):
                     raise EOFError
@@ -203,26 +203,26 @@ class Decoder:
                 process.kill()
                 code = process.wait()
                 errors.seek(0)
-                said = errors.read().decode(errors="replace").strip().splitlines()
-                raise RuntimeError(f"the decoder process did not start ({_death(code)}): {said[-1:]}") from error
+                lines = errors.read().decode(errors="replace").strip().splitlines()
+                raise RuntimeError(f"the decoder process did not start ({_exit_reason(code)}): {lines[-1:]}") from error
         return process, connection
 
 
-def _death(code: int) -> str:
+def _exit_reason(code: int) -> str:
     if code == -signal.SIGKILL:
-        return "it was killed from outside, as for want of memory"
+        return "killed from outside, possibly because memory ran out"
     if code < 0:
         return f"signal {signal.Signals(-code).name}"
     return f"exit code {code}"
 
 
 def serve() -> None:
-    """The child's life: answer requests until the other side is gone."""
+    """Run the child process: answer requests until the parent closes the connection."""
     connection, memory_gib = Connection(int(sys.argv[1])), float(sys.argv[2])
-    # A backbone that waits for a core loses more than a decoder does: its threads wait for each other.
+    # Backbones get priority: their threads wait for each other, so a missing core costs them more than a decoder.
     os.nice(_NICENESS)
     limit = int(memory_gib * 2**30)
-    # Not everywhere supported; the deadline holds anyway.
+    # Not supported on every system; the deadline applies anyway.
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -230,44 +230,44 @@ def serve() -> None:
     memory: mmap | None = None
     while True:
         try:
-            asked = connection.recv()
+            message = connection.recv()
         except EOFError:
             return
-        if isinstance(asked, int):
+        if isinstance(message, int):  # the size of new shared memory
             file = recv_handle(connection)
-            memory = mmap(file, asked)
+            memory = mmap(file, message)
             os.close(file)
             continue
-        connection.send(_answer(asked, memory, memory_gib))
+        connection.send(_answer(message, memory, memory_gib))
 
 
-def _end_with_parent(parent: int) -> None:
-    """A decoder that hangs does not notice that nobody waits any more."""
-    while os.getppid() == parent:
+def _end_with_parent(parent_pid: int) -> None:
+    """Exit when the parent is gone: a hanging decoder would not notice the closed connection."""
+    while os.getppid() == parent_pid:
         time.sleep(1)
     os._exit(1)
 
 
 def _answer(request: Request | Call, memory: mmap | None, memory_gib: float) -> Any:
-    """What was asked for, or a VideoError."""
+    """The result of a request, or the VideoError that it caused."""
     try:
         if isinstance(request, Call):
             return request.function(*request.arguments)
         assert memory is not None
-        return _decoded(request, memory)
+        return _decode(request, memory)
     except VideoError as error:
         return _sendable(error, error.__cause__ or error)
     except MemoryError as error:
         reason = f"needs more than {memory_gib:g} GiB (--decode-memory-gib)"
         return _sendable(VideoError("decode", reason), error)
-    except Exception as error:  # noqa: BLE001 - one video among a million never ends the run
+    except Exception as error:  # noqa: BLE001 - a single video must never end the run
         return _sendable(VideoError("decode", f"{type(error).__name__}: {error}"), error)
 
 
-def _decoded(request: Request, memory: mmap) -> Decoded:
+def _decode(request: Request, memory: mmap) -> Decoded:
     into: Sequence[np.ndarray] = [
-        np.ndarray(pixel_shape(request.mode, request.sampling, side), np.uint8, memory, offset)
-        for side, offset in zip(request.input_sizes_px, request.offsets, strict=True)
+        np.ndarray(pixel_shape(request.mode, request.sampling, size), np.uint8, memory, offset)
+        for size, offset in zip(request.input_sizes_px, request.offsets, strict=True)
     ]
     clips = decode_clips(
         source_of(request.path), request.video_id, request.mode, request.sampling, request.input_sizes_px, into
@@ -276,15 +276,15 @@ def _decoded(request: Request, memory: mmap) -> Decoded:
 
 
 def source_of(path: str) -> Source:
-    """How a path or URI is opened."""
+    """The source to decode from: a local path as it is, or a function that opens the URI."""
     if "://" not in path:
         return path
-    # Only then: it brings the libraries of all file systems with it.
+    # Imported only for URIs: it loads the libraries of all file systems.
     from scale_ray.locations import open_input
 
     return lambda: open_input(path)
 
 
 def _sendable(error: VideoError, cause: BaseException) -> VideoError:
-    """The error with its cause as text: exceptions of libraries do not all survive the way."""
+    """The error with its cause as text: some exceptions of libraries cannot be pickled."""
     return VideoError(error.stage, error.reason, exception=repr(cause))

@@ -1,4 +1,4 @@
-"""A video's frames by time: a file opened once, read forward, seeking over what nobody wants."""
+"""Reads the frames of a video by time: the file is opened once and read forward; seeks skip unused parts."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from av.video.frame import VideoFrame
 from scale_ray.clips import VideoGeometry
 from scale_ray.errors import VideoError
 
-# A local path, or what opens the file anew from its beginning.
+# A local path, or a function that opens the file at its beginning.
 Source = str | Callable[[], IO[bytes]]
 
-# What FFmpeg opens readily although nobody would call it a video: text as terminal art, single pictures.
+# Formats that FFmpeg opens although they are not videos: text as terminal art, single images, subtitles.
 _NOT_VIDEO = {"tty", "image2", "ico", "lrc", "srt", "webvtt", "ass"}
-# Stamps are rounded, in Matroska to milliseconds; a wanted time this close before a frame means that frame.
+# Stamps are rounded, in Matroska to milliseconds; a wanted time this close before a frame selects that frame.
 _SAME_TIME_S = 6e-4
-# A seek costs about as much as decoding so many frames: fewer are decoded and thrown away.
+# A seek costs about as much as decoding this many frames; fewer frames are decoded and discarded.
 _SEEK_COST_FRAMES = 16
-# How far a seek must lead where the container does not say where its key frames are.
+# Minimum distance of a seek if the container has no index of its key frames.
 _BLIND_SEEK_S = 12.0
-# How much further back a seek is tried that led behind its target.
+# Steps back from the target, tried in turn while a seek lands after it.
 _SEEK_BACK_S = (0.0, 1.0, 3.0, 10.0)
-# MPEG program streams: their stamps after a seek are guesses, some frames off.
+# MPEG program streams: after a seek, their stamps are estimates that are off by some frames.
 _NEVER_SEEK = {"mpeg"}
 
 
 class ReadAgain(Exception):
-    """This way of reading cannot be trusted with this file; `by_stamp` says how to read it again."""
+    """Raised if a file cannot be read reliably in the current way; `by_stamp` is the setting for the next attempt."""
 
     def __init__(self, *, by_stamp: bool) -> None:
         super().__init__(by_stamp)
@@ -43,14 +43,20 @@ class ReadAgain(Exception):
 
 @contextmanager
 def opened(source: Source) -> Iterator[Any]:
-    """The container of a video file; a VideoError of stage `open` where there is none."""
+    """Open a video file and yield its container.
+
+    Raises
+    ------
+    VideoError
+        Stage `open` if the source is not a readable video.
+    """
     with ExitStack() as stack:
         try:
             file = source if isinstance(source, str) else stack.enter_context(source())
             container = stack.enter_context(av.open(file))
         except av.error.InvalidDataError as error:
             empty = isinstance(source, str) and os.path.getsize(source) == 0
-            reason = "the file is empty" if empty else "damaged, cut short, or no video at all"
+            reason = "the file is empty" if empty else "damaged, cut short, or not a video"
             raise VideoError("open", f"not a readable video: {reason}") from error
         except (av.error.FFmpegError, OSError) as error:
             raise VideoError("open", f"not a readable video: {error.strerror or error}") from error
@@ -61,32 +67,37 @@ def opened(source: Source) -> Iterator[Any]:
 
 
 def video_stream(container: Any) -> Any:
-    """The container's video; a cover picture beside it is none."""
+    """The video stream of a container, set up for decoding; a cover picture does not count.
+
+    Raises
+    ------
+    VideoError
+        Stage `open` if there is none.
+    """
     stream = container.streams.best("video")
     if stream is None:
-        raise VideoError("open", f"holds no video stream (format {container.format.name})")
+        raise VideoError("open", f"contains no video stream (format {container.format.name})")
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all
-    # One thread a decoder: the stream runs many decoders at once, and frame threading was seen to
-    # dead-lock on corrupt files.
+    # One thread per decoder: many decoders run at once, and frame threading was seen to deadlock on corrupt files.
     stream.thread_type = "NONE"
     return stream
 
 
 class FrameReader:
-    """Gives the frame shown at each of rising times, in seconds since the video's first frame.
+    """Returns the frame shown at each of a series of increasing times, in seconds since the first frame.
 
-    With `by_stamp` the frame shown is the last one whose time stamp is not later. Otherwise the order in
-    which the decoder gives the frames and the average rate count. With `may_seek`, what lies before the key
-    frame of a wanted time is not decoded; the frames are those of a reading from the start.
+    With `by_stamp`, the frame shown is the last one whose time stamp is not later. Otherwise frames are numbered in the
+    decoder's output order and timed by the average frame rate. With `may_seek`, frames before the key frame of a wanted
+    time are not decoded; the frames returned are the same as when reading from the start.
 
     Raises
     ------
     ReadAgain
-        Where stamps are missing or not in the decoder's order, or a seek did not lead where it should.
+        If stamps are missing or not in the decoder's output order, or a seek did not land where it should.
     VideoError
-        Where nothing can be decoded.
+        If nothing can be decoded.
     """
 
     def __init__(self, container: Any, stream: Any, *, by_stamp: bool, may_seek: bool) -> None:
@@ -105,11 +116,11 @@ class FrameReader:
 
     @property
     def shown(self) -> tuple[float, VideoFrame]:
-        """The newest frame that was asked for; the first one at the beginning."""
+        """The latest frame returned, with its time; initially the first frame."""
         return self._shown
 
-    def at(self, time_s: float) -> tuple[float, VideoFrame]:
-        """The frame shown at a time, with its own time; the last one for all times behind the end."""
+    def frame_at(self, time_s: float) -> tuple[float, VideoFrame]:
+        """The frame shown at a time, with its own time; the last frame for all times after the end."""
         while self._following is not None and self._following[0] <= time_s + _SAME_TIME_S:
             if self._may_seek and self._seek_pays(self._following[0], time_s):
                 self._seek(time_s)
@@ -121,7 +132,7 @@ class FrameReader:
         previous_s: float | None = None
         frames = self._container.decode(self.stream)
         if self.has_sought:
-            # What a decoder gives before the first key frame lacks what it refers to.
+            # Frames before the first key frame lack the frames that they refer to.
             frames = itertools.dropwhile(lambda frame: not frame.key_frame, frames)
         for number, frame in enumerate(frames):
             if not self._by_stamp:
@@ -143,9 +154,9 @@ class FrameReader:
         if time_s - reached_s < _SEEK_COST_FRAMES / max(self._rate, 1.0):
             return False
         entries, unit_s = self.stream.index_entries, float(self.stream.time_base)
-        # An index counts decoding times; the first entry's stands for the first frame's.
+        # Index entries are decoding times; the first entry stands for the time of the first frame.
         base = entries[0].timestamp if len(entries) else 0
-        # Some containers' index is written down while it is read, and ends here.
+        # In some containers the index is built while reading and ends at the current position.
         if len(entries) < 2 or (entries[len(entries) - 1].timestamp - base) * unit_s <= reached_s:
             return time_s - reached_s > _BLIND_SEEK_S
         before = entries.search_timestamp(base + int(time_s / unit_s), backward=True)
@@ -155,10 +166,10 @@ class FrameReader:
         return (key_s - reached_s) * self._rate >= _SEEK_COST_FRAMES
 
     def _seek(self, time_s: float) -> None:
-        """Go to the key frame before a time; further back where the container leads behind it."""
+        """Seek to the key frame before a time; further back if the seek lands after that time."""
         assert self._origin_s is not None
         assert self._following is not None
-        left_s = self._following[0]
+        reached_s = self._following[0]
         self.has_sought = True
         for back_s in _SEEK_BACK_S:
             target_s = max(time_s - back_s, 0.0) + self._origin_s
@@ -170,19 +181,19 @@ class FrameReader:
             landed = next(self._frames, None)
             if landed is not None and landed[0] <= time_s + _SAME_TIME_S:
                 self._shown, self._following = landed, next(self._frames, None)
-                # Where a seek leads back, what lies between is decoded twice: not again in this file.
-                self._may_seek = landed[0] > left_s
+                # A seek that leads backwards makes frames be decoded twice: do not seek again in this file.
+                self._may_seek = landed[0] > reached_s
                 return
         raise ReadAgain(by_stamp=True)
 
 
 def rate_of(stream: Any) -> float:
-    """Average frames a second; 0 where unknown."""
+    """Average frame rate in frames per second; 0 if unknown."""
     return float(stream.average_rate or stream.guessed_rate or 0)
 
 
 def geometry_of(source: Source, stream: Any, first: VideoFrame) -> VideoGeometry:
-    """Size as shown, length of the video stream and frame rate."""
+    """The size as shown, the length of the video stream and the frame rate of a video."""
     height, width = first.height, first.width
     if quarter_turns(first) % 2:
         height, width = width, height
@@ -190,13 +201,13 @@ def geometry_of(source: Source, stream: Any, first: VideoFrame) -> VideoGeometry
 
 
 def duration_s(source: Source, stream: Any) -> float:
-    """Length of the video stream; the container's own length may be that of a longer sound track."""
-    told_s = told_duration_s(stream)
-    return _measured_duration_s(source, stream.index) if told_s is None else told_s
+    """Length of the video stream in seconds; the container's length may be that of a longer audio track."""
+    header_s = told_duration_s(stream)
+    return _measured_duration_s(source, stream.index) if header_s is None else header_s
 
 
 def told_duration_s(stream: Any) -> float | None:
-    """Length of the video stream by its header alone; None where that does not tell."""
+    """Length of the video stream in seconds according to its header; None if the header does not state it."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     if stream.frames and rate_of(stream) > 0:
@@ -205,7 +216,7 @@ def told_duration_s(stream: Any) -> float | None:
 
 
 def _measured_duration_s(source: Source, stream_index: int) -> float:
-    """Length by the packets' own stamps, for containers that do not say it: read, not decoded."""
+    """Length in seconds by the packets' stamps, read but not decoded, for headers that do not state it."""
     with opened(source) as container:
         stream = container.streams[stream_index]
         for other in container.streams:
@@ -216,7 +227,7 @@ def _measured_duration_s(source: Source, stream_index: int) -> float:
             return 0.0
         length_s = container.duration / av.time_base if container.duration else None
         if length_s is not None and length_s > 2 * _BLIND_SEEK_S:
-            # A long one: its end is enough.
+            # In a long video, reading the end is enough.
             try:
                 container.seek(int((length_s - _BLIND_SEEK_S) / stream.time_base), stream=stream, backward=True)
             except (av.error.FFmpegError, OSError):
@@ -226,5 +237,5 @@ def _measured_duration_s(source: Source, stream_index: int) -> float:
 
 
 def quarter_turns(frame: VideoFrame) -> int:
-    """Quarter turns, counter-clockwise, that the display matrix asks for."""
+    """Counter-clockwise quarter turns, 0 to 3, from the decoded to the shown frame, by the display matrix."""
     return round(frame.rotation / 90) % 4

@@ -1,1 +1,1 @@
-"""Everything that runs on Ray; no other folder imports it."""
+"""The parts of the stages that run on Ray, and all that imports it; import its modules one by one."""

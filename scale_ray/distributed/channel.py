@@ -1,4 +1,4 @@
-"""What workers tell the driver while they train: metrics, remarks, and why they gave up."""
+"""Messages from the training workers to the driver: metrics, notes, and the reason of a failure."""
 
 from __future__ import annotations
 
@@ -15,28 +15,32 @@ _POLL_S = 0.5
 
 
 class Channel:
-    """What workers tell the driver, in order; and, once for all of them, why they gave up."""
+    """A queue of messages from the workers to the driver, and the first failure of any worker; runs as an actor."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[str, Any]] = []
         self._failure: Exception | None = None
 
-    def put(self, told: tuple[str, Any]) -> None:
-        self._waiting.append(told)
+    def put(self, message: tuple[str, Any]) -> None:
+        """Add a message: its kind and its content."""
+        self._waiting.append(message)
 
     def take(self) -> list[tuple[str, Any]]:
+        """Remove and return all waiting messages, in order."""
         waiting, self._waiting = self._waiting, []
         return waiting
 
     def fail(self, error: Exception) -> None:
+        """Record a failure that a restart would repeat; only the first one is kept."""
         self._failure = self._failure or error
 
     def failure(self) -> Exception | None:
+        """The recorded failure, if any."""
         return self._failure
 
 
 class ChannelReader:
-    """A thread of the driver that passes on what the workers tell."""
+    """A thread of the driver that forwards the workers' messages to the console, the progress and MLflow."""
 
     def __init__(self, channel: Any, progress: Progress, record: RunRecord, say: Callable[[str], None]) -> None:
         self.failure: Exception | None = None
@@ -46,7 +50,7 @@ class ChannelReader:
         self._thread.start()
 
     def stop(self) -> None:
-        """Pass on what is left; afterwards `failure` is why the workers gave up, if they did."""
+        """Forward the remaining messages; afterwards `failure` is the workers' failure, if there was one."""
         if self._stopped.is_set():
             return
         self._stopped.set()
@@ -56,23 +60,23 @@ class ChannelReader:
 
     def _listen(self) -> None:
         while not self._stopped.wait(_POLL_S):
-            self._pass_on()
-        self._pass_on()
+            self._forward()
+        self._forward()
 
-    def _pass_on(self) -> None:
-        for kind, told in ray.get(self._channel.take.remote()):
+    def _forward(self) -> None:
+        for kind, content in ray.get(self._channel.take.remote()):
             if kind == "note":
-                self._say(told)
+                self._say(content)
             elif kind == "steps":
-                for step, values in told:
+                for step, values in content:
                     self._record.metrics({f"step/{name}": value for name, value in values.items()}, step)
             else:
-                values = dict(told)
+                values = dict(content)
                 epoch = int(values.pop("epoch"))
                 self._record.metrics(values, epoch)
-                self._progress.to(epoch, _described(values))
+                self._progress.to(epoch, _progress_note(values))
 
 
-def _described(values: Mapping[str, float]) -> str:
-    shown = {"loss": "loss {:.3f}", "set_top1": "set top-1 {:.2f}", "validation_loss": "validation loss {:.3f}"}
-    return ", ".join(form.format(values[name]) for name, form in shown.items() if name in values)
+def _progress_note(values: Mapping[str, float]) -> str:
+    formats = {"loss": "loss {:.3f}", "set_top1": "set top-1 {:.2f}", "validation_loss": "validation loss {:.3f}"}
+    return ", ".join(form.format(values[name]) for name, form in formats.items() if name in values)

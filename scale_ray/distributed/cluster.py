@@ -1,4 +1,4 @@
-"""Connect to a cluster or start a Ray of our own, and turn its resources into sizes."""
+"""Connect to a Ray cluster, or start a local Ray, and read its size."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Read when Ray is imported or started.
+# Ray reads these variables when it is imported or started.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-# Tune's newer reporter prints a banner at every verbosity; ours tells of the progress.
+# Tune's newer reporter prints a banner at every verbosity; the console shows the progress instead.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# A CPU task must not hide the GPUs from itself by Ray's coming default, nor warn of it.
+# Leaves GPUs visible in CPU tasks, as Ray will do by default, and avoids Ray's warning about this change.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
@@ -27,31 +27,32 @@ from scale_ray.errors import UserError, first_line
 
 @contextmanager
 def connected(cluster: Cluster, *, verbose: bool = False) -> Iterator[Size]:
-    """A Ray to work on: the named cluster, else RAY_ADDRESS, else one of our own, stopped at the end.
+    """Connect to Ray for the duration of the context, and yield the size of the cluster.
 
-    Inside another `connected` the same Ray is used.
+    Uses the configured address, otherwise RAY_ADDRESS, otherwise a local Ray that is stopped at the end. Inside
+    another `connected`, its connection is used.
 
     Raises
     ------
     UserError
-        Where a named cluster does not answer.
+        If the cluster at the given address does not answer, or a local Ray does not start.
     """
     if ray.is_initialized():
-        yield _size()
+        yield _cluster_size()
         return
     level = logging.INFO if verbose else logging.ERROR
     if not verbose:
-        # Ray's core writes its own warnings past Python's logging.
+        # Ray's core prints its own warnings, which do not go through Python's logging.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
-        _refuse_silent(address)
+        _check_reachable(address)
     try:
-        with _core_unheard(not verbose):
+        with _stderr_muted(not verbose):
             if address:
                 ray.init(address=address, logging_level=level, log_to_driver=verbose)
             else:
-                # "local" makes sure of one of our own: a dead head's address may still lie about.
+                # "local" always starts a new Ray; without it, Ray may try the stored address of a dead head.
                 ray.init(
                     address="local",
                     num_cpus=cluster.cpus or None,
@@ -60,17 +61,23 @@ def connected(cluster: Cluster, *, verbose: bool = False) -> Iterator[Size]:
                     log_to_driver=verbose,
                 )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"a Ray cluster at {address}" if address else "Ray to start on this machine"
+        where = f"a Ray cluster at {address}" if address else "a local Ray to start on this machine"
         raise UserError(f"address: expected {where}, found: {first_line(error)}") from error
     try:
-        _quieten(level)
-        yield _size()
+        _set_log_level(level)
+        yield _cluster_size()
     finally:
         ray.shutdown()
 
 
-def _refuse_silent(address: str) -> None:
-    """Ray waits for minutes for a head that is not there; a closed port is known at once."""
+def _check_reachable(address: str) -> None:
+    """Check that the head's port is open: Ray itself would wait for minutes for a missing head.
+
+    Raises
+    ------
+    UserError
+        If the port is closed.
+    """
     host, _, port = address.rpartition("://")[2].rstrip("/").rpartition(":")
     if not host or not port.isdigit():
         return  # "auto", or a name that Ray itself resolves
@@ -83,30 +90,30 @@ def _refuse_silent(address: str) -> None:
 
 
 @contextmanager
-def _core_unheard(unheard: bool) -> Iterator[None]:
-    """Ray's core says at its start how it was told to say nothing; errors come as exceptions."""
-    if not unheard:
+def _stderr_muted(muted: bool) -> Iterator[None]:
+    """Discard standard error while Ray starts: its core prints there about its log level; errors are exceptions."""
+    if not muted:
         yield
         return
     sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    stderr = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
 
 
-def _size() -> Size:
+def _cluster_size() -> Size:
     resources = ray.cluster_resources()
     return Size(max(int(resources.get("CPU", 1)), 1), int(resources.get("GPU", 0)))
 
 
-def _quieten(level: int) -> None:
-    """Ray's libraries log every start and plan; a person wants the stage's own progress."""
+def _set_log_level(level: int) -> None:
+    """Set the log level of Ray's libraries, and hide their progress bars: the console shows its own progress."""
     for name in ("ray.data", "ray.train", "ray.tune", "ray"):
         logging.getLogger(name).setLevel(level)
     import ray.data

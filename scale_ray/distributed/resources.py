@@ -1,4 +1,4 @@
-"""What a cluster has, and how much of each stage of an extraction fits into it."""
+"""The resources of a cluster, and how many decoders and backbone actors of an extraction fit into it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from scale_ray.config import Extraction
 
 @dataclass(frozen=True)
 class Size:
-    """What the cluster has: cores and GPUs, in whole numbers."""
+    """The resources of a cluster: whole numbers of CPU cores and GPUs."""
 
     cpus: int
     gpus: int
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How much of each stage there is at once, and what Ray reserves for it."""
+class StageSizes:
+    """How many decoding tasks and backbone actors run at once, and what Ray reserves for each of them."""
 
     decoders: int
     decoder_cpus: float
@@ -26,19 +26,19 @@ class Sizes:
     actor_threads: int
 
 
-def sizes_of(size: Size, extraction: Extraction) -> Sizes:
-    """Decoding tasks and backbone actors: all must fit into the cluster at the same time."""
+def sizes_of(size: Size, extraction: Extraction) -> StageSizes:
+    """Choose the numbers of decoding tasks and backbone actors so that all fit into the cluster at once."""
     if size.gpus:
         gpus = extraction.actor_gpus or (size.gpus / extraction.actors if extraction.actors else 1.0)
-        gpus = float(int(gpus)) if gpus > 1 else gpus  # Ray shares one GPU out, but not two and a half
+        gpus = float(int(gpus)) if gpus > 1 else gpus  # above 1, Ray accepts whole GPUs only
         actors = extraction.actors or max(int(size.gpus / gpus), 1)
         decoders = extraction.decoders or max(size.cpus - 1, 1)
-        return Sizes(decoders, min(size.cpus / decoders, 1.0) / 2, actors, {"num_gpus": gpus}, 1)
-    # A backbone on CPUs uses 2 threads an actor; on one core both stages share it.
+        return StageSizes(decoders, min(size.cpus / decoders, 1.0) / 2, actors, {"num_gpus": gpus}, 1)
+    # A backbone on CPUs uses 2 threads per actor; on one core both stages share it.
     threads = extraction.actor_cpus or min(size.cpus, 2)
     actors = extraction.actors or max(size.cpus // max(threads, 2), 1)
     decoders = extraction.decoders or max(size.cpus - actors, 1)
-    # Half of what there is: Ray Data holds a part of the CPUs back for each stage, and on two cores whole
-    # ones were seen to leave nothing for the decoders, for ever.
-    share = min(size.cpus / (actors + decoders), 1.0) / 2
-    return Sizes(decoders, share, actors, {"num_cpus": share}, threads)
+    # Only half of the CPUs is requested: Ray Data reserves some CPUs for each stage, and on two cores requests of
+    # whole CPUs were seen to starve the decoders for ever.
+    cpus = min(size.cpus / (actors + decoders), 1.0) / 2
+    return StageSizes(decoders, cpus, actors, {"num_cpus": cpus}, threads)

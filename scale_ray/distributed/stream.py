@@ -5,9 +5,9 @@
     embed    backbone actors  a block of pixels -> features of every target   1 : 1
     commit   driver           features of a shard -> one Parquet part         N : 1
 
-Features are small (16 x 768 float16 are 24 kB a video), so the driver gathers them: it holds the shards
-that are under way and writes each one when its last video has come. Whatever dies, a shard is there
-whole or not at all, and the same command does what is missing.
+Features are small (16 x 768 float16 are 24 kB per video), so the driver collects them: it keeps incomplete shards
+in memory and writes each shard when its last video has arrived. Shards are written atomically: after any crash,
+the same command extracts the videos that are missing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import atexit
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +25,11 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from scale_ray.config import (
-    Cluster,
-    Extraction,
-    Sampling,
-)
+from scale_ray.config import Cluster, Extraction, Sampling
 from scale_ray.console import Console, Progress
 from scale_ray.decoding import Decoder, video_bytes
 from scale_ray.distributed.cluster import connected
-from scale_ray.distributed.resources import Size, sizes_of
+from scale_ray.distributed.resources import Size, StageSizes, sizes_of
 from scale_ray.errors import RunFailed
 from scale_ray.extraction import (
     ExtractionRun,
@@ -45,8 +42,9 @@ from scale_ray.extraction import (
     without_pixels,
 )
 
-if TYPE_CHECKING:  # the decoding tasks import this module, and do without torch: 4 s and 500 MB each
+if TYPE_CHECKING:  # decoding tasks import this module and need no torch, which costs 4 s and 500 MB per process
     from scale_ray.backbones import Backbone
+
 # Attempts per shard whose videos did not all return, for example after a worker died.
 _ATTEMPTS = 3
 
@@ -54,7 +52,7 @@ _ATTEMPTS = 3
 def run_stream(
     run: ExtractionRun, name: str, sampling: Sampling, extraction: Extraction, cluster: Cluster, console: Console
 ) -> list[ExtractionSummary]:
-    """Stream the pending videos until all of their shards are committed; a summary per target.
+    """Extract the pending videos until all of their shards are committed; returns one summary per target.
 
     Raises
     ------
@@ -70,70 +68,94 @@ def run_stream(
                 if run.incomplete():
                     _stream(run, sampling, extraction, size, progress)
         if run.incomplete():
-            raise RunFailed(f"{len(run.incomplete())} shards did not come back from the cluster; run it again")
+            raise RunFailed(
+                f"{len(run.incomplete())} shards are still incomplete after {_ATTEMPTS} attempts; run the command again"
+            )
     return run.finish()
 
 
 def _stream(run: ExtractionRun, sampling: Sampling, extraction: Extraction, size: Size, progress: Progress) -> None:
-    """Decode and embed what is not committed yet, and commit shard by shard."""
+    """Decode and embed the videos of all incomplete shards; each shard is committed when its last video arrives."""
     sizes = sizes_of(size, extraction)
-    sides = sorted({target.encoder.input_px for target in run.targets})
-    video = max(video_bytes(run.shards[number].mode, sampling, sides) for number in run.incomplete())
+    input_sizes_px = sorted({target.encoder.input_px for target in run.targets})
+    bytes_per_video = max(video_bytes(run.shards[number].mode, sampling, input_sizes_px) for number in run.incomplete())
     # Large enough to amortise Ray's 30 ms per block, small enough to keep every decoder busy.
-    fair = -(-run.num_pending // (4 * sizes.decoders))
-    per_block = max(min(extraction.block_mib * 2**20 // video, fair), 1)
-    context = ray.data.DataContext.get_current()
-    limits = context.execution_options.resource_limits
-    kept = context.target_max_block_size, limits
-    # Ray joins blocks below this size and cuts those of half as much again, which copies them: ours fit.
-    context.target_max_block_size = int(0.8 * per_block * video)
-    # By itself it lets decoders run ahead until half of the object store is full.
-    waiting = 2 * sizes.decoders + extraction.blocks_ahead * sizes.actors
-    context.execution_options.resource_limits = limits.copy(object_store_memory=waiting * per_block * video)
-    try:
-        stream = (
-            ray.data.from_arrow(list(_tasks(run, per_block, fair)))
-            .map_batches(
-                partial(
-                    decode_block, sampling=sampling, input_sizes_px=sides, per_block=per_block, extraction=extraction
-                ),
-                batch_size=None,
-                batch_format="pyarrow",
-                zero_copy_batch=True,
-                # Equal requests of both stages would make Ray fuse them into one: no overlap then.
-                num_cpus=sizes.decoder_cpus - 0.001,
-                compute=ray.data.TaskPoolStrategy(size=sizes.decoders),
-            )
-            .map_batches(
-                EmbedBlock,
-                fn_constructor_args=(
-                    [ray.put(target.encoder) for target in run.targets],
-                    [shard.targets for shard in run.shards],
-                    sampling,
-                    extraction.batch_clips,
-                    sizes.actor_threads,
-                ),
-                batch_size=None,
-                batch_format="pyarrow",
-                zero_copy_batch=True,
-                compute=ray.data.ActorPoolStrategy(size=sizes.actors),
-                **sizes.actor_resources,
-            )
-        )
-        # Nothing is fetched ahead: a result waits for no other before it is committed.
-        for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    max_videos = -(-run.num_pending // (4 * sizes.decoders))
+    per_block = max(min(extraction.block_mib * 2**20 // bytes_per_video, max_videos), 1)
+    buffered_blocks = 2 * sizes.decoders + extraction.blocks_ahead * sizes.actors
+    with _block_limits(int(0.8 * per_block * bytes_per_video), buffered_blocks * per_block * bytes_per_video):
+        tasks = list(_tasks(run, per_block, max_videos))
+        features = _pipeline(run, tasks, sampling, extraction, sizes, input_sizes_px, per_block)
+        # Without prefetching, every result is committed as soon as it arrives.
+        for block in features.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for result in read_results(block):
                 run.add_result(result)
                 progress.advance(1)
+
+
+@contextmanager
+def _block_limits(target_bytes: int, buffer_bytes: int) -> Iterator[None]:
+    """Set Ray Data's target size of a block, and the memory for all blocks that wait; restored at the end."""
+    context = ray.data.DataContext.get_current()
+    limits = context.execution_options.resource_limits
+    previous = context.target_max_block_size, limits
+    # Ray merges smaller blocks and splits those over 1.5 times the target, which copies them; our blocks fit.
+    context.target_max_block_size = target_bytes
+    # By default, Ray lets the decoders run ahead until half of the object store is full.
+    context.execution_options.resource_limits = limits.copy(object_store_memory=buffer_bytes)
+    try:
+        yield
     finally:
-        context.target_max_block_size, context.execution_options.resource_limits = kept
+        context.target_max_block_size, context.execution_options.resource_limits = previous
 
 
-def _tasks(run: ExtractionRun, per_block: int, fair: int) -> Iterator[pa.Table]:
-    """The videos of one decoding task each: whole blocks of one shard, not many more than is fair."""
+def _pipeline(
+    run: ExtractionRun,
+    tasks: list[pa.Table],
+    sampling: Sampling,
+    extraction: Extraction,
+    sizes: StageSizes,
+    input_sizes_px: list[int],
+    per_block: int,
+) -> ray.data.Dataset:
+    """The data set of features: decoding tasks, followed by backbone actors."""
+    decode = partial(
+        decode_block, sampling=sampling, input_sizes_px=input_sizes_px, per_block=per_block, extraction=extraction
+    )
+    return (
+        ray.data.from_arrow(tasks)
+        .map_batches(
+            decode,
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            # With equal requests Ray would fuse the two stages into one, which would not overlap.
+            num_cpus=sizes.decoder_cpus - 0.001,
+            compute=ray.data.TaskPoolStrategy(size=sizes.decoders),
+        )
+        .map_batches(
+            EmbedBlock,
+            fn_constructor_args=(
+                [ray.put(target.encoder) for target in run.targets],
+                [shard.targets for shard in run.shards],
+                sampling,
+                extraction.batch_clips,
+                sizes.actor_threads,
+            ),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(size=sizes.actors),
+            **sizes.actor_resources,
+        )
+    )
+
+
+def _tasks(run: ExtractionRun, per_block: int, max_videos: int) -> Iterator[pa.Table]:
+    """The videos of one decoding task per table: of one shard, and `max_videos` rounded up to whole blocks."""
     for number in run.incomplete():
         shard = run.shards[number]
-        step = -(-min(fair, len(shard.video_ids)) // per_block) * per_block
+        step = -(-min(max_videos, len(shard.video_ids)) // per_block) * per_block
         for start in range(0, len(shard.video_ids), step):
             ids = shard.video_ids[start : start + step]
             yield pa.table(
@@ -146,14 +168,14 @@ def _tasks(run: ExtractionRun, per_block: int, fair: int) -> Iterator[pa.Table]:
             )
 
 
-# One a worker process, kept from task to task.
+# One per worker process, kept from task to task.
 _decoder: Decoder | None = None
 
 
 def decode_block(
     block: pa.Table, *, sampling: Sampling, input_sizes_px: Sequence[int], per_block: int, extraction: Extraction
 ) -> Iterator[pa.Table]:
-    """Videos to blocks of pixels; a video that cannot be used becomes a row with its reason and no pixels."""
+    """Decode videos to blocks of pixels; a video that fails becomes a row with the reason and without pixels."""
     global _decoder
     if _decoder is None:
         _decoder = Decoder(timeout_s=extraction.decode_timeout_s, memory_gib=extraction.decode_memory_gib)
@@ -162,7 +184,7 @@ def decode_block(
 
 
 class EmbedBlock:
-    """The frozen backbones in an actor: a block's clips in batches, wherever its videos end."""
+    """An actor with the frozen backbones; batches of clips may span several videos of a block."""
 
     def __init__(
         self,
@@ -181,7 +203,7 @@ class EmbedBlock:
             devices = [torch.device("cpu")]
             torch.set_num_threads(cpu_threads)
         self._devices = devices
-        # A copy a GPU; batches are dealt out to them.
+        # One copy per GPU; batches are dealt out to them.
         self._encoders: list[list[Backbone]] = [
             [copy.deepcopy(encoder).to(device) for device in devices] for encoder in ray.get(encoders)
         ]
@@ -204,21 +226,21 @@ class EmbedBlock:
         return pa.table({**{name: kept[name] for name in kept.column_names}, **columns})
 
     def _features(self, copies: Sequence[Backbone], clips: np.ndarray) -> np.ndarray:
-        """float16 (clips, D)."""
+        """The features of the clips, float16 (clips, D)."""
         import torch
 
-        def embedded(number: int) -> Any:
+        def embed(number: int) -> Any:
             batch = clips[number * self._batch_clips : (number + 1) * self._batch_clips]
-            which = number % len(copies)
+            device = number % len(copies)
             with warnings.catch_warnings():
-                # The object store's memory is read-only, and so is what we do with it.
+                # Arrays in the object store are read-only, and are only read here.
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                return copies[which](torch.from_numpy(batch).to(self._devices[which]))
+                return copies[device](torch.from_numpy(batch).to(self._devices[device]))
 
         numbers = range(-(-len(clips) // self._batch_clips))
         if len(copies) == 1:
-            outputs = [embedded(number) for number in numbers]
+            outputs = [embed(number) for number in numbers]
         else:
             with ThreadPoolExecutor(len(copies)) as threads:
-                outputs = list(threads.map(embedded, numbers))
+                outputs = list(threads.map(embed, numbers))
         return torch.cat([output.cpu() for output in outputs]).to(torch.float16).numpy()

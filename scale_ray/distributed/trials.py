@@ -1,8 +1,8 @@
 """The search over mask ratio and set size, as Ray Tune trials.
 
-A trial trains in one process: a small aggregator needs no more, and as many trials run side by side as
-there are CPUs or GPUs. Settings are ranked on videos held out of the training split; the test split is
-never seen. The driver alone writes to MLflow: one parent run, a child run a trial.
+A trial trains in one process, which is enough for a small aggregator; as many trials run at once as there are
+CPUs or GPUs. Settings are ranked on videos held out of the training subset; the test subset is never used. Only
+the driver writes to MLflow: one parent run, and one child run per trial.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _LOGGED = (*_LOSSES, "learning_rate", *_MONITORS)
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: the options it set, by dotted name, and what it reached on the validation videos."""
+    """One trial: its options by dotted name, its final training loss, and its score on the validation videos.
+
+    `monitor` is the name of the metric and `value` its value, higher is better.
+    """
 
     options: dict[str, Any]
     monitor: str
@@ -38,18 +41,20 @@ class Trial:
 
 
 def validation_split(store: FeatureStore, share: float, name: str | None = None) -> tuple[StoredClips, StoredClips]:
-    """The training split cut in two: to train on, and to rank settings with.
+    """Split the training subset into clips to train on and clips to rank settings with.
+
+    About the fraction `share` of the videos is used for validation; `name` is the official split to use.
 
     Raises
     ------
     UserError
-        Where either part would be empty.
+        If either part would be empty.
     """
     train, validation = training_clips(store, share, split=name)
     if not len(train) or not len(validation):
         raise UserError(
-            f"validation_share: expected videos on both sides, found {len(train)} to train on and "
-            f"{len(validation)} to rank settings with; use more videos or another share"
+            f"validation_share: expected videos for both training and validation, found {len(train)} and "
+            f"{len(validation)}; use more videos or another value"
         )
     return train, validation
 
@@ -63,7 +68,7 @@ def run_trials(
     size: Size,
     console: Console,
 ) -> list[Trial]:
-    """Run every trial of the grid, each as a child of the `parent` MLflow run; best first.
+    """Run every trial of the grid, each as a child of the `parent` MLflow run; returns the trials, best first.
 
     Raises
     ------
@@ -107,7 +112,7 @@ def _ranked(results: ray.tune.ResultGrid) -> list[Trial]:
         assert options is not None
         monitor = next(name for name in _MONITORS if name in metrics)
         trials.append(Trial(dict(options), monitor, metrics[monitor], metrics["loss"]))
-    # Equal values are ordered by their options, so that the order does not depend on which trial ended first.
+    # Ties are ordered by their options, so that the order does not depend on which trial ended first.
     return sorted(trials, key=lambda trial: (-trial.value, str(trial.options)))
 
 
@@ -119,7 +124,7 @@ def _trial(
     searching: dict[str, Any],
     probing: dict[str, Any],
 ) -> None:
-    """One setting, trained to the end in this process."""
+    """Train with one setting to the end, in this process; all arguments are plain data, as Ray sends them."""
     import torch
 
     from scale_ray.clip_sets import ResidentClips
@@ -128,18 +133,21 @@ def _trial(
 
     setting = PretrainConfig.from_dict(config).with_values(values)
     features_store = FeatureStore(store)
-    share = Searching.from_dict(searching).validation_share
-    split = validation_split(features_store, share, setting.splits.split)
-    train, validation = (clips.read() for clips in split)
+    validation_share = Searching.from_dict(searching).validation_share
+    parts = validation_split(features_store, validation_share, setting.splits.split)
+    train, validation = (clips.read() for clips in parts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(
-        ResidentClips.of(train, device), setting, device=device, held_out=ResidentClips.of(validation, device)
+        ResidentClips.from_clips(train, device),
+        setting,
+        device=device,
+        held_out=ResidentClips.from_clips(validation, device),
     )
 
     class Reports:
-        """Now and then how it goes, and at the end what it was worth."""
+        """Reports the metrics from time to time, and the score on the validation videos at the end."""
 
-        told_s = time.monotonic()
+        reported_s = time.monotonic()
 
         def after_step(self, trainer: Trainer, values: dict[str, torch.Tensor]) -> None: ...
 
@@ -149,15 +157,15 @@ def _trial(
                     trainer.model, train, validation, features_store.labels(), Probing.from_dict(probing)
                 )
                 ray.tune.report({**metrics, name: value})
-            elif time.monotonic() - self.told_s > _REPORT_S:
-                self.told_s = time.monotonic()
+            elif time.monotonic() - self.reported_s > _REPORT_S:
+                self.reported_s = time.monotonic()
                 ray.tune.report(dict(metrics))
 
     fit(trainer, Reports())
 
 
 class _TrialRecords(ray.tune.Callback):
-    """Trials as children of one MLflow run, written by the driver: a stopped trial ends its run too."""
+    """Records each trial as a child of one MLflow run, from the driver, so that a failed trial ends its run, too."""
 
     def __init__(self, experiment: Experiment, parent: RunRecord, progress: Progress) -> None:
         self._experiment, self._parent, self._progress = experiment, parent, progress

@@ -1,8 +1,8 @@
 """Store to aggregator, as Ray Train workers.
 
-Each worker reads the store itself, trains its share of every global batch, and all report together when
-there is a checkpoint. Metrics go from the first worker over a channel to the driver, which alone shows
-progress and writes to MLflow.
+Each worker reads the store itself and trains on its slice of every global batch; at a checkpoint all workers report
+to Ray together. The first worker sends the metrics over a channel to the driver, and only the driver shows progress
+and writes to MLflow.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from scale_ray.probes import TrainingMonitor
 from scale_ray.store import FeatureStore, StoredClips, training_clips
 from scale_ray.tracking import RunFolder, RunRecord
 
-# How often the metrics of single steps are sent on.
+# Interval at which the metrics of single steps are sent to the driver.
 _SEND_S = 2.0
 _STATE_FILE = "state.pt"
 
 
 def pretraining_clips(store: FeatureStore, config: PretrainConfig) -> tuple[StoredClips, StoredClips]:
-    """What is trained on, and what is held out of it."""
+    """The clips to train on, and those of the held-out videos."""
     return training_clips(
         store,
         config.training.held_out_share,
@@ -53,7 +53,15 @@ def run_workers(
     record: RunRecord,
     console: Console,
 ) -> dict[str, Any]:
-    """Run the workers to the end; the last checkpoint's state."""
+    """Run the workers to the end; returns the state of the last checkpoint.
+
+    `workers` holds the minimum and the maximum number of workers.
+
+    Raises
+    ------
+    UserError, RunFailed
+        If the training could not be finished.
+    """
     channel = ray.remote(num_cpus=0)(Channel).remote()
     use_gpu = size.gpus > 0
     training = config.training
@@ -92,45 +100,44 @@ def run_workers(
 
 
 def _work(job: dict[str, Any]) -> None:
-    """One worker: read the store, continue from a checkpoint if there is one, train to the end.
+    """One worker: read the store, resume from a checkpoint if there is one, train to the end.
 
-    What would fail again in the same way is told over the channel: a restarted worker then gives up at once.
+    An error that a restart would repeat is sent over the channel, so that a restarted worker stops at once.
     """
     channel = job["channel"]
     if ray.get(channel.failure.remote()) is not None:
         return
     try:
-        _train_share(job)
+        _train(job)
     except (UserError, RunFailed) as error:
         ray.get(channel.fail.remote(error))
         raise
 
 
-def _train_share(job: dict[str, Any]) -> None:
+def _train(job: dict[str, Any]) -> None:
     config = PretrainConfig.from_dict(job["config"])
     context = ray.train.get_context()
     device = get_device()
     store = FeatureStore(job["store"])
     clips, held_out = pretraining_clips(store, config)
     source = opened_source(clips, config.ingest, device, context.get_local_world_size())
-    first = context.get_world_rank() == 0
-    trainer = Trainer(
-        source, config, device=device, held_out=ResidentClips.of(held_out.read(), device) if len(held_out) else None
-    )
-    reports = _Reports(job["channel"] if first else None)
-    state = _newest_state(job["channel"] if first else None)
+    is_first = context.get_world_rank() == 0
+    resident = ResidentClips.from_clips(held_out.read(), device) if len(held_out) else None
+    trainer = Trainer(source, config, device=device, held_out=resident)
+    reports = _Reports(job["channel"] if is_first else None)
+    state = _newest_state(job["channel"] if is_first else None)
     if state is not None:
         reports.history = state["history"]
         trainer.restore(state)
-    watch = TrainingMonitor(store, clips, Probing()) if first and config.training.monitor_epochs else None
-    fit(trainer, reports, lambda trainer: {} if watch is None else watch(trainer.model))
+    monitor = TrainingMonitor(store, clips, Probing()) if is_first and config.training.monitor_epochs else None
+    fit(trainer, reports, lambda trainer: {} if monitor is None else monitor(trainer.model))
 
 
 class _Reports:
-    """What leaves a worker: metrics of steps and epochs over the channel, checkpoints through Ray Train."""
+    """Sends the metrics of steps and epochs over the channel, and saves checkpoints through Ray Train."""
 
     def __init__(self, channel: Any) -> None:
-        """`channel` only in the first worker: it alone speaks and saves."""
+        """`channel` is None except in the first worker, because only that one sends metrics and saves."""
         self.history: list[Metrics] = []
         self._channel = channel
         self._steps: list[tuple[int, dict[str, torch.Tensor]]] = []
@@ -142,7 +149,7 @@ class _Reports:
             if time.monotonic() - self._sent_s > _SEND_S:
                 self._send_steps()
         every = trainer.config.training.checkpoint_steps
-        # After the last step of an epoch the epoch itself is reported.
+        # After the last step of an epoch, `after_epoch` saves the checkpoint.
         if every and trainer.steps % every == 0 and trainer.step_of_epoch < trainer.steps_per_epoch:
             self._checkpoint(trainer, {"epoch": trainer.epoch})
 
@@ -158,12 +165,12 @@ class _Reports:
             self._checkpoint(trainer, metrics)
 
     def _send_steps(self) -> None:
-        told = [(step, {name: float(value) for name, value in values.items()}) for step, values in self._steps]
-        self._channel.put.remote(("steps", told))
+        steps = [(step, {name: float(value) for name, value in values.items()}) for step, values in self._steps]
+        self._channel.put.remote(("steps", steps))
         self._steps, self._sent_s = [], time.monotonic()
 
     def _checkpoint(self, trainer: Trainer, metrics: Metrics) -> None:
-        """The first worker's state, when all have come here."""
+        """Save the state of the first worker; Ray Train waits until all workers have reported."""
         trainer.check_finite()
         with tempfile.TemporaryDirectory() if self._channel is not None else nullcontext() as local:
             saved = None
@@ -174,25 +181,25 @@ class _Reports:
 
 
 def _newest_state(channel: Any) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that can be read; None where there is none at all.
+    """The state of the newest readable checkpoint; None if there are no checkpoints.
 
     Raises
     ------
     RunFailed
-        Where there are checkpoints, and none of them can be read.
+        If there are checkpoints, but none of them can be read.
     """
     if ray.train.get_checkpoint() is None:
         return None
     reported = ray.train.get_all_reported_checkpoints()
-    for one in sorted(reported, key=lambda one: -one.metrics["step"]):
+    for report in sorted(reported, key=lambda report: -report.metrics["step"]):
         try:
-            return _read_state(one.checkpoint)
-        except Exception as error:  # noqa: BLE001 - damaged files raise whatever their reader happens upon
+            return _read_state(report.checkpoint)
+        except Exception as error:  # noqa: BLE001 - the reader of a damaged file may raise any exception
             if channel is not None:
-                name = os.path.basename(one.checkpoint.path)
-                line = f"checkpoint {name} cannot be read ({first_line(error)}); going on from the one before it"
-                ray.get(channel.put.remote(("note", line)))
-    raise RunFailed(f"expected a checkpoint that can be read, found {len(reported)} damaged ones; use another --run")
+                name = os.path.basename(report.checkpoint.path)
+                note = f"checkpoint {name} cannot be read ({first_line(error)}); resuming from the one before it"
+                ray.get(channel.put.remote(("note", note)))
+    raise RunFailed(f"expected a readable checkpoint, found {len(reported)} damaged ones; use another --run")
 
 
 def _read_state(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:

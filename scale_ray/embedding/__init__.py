@@ -1,4 +1,4 @@
-"""Videos to vectors."""
+"""Videos to vectors: vector stores, a model of video files, nearest neighbours."""
 
 from scale_ray.embedding.neighbours import SearchResult, find_neighbours
 from scale_ray.embedding.vector_store import VectorStore, embed_store, fingerprint_of_vectors

@@ -1,11 +1,11 @@
-"""Backbone, aggregator and sampling as one: video files to vectors, for others to load and to serve.
+"""Backbone, aggregator and sampling as one model, from video files to vectors; MLflow loads and serves it.
 
-An aggregator's folder names its backbone and its sampling. Saved as a whole, the backbone's weights lie
-beside it as safetensors, and nothing is executed to load them:
+The folder of an aggregator names its backbone and its sampling. A saved model also holds the weights of the backbone,
+as safetensors, so that loading executes no code from it:
 
     aggregator/           config.json and model.safetensors
     backbone.safetensors
-    model.json            a hash of these, and the sets that a video's clips are dealt into
+    model.json            a hash of the backbone's tensors, and how the clips of a video are dealt into sets
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BACKBONE_FILE = "backbone.safetensors"
 
 @dataclass(frozen=True)
 class Embedded:
-    """A video's representation, float32 (D + E,), and those of its clips (N, D + E); or why there is none."""
+    """The vector of one video, float32 (D + E,), and those of its clips, float32 (N, D + E); or the error."""
 
     path: str
     vector: np.ndarray | None
@@ -42,36 +42,40 @@ class Embedded:
 
 
 @torch.inference_mode()
-def vectors_of(aggregator: Aggregator, features: np.ndarray, positions: np.ndarray, ensemble: int) -> np.ndarray:
-    """`[x, c]` of every clip, float32 (videos, N, D + E), from what a store holds of them.
+def clip_vectors(aggregator: Aggregator, features: np.ndarray, positions: np.ndarray, ensemble: int) -> np.ndarray:
+    """The vector `[x, c]` of every clip, float32 (videos, N, D + E).
 
-    `features` (videos, N, D), rounded to float16 as in a store, so that it does not matter whether they have been
-    in one; `positions` (videos, N, 7) in pixels and seconds.
+    `features` (videos, N, D) of any float type are rounded to float16, so that stored and fresh features give the same
+    vectors; `positions` (videos, N, 7) are in pixels and seconds. `ensemble` as in `tokens_of_clips`.
     """
-    stored = torch.from_numpy(np.ascontiguousarray(features, np.float16))
-    places = normalised_positions(torch.from_numpy(np.array(positions, np.float32)))
-    return clip_representations(stored, tokens_of_clips(aggregator, stored, places, ensemble)).numpy()
+    rounded = torch.from_numpy(np.ascontiguousarray(features, np.float16))
+    normalised = normalised_positions(torch.from_numpy(np.array(positions, np.float32)))
+    return clip_representations(rounded, tokens_of_clips(aggregator, rounded, normalised, ensemble)).numpy()
 
 
 def sampling_of(origin: Mapping[str, Any]) -> Sampling:
-    """The sampling that an aggregator's features were made with."""
-    merged = dict(chain.from_iterable(of.items() for of in origin["sampling"].values()))
+    """The sampling of the features that an aggregator was trained on, from its `origin`."""
+    merged = dict(chain.from_iterable(options.items() for options in origin["sampling"].values()))
     return Sampling.from_dict({**merged, "sampling_seed": origin["sampling_seed"]})
 
 
 def backbone_of(origin: Mapping[str, Any], weights_at: str | None = None) -> Backbone:
-    """The backbone that an aggregator's features were made with, its weights from where they were then.
+    """Load the backbone of the features that an aggregator was trained on, from the aggregator's `origin`.
+
+    The weights are loaded from `weights_at`, by default from where they were at the time of extraction.
 
     Raises
     ------
     UserError
-        Where it is not known or cannot be had, or where other weights are found than those of the features.
+        If the location of the weights is not recorded, the backbone cannot be loaded, or its weights are not those of
+        the features.
     """
     if "made_with" not in origin and weights_at is None:
         raise UserError(
-            "weights_at: expected --weights-at default or FILE, since the aggregator does not say, found none"
+            "weights_at: expected --weights-at default or FILE, since the aggregator does not record where the "
+            "weights of its backbone are, found none"
         )
-    options = BackboneOptions.from_dict(origin.get("made_with") or _options_in(origin))
+    options = BackboneOptions.from_dict(origin.get("made_with") or _options_from_fingerprint(origin))
     if weights_at is not None:
         options = BackboneOptions.from_dict({**options.to_dict(), "weights": weights_at})
     backbone = load_backbone(options, sampling_of(origin).frames)
@@ -83,16 +87,16 @@ def backbone_of(origin: Mapping[str, Any], weights_at: str | None = None) -> Bac
     return backbone
 
 
-def _options_in(origin: Mapping[str, Any]) -> dict[str, Any]:
+def _options_from_fingerprint(origin: Mapping[str, Any]) -> dict[str, Any]:
     names = ("backbone", "input_px", "pixel_mean", "pixel_std", "precision", "frame_pooling")
     options = {name: origin[name] for name in names}
     return {**options, "frame_pooling": "mean" if options["frame_pooling"] == "none" else options["frame_pooling"]}
 
 
 class VideoModel:
-    """Video files to representations, in this process; a file that cannot be used gets an error of its own.
+    """Computes the vectors of video files, in this process, from the clips of mode `eval`.
 
-    The clips are those of mode `eval`. Decoding runs in a supervised child process.
+    An unusable file gives a result with an error instead of a vector. Decoding runs in a supervised child process.
     """
 
     def __init__(self, backbone: Backbone, aggregator: Aggregator, representing: Representing) -> None:
@@ -100,39 +104,39 @@ class VideoModel:
         self.sampling = sampling_of(aggregator.origin)
 
     @classmethod
-    def of(
+    def from_aggregator(
         cls, aggregator: Aggregator, representing: Representing | None = None, weights_at: str | None = None
     ) -> VideoModel:
-        """With the backbone that the aggregator's folder names (`backbone_of`)."""
+        """The model of an aggregator and the backbone that it records (`backbone_of`)."""
         if "backbone" not in aggregator.origin:
-            raise UserError("checkpoint: expected an aggregator that knows its backbone, found one that does not")
+            raise UserError("checkpoint: expected an aggregator that records its backbone, found one that does not")
         return cls(backbone_of(aggregator.origin, weights_at), aggregator, representing or Representing())
 
     def embed(self, paths: Iterable[str]) -> list[Embedded]:
-        """The representation of each video, in order; paths or URIs."""
-        limits, side = Extraction(), self.backbone.input_px
-        pixels = SharedPixels(video_bytes("eval", self.sampling, [side]))
-        shape = (self.sampling.num_clips("eval"), self.sampling.frames, side, side, 3)
+        """One result per video, in the order of `paths` (paths or URIs)."""
+        limits, size_px = Extraction(), self.backbone.input_px
+        pixels = SharedPixels(video_bytes("eval", self.sampling, [size_px]))
+        shape = (self.sampling.num_clips("eval"), self.sampling.frames, size_px, size_px, 3)
         embedded = []
         with Decoder(timeout_s=limits.decode_timeout_s, memory_gib=limits.decode_memory_gib) as decoder:
             for path in paths:
                 try:
-                    decoded = decoder.decode(Request(path, path, "eval", self.sampling, (side,), (0,)), pixels)
+                    decoded = decoder.decode(Request(path, path, "eval", self.sampling, (size_px,), (0,)), pixels)
                 except VideoError as error:
                     embedded.append(Embedded(path, None, error=f"{error.stage}: {error.reason}"))
                     continue
                 clips = torch.from_numpy(np.frombuffer(pixels.memory, np.uint8).reshape(shape).copy())
-                features = torch.cat([self.backbone(some) for some in clips.split(_CLIPS_AT_ONCE)]).numpy()
+                features = torch.cat([self.backbone(part) for part in clips.split(_CLIPS_AT_ONCE)]).numpy()
                 if not np.isfinite(features.astype(np.float16)).all():
                     embedded.append(Embedded(path, None, error="backbone: a feature is not finite in float16"))
                     continue
                 ensemble = self.representing.ensemble
-                [whole] = vectors_of(self.aggregator, features[None], decoded.positions[None], ensemble)
-                embedded.append(Embedded(path, whole.mean(0), whole))
+                [vectors] = clip_vectors(self.aggregator, features[None], decoded.positions[None], ensemble)
+                embedded.append(Embedded(path, vectors.mean(0), vectors))
         return embedded
 
     def save(self, folder: str) -> None:
-        """Write all that `load` needs into a folder; hf: and a user's own backbones are still built by their name."""
+        """Write everything that `load` needs into a folder, except the code of `hf:` and custom backbones."""
         import safetensors.torch
 
         self.aggregator.save(join(folder, "aggregator"))
@@ -140,34 +144,36 @@ class VideoModel:
         with atomic_write(join(folder, _BACKBONE_FILE)) as file:
             file.write(safetensors.torch.save(tensors))
         with atomic_write(join(folder, "model.json")) as file:
-            described = {"representing": self.representing.to_dict(), "backbone": hash_of(self.backbone.trunk)}
-            file.write(json.dumps(described, indent=2).encode())
+            description = {"representing": self.representing.to_dict(), "backbone": hash_of(self.backbone.trunk)}
+            file.write(json.dumps(description, indent=2).encode())
 
     @classmethod
     def load(cls, folder: str) -> VideoModel:
-        """Read what `save` wrote.
+        """Read a folder that `save` wrote.
 
         Raises
         ------
         UserError
-            Where a file is missing, damaged, or does not belong to the others.
+            If a file is missing or damaged, or does not belong to the others.
         """
         aggregator = Aggregator.load(join(folder, "aggregator"))
         origin = aggregator.origin
-        options = BackboneOptions.from_dict({**(origin.get("made_with") or _options_in(origin)), "weights": "none"})
+        recorded = origin.get("made_with") or _options_from_fingerprint(origin)
+        options = BackboneOptions.from_dict({**recorded, "weights": "none"})
         backbone = load_backbone(options, sampling_of(origin).frames)
         weights = join(folder, _BACKBONE_FILE)
         load_strictly(backbone.trunk, read_weights(weights), options.backbone, weights)
-        described = json.loads(read_bytes(join(folder, "model.json")))
-        if (found := hash_of(backbone.trunk)) != described["backbone"]:
-            raise UserError(f"{weights}: expected tensors with the hash {described['backbone']}, found {found}")
+        description = json.loads(read_bytes(join(folder, "model.json")))
+        if (actual := hash_of(backbone.trunk)) != description["backbone"]:
+            raise UserError(f"{weights}: expected tensors with the hash {description['backbone']}, found {actual}")
         backbone.weights_id = origin["weights"]
-        return cls(backbone, aggregator, Representing.from_dict(described["representing"]))
+        return cls(backbone, aggregator, Representing.from_dict(description["representing"]))
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
-        """MLflow's interface: paths, a list or a pandas table's first column, to a table of `path`, `vector`, `error`.
+        """The interface of MLflow: a pandas table of `path`, `vector` and `error`, one row per path.
 
-        `vector` is a list of floats, None in a row that has an `error`.
+        `model_input` is a list of paths, or a pandas table with paths in its first column. `vector` is a list of
+        floats, None in a row with an `error`.
         """
         import pandas as pd
 
@@ -178,10 +184,10 @@ class VideoModel:
             "vector": [None if row.vector is None else row.vector.tolist() for row in rows],
             "error": [row.error for row in rows],
         }
-        # As plain objects: a text that is missing is None then, and null in JSON, and not a number that is none.
+        # Columns of plain objects keep a missing value as None (null in JSON); others would turn it into NaN.
         return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
 
 
 def _load_pyfunc(path: str) -> VideoModel:
-    """What MLflow calls to load the model."""
+    """Load a saved model; MLflow calls this by its name."""
     return VideoModel.load(path)

@@ -1,4 +1,4 @@
-"""The plan, the commit and the account of an extraction."""
+"""Plans an extraction, commits its results to the stores and summarises the outcome."""
 
 from scale_ray.extraction.pixel_blocks import decode_videos, pixels_of
 from scale_ray.extraction.results import decoded_mask, features_column, read_results, without_pixels

@@ -1,7 +1,7 @@
-"""What becomes of one video on its way from the decoder over the backbone actors to the commit.
+"""The result of one video on its way from the decoder through the backbone actors to the commit.
 
-A row per video. The decoder fills the columns of `ROW` and one column of pixels per input size; the backbone actors
-replace the pixels by one column of features per target; the commit reads both kinds of rows as `VideoResult`.
+One row per video. The decoder fills the columns of `ROW` and one column of pixels per input size; the backbone actors
+replace the pixels with one column of features per target; the commit reads both kinds of rows as `VideoResult`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _PIXELS = "pixels_"
 
 
 def pixels_column(input_size_px: int) -> str:
-    """The column of the pixels at one input size: a binary value per video, uint8 (clips, frames, size, size, 3)."""
+    """The column of the pixels at one input size: one binary value per video, uint8 (clips, frames, size, size, 3)."""
     return f"{_PIXELS}{input_size_px}"
 
 
 def features_column(target: int) -> str:
-    """The column of the features of one target, by its number: a binary value per video, float16 (clips, D)."""
+    """The column of the features of one target, by its number: one binary value per video, float16 (clips, D)."""
     return f"{_FEATURES}{target}"
 
 
@@ -55,7 +55,7 @@ def decoded_mask(block: pa.Table) -> np.ndarray:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """The clips of one video, or the error because of which there are none.
+    """The clips of one video, or the error that prevented them.
 
     `positions` float32 (clips, 7); `features` float16 (clips, D) by the number of the target.
     """

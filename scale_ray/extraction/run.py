@@ -1,8 +1,7 @@
-"""What an extraction is, apart from who does the work: the plan, the commit and the account.
+"""The plan, the commits and the summary of an extraction, independent of what executes it.
 
-The pending videos are cut into shards before anything is read. Results come back video by video and in any
-order; a shard is committed when its last one is there, or not at all. `distributed/stream.py` does the
-work on Ray.
+The pending videos are divided into shards before any video is read. Results arrive per video and in any order; a shard
+is committed when its last result has arrived, or not at all. `distributed/stream.py` does the work on Ray.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from scale_ray.store import Failure, ShardStore, VideoFeatures
 
 @dataclass(frozen=True)
 class Shard:
-    """Videos that are committed together: ids in order, with their paths.
+    """Videos that are committed together: sorted ids, and their paths.
 
-    `targets` are the numbers of the targets that lack them, `attempts` the earlier failed attempts at each
-    video, for each of these.
+    `targets` are the numbers of the targets that lack these videos; `attempts` counts the earlier failed attempts per
+    video and, within that, per target.
     """
 
     mode: str
@@ -38,21 +37,21 @@ class Shard:
 
 
 class ExtractionRun:
-    """One extraction of a corpus into the stores of its targets: planned, gathered, accounted for."""
+    """One extraction of a corpus into the stores of its targets: plans shards, collects results, commits and counts."""
 
     def __init__(self, corpus: Corpus, targets: Sequence[Target], extraction: Extraction) -> None:
         self.targets = targets
         self._corpus, self._extraction = corpus, extraction
         for target in targets:
             _check_unchanged_videos(target.store, corpus)
-        # Before anything is read, so that a store whose run dies knows its videos; again at the end, when
-        # their sizes and lengths are known.
+        # Written before any video is read, so that the table is complete even if the run dies; updated at the end, when
+        # sizes and lengths are known.
         self._corrected = [target.store.replace_videos(corpus.videos) for target in targets]
         several = len(corpus.split_names) > 1
         ids, splits = (corpus.videos[name].to_pylist() for name in ("video_id", "splits"))
         self._wanted = {
-            video_id: modes_of(dict(sides), several=several) if extraction.mode == "auto" else (extraction.mode,)
-            for video_id, sides in zip(ids, splits, strict=True)
+            video_id: modes_of(dict(subsets), several=several) if extraction.mode == "auto" else (extraction.mode,)
+            for video_id, subsets in zip(ids, splits, strict=True)
         }
         self._failed_before = [{(f.video_id, f.mode): f.attempts for f in t.store.failures()} for t in targets]
         self._done_before = [self._done(target) for target in targets]
@@ -62,7 +61,7 @@ class ExtractionRun:
 
     @property
     def num_pending(self) -> int:
-        """Videos to decode, counted once for each mode."""
+        """Videos to decode, counted once per mode."""
         return sum(len(shard.video_ids) for shard in self.shards)
 
     def incomplete(self) -> list[int]:
@@ -70,10 +69,10 @@ class ExtractionRun:
         return [number for number in range(len(self.shards)) if number not in self._committed]
 
     def add_result(self, result: VideoResult) -> None:
-        """Add the result of one video; commits its shard if it was the last one."""
+        """Add the result of one video; commit its shard if it was the last one missing."""
         number = result.shard
         if number in self._committed:
-            return  # a worker died and its work was done again
+            return  # a worker died and its work was repeated
         shard = self.shards[number]
         arrived = self._arrived.setdefault(number, {})
         arrived[result.video_id] = _per_target(result, shard)
@@ -81,11 +80,11 @@ class ExtractionRun:
             self._commit(number, self._arrived.pop(number))
 
     def finish(self) -> list[ExtractionSummary]:
-        """Bring videos.parquet up to date and count."""
+        """Update videos.parquet and return the summary of each target."""
         return [self._summary(number, target) for number, target in enumerate(self.targets)]
 
     def _plan(self) -> list[Shard]:
-        """The pending videos in the order of their ids, cut into shards."""
+        """The pending videos, sorted by id and divided into shards."""
         paths = dict(zip(*(self._corpus.videos[name].to_pylist() for name in ("video_id", "path")), strict=True))
         shards: list[Shard] = []
         for mode in MODES:
@@ -113,7 +112,7 @@ class ExtractionRun:
         return shards
 
     def _commit(self, number: int, results: dict[str, list[VideoFeatures | Failure]]) -> None:
-        """Failures first: once the part is there, its shard is never planned again."""
+        """Write the failures, then the shard: once its file exists, the shard is never planned again."""
         shard = self.shards[number]
         for place, index in enumerate(shard.targets):
             store = self.targets[index].store
@@ -126,7 +125,7 @@ class ExtractionRun:
         self._committed.add(number)
 
     def _done(self, target: Target) -> set[str]:
-        """Videos of this corpus of which the store holds every wanted mode."""
+        """Videos of this corpus for which the store has every wanted mode."""
         done = {mode: target.store.stored_ids(mode) for mode in MODES}
         return {video_id for video_id, modes in self._wanted.items() if all(video_id in done[mode] for mode in modes)}
 
@@ -139,7 +138,7 @@ class ExtractionRun:
         before = self._failed_before[number]
         tried = {f.video_id for f in failures if before.get((f.video_id, f.mode), 0) != f.attempts}
         skipped = {f.video_id for f in failures} - tried
-        assert len(done) + len(tried) + len(skipped) == len(self._wanted), "every video is accounted for"
+        assert len(done) + len(tried) + len(skipped) == len(self._wanted), "some videos are not accounted for"
         return ExtractionSummary(
             store=target.store.location,
             num_videos=len(self._wanted),
@@ -153,7 +152,7 @@ class ExtractionRun:
 
 
 def _per_target(result: VideoResult, shard: Shard) -> list[VideoFeatures | Failure]:
-    """The result for each of the shard's targets: features to store, or an entry of the ledger."""
+    """One result per target of the shard: features to store, or an entry of the ledger."""
     place = shard.video_ids.index(result.video_id)
 
     def failed(number: int, error: VideoError) -> Failure:
@@ -171,7 +170,7 @@ def _per_target(result: VideoResult, shard: Shard) -> list[VideoFeatures | Failu
         assert result.geometry is not None
         features = result.features[target]
         if not np.isfinite(features).all():
-            error = VideoError("backbone", "a feature is not finite or beyond what float16 holds (65504)")
+            error = VideoError("backbone", "a feature is not finite in float16 (maximum 65504)")
             results.append(failed(number, error))
             continue
         results.append(VideoFeatures(result.video_id, features, result.positions, result.geometry))
@@ -191,5 +190,5 @@ def _check_unchanged_videos(store: ShardStore, corpus: Corpus) -> None:
             if stored[name] != row[name]:
                 raise UserError(
                     f"{row['video_id']}: expected the video that the store holds under this id ({name} "
-                    f"{stored[name]}), found {row[name]}; give another corpus an --id-prefix, or use another --store"
+                    f"{stored[name]}), found {row[name]}; set --id-prefix for another corpus, or use another --store"
                 )

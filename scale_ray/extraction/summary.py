@@ -1,4 +1,4 @@
-"""What an extraction found and did, in numbers and in lines."""
+"""The outcome of an extraction, as counts and as lines to print."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _FAILURES_SHOWN = 20
 
 @dataclass(frozen=True)
 class ExtractionSummary(Result):
-    """What a run found and did: `num_done` + `num_failed` + `num_skipped` = `num_videos`.
+    """The outcome of a run for one store: `num_done` + `num_failed` + `num_skipped` = `num_videos`.
 
-    Skipped are the videos that failed in an earlier run and were not tried again.
+    Skipped videos failed in an earlier run and were not tried again. `num_extracted` counts the videos that this run
+    completed.
     """
 
     store: str
@@ -34,17 +35,17 @@ class ExtractionSummary(Result):
 
     @property
     def failed_fraction(self) -> float:
-        """Videos that failed, now or in an earlier run, of all videos: in [0, 1]."""
+        """Fraction of all videos that failed, in this or an earlier run, in [0, 1]."""
         return (self.num_failed + self.num_skipped) / self.num_videos
 
     def lines(self) -> list[str]:
         if self.num_extracted == 0 and not self.corrected:
-            began = "everything was done already"
+            status = "everything was done already"
         elif self.num_extracted == 0:
-            began = "everything was extracted already; labels, splits and columns were brought up to date"
+            status = "everything was extracted already; labels, splits and columns were brought up to date"
         else:
-            began = f"{self.num_extracted} videos extracted now"
-        lines = [f"{self.num_done} of {self.num_videos} videos are in {self.store}; {began}"]
+            status = f"{self.num_extracted} videos extracted now"
+        lines = [f"{self.num_done} of {self.num_videos} videos are in {self.store}; {status}"]
         if self.failures:
             skipped = ", skipped: failed before, --retry-failed tries them again" if self.num_skipped else ""
             lines.append(
@@ -61,13 +62,13 @@ class ExtractionSummary(Result):
         return asdict(self)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row per store, with the counts."""
+        """The counts, one row per store."""
         return ExtractionResult([self]).to_pandas()
 
 
 @dataclass(frozen=True)
 class ExtractionResult(Result):
-    """What an extraction did in the store of each backbone."""
+    """The outcome of an extraction for the store of each backbone."""
 
     stores: Sequence[ExtractionSummary]
 
@@ -84,7 +85,7 @@ class ExtractionResult(Result):
         return values[0] if len(values) == 1 else {"stores": values}
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row per store, with the counts."""
+        """The counts, one row per store."""
         import pandas as pd
 
         rows = [{name: value for name, value in row.values().items() if name != "failures"} for row in self.stores]

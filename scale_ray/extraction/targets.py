@@ -12,7 +12,7 @@ from scale_ray.errors import UserError
 from scale_ray.locations import absolute, join
 from scale_ray.store import FeatureStore, Lease, ShardStore, fingerprint_of, repair, write_lease
 
-if TYPE_CHECKING:  # whoever decodes does without torch: 4 s and 500 MB
+if TYPE_CHECKING:  # decoding processes do not load torch, which costs 4 s and 500 MB
     from scale_ray.backbones import Backbone
 
 
@@ -27,27 +27,29 @@ class Target:
 
 @contextmanager
 def opened_targets(store: str, options: BackboneOptions, sampling: Sampling) -> Iterator[list[Target]]:
-    """The backbones that the options name, each with its store, held for writing.
+    """Load the backbones that the options name, and open the store of each under a write lease.
 
-    One backbone's store is at `store` itself; of several, each has a folder of its own in it.
+    A single backbone uses the store at `store` itself; each of several backbones uses a subfolder of it.
 
     Raises
     ------
     UserError
-        Where a backbone cannot be had, a store there is of another kind, or somebody else writes to it.
+        If a backbone cannot be loaded, a store there does not match, or another process writes to it.
     """
     from scale_ray.backbones import load_backbone
 
-    several = options.each()
-    encoders = [load_backbone(one, sampling.frames) for one in several]
-    if len(several) > 1 and FeatureStore.is_store(store):
-        raise UserError(f"{store}: expected a folder for the stores of {len(several)} backbones, found a store itself")
-    places = [store] if len(several) == 1 else [join(store, store_folder_name(one.backbone)) for one in several]
+    single_options = options.each()
+    num_backbones = len(single_options)
+    encoders = [load_backbone(single, sampling.frames) for single in single_options]
+    if num_backbones > 1 and FeatureStore.is_store(store):
+        raise UserError(f"{store}: expected a folder for the stores of {num_backbones} backbones, found a single store")
+    folders = [join(store, store_folder_name(single.backbone)) for single in single_options]
+    locations = [store] if num_backbones == 1 else folders
     with ExitStack() as leases:
         targets = []
-        for encoder, place, one in zip(encoders, places, several, strict=True):
+        for encoder, location, single in zip(encoders, locations, single_options, strict=True):
             fingerprint = fingerprint_of(encoder.identity(), sampling)
-            features_store = FeatureStore.create(place, fingerprint, loading_options(one))
+            features_store = FeatureStore.create(location, fingerprint, loading_options(single))
             targets.append(Target(encoder, features_store, leases.enter_context(write_lease(features_store.location))))
         for target in targets:
             repair(target.store)
@@ -55,6 +57,6 @@ def opened_targets(store: str, options: BackboneOptions, sampling: Sampling) -> 
 
 
 def loading_options(options: BackboneOptions) -> dict[str, Any]:
-    """How to load the same backbone again: its options, with a file of weights by its absolute path."""
+    """The options to load the same backbone again, with the absolute path of a weights file."""
     weights = options.weights if options.weights in ("default", "none") else absolute(options.weights)
     return {**options.to_dict(), "weights": weights}

@@ -1,4 +1,4 @@
-"""What a corpus holds, and what its extraction will cost."""
+"""The contents of a corpus, and the estimated cost of its extraction."""
 
 from scale_ray.inspection.corpus_facts import CorpusFacts, facts_of_corpus
 from scale_ray.inspection.cost import CostEstimate, Machine, estimate, videos_by_mode

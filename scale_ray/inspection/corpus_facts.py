@@ -1,4 +1,4 @@
-"""What is in a corpus, from the headers of its files: opened, not decoded."""
+"""The contents of a corpus, summarised from the headers of its files without decoding them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from scale_ray.corpus import Corpus
 from scale_ray.inspection.headers import Header, Unreadable
 
-# As many unreadable files are listed by name in the text; the JSON holds all.
+# At most this many unreadable files are listed by name in the text; the JSON lists all.
 _UNREADABLE_SHOWN = 20
-# As many kinds are named of sizes, codecs, classes and the like.
+# At most this many sizes, codecs, classes and so on are listed by name.
 _KINDS_SHOWN = 4
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Least, middle and largest of some values."""
+    """Minimum, median and maximum of some values."""
 
     min: float
     median: float
@@ -26,7 +26,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Spread | None:
-        """None where no value is known."""
+        """The spread of the values that are not None; None if there are none."""
         known = [value for value in values if value is not None]
         return cls(min(known), statistics.median(known), max(known)) if known else None
 
@@ -38,12 +38,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class CorpusFacts:
-    """The files of a corpus, counted.
+    """Statistics of the files of a corpus.
 
-    `containers`, `codecs`, `sizes`, `fps` and `duration_s` are of the readable among the `num_opened` files;
-    `num_readable` and `hours` are scaled up to all `num_files`. `size_bytes` leaves out `num_size_unknown`
-    files, `hours` the `num_length_unknown` videos. `splits` counts the sides of every split, `labels` the videos
-    of every class.
+    `containers`, `codecs`, `sizes`, `fps` and `duration_s` describe the readable files among the `num_opened` ones;
+    `num_readable` and `hours` are scaled up to all `num_files`. `size_bytes` excludes the `num_size_unknown` files,
+    `hours` the `num_length_unknown` videos. `splits` counts the videos per subset of every split, `labels` the
+    videos per class.
     """
 
     source: str
@@ -68,7 +68,7 @@ class CorpusFacts:
 
     @property
     def scale(self) -> float:
-        """Files for each one that was opened."""
+        """Number of files that each opened file represents."""
         return self.num_files / self.num_opened
 
     def lines(self) -> list[str]:
@@ -83,29 +83,32 @@ class CorpusFacts:
         ]
         if not all_opened:
             lines.append(f"  opened      {self.num_opened} files drawn at random; videos and hours are scaled up")
-        unknown = f"; {self.num_length_unknown} do not tell" * bool(self.num_length_unknown)
+        unknown = f"; {self.num_length_unknown} of unknown length" * bool(self.num_length_unknown)
         lines += [
             f"  length      {self.duration_s or 'unknown'} s{unknown}",
-            f"  containers  {_most(self.containers)}",
-            f"  codecs      {_most(self.codecs)}",
-            f"  sizes       {_most(self.sizes)}{self._size_range()}",
+            f"  containers  {_most_frequent(self.containers)}",
+            f"  codecs      {_most_frequent(self.codecs)}",
+            f"  sizes       {_most_frequent(self.sizes)}{self._size_range()}",
             f"  frame rate  {self.fps or 'unknown'} frames/s",
         ]
         if self.labels:
             without = self.num_files - self.num_labelled
             lines.append(
-                f"  classes     {len(self.labels)}: {_most(self.labels)}" + f"; {without} files without" * bool(without)
+                f"  classes     {len(self.labels)}: {_most_frequent(self.labels)}"
+                + f"; {without} files without" * bool(without)
             )
         elif self.targets is None:
             lines.append("  classes     no labels")
         if self.targets is not None:
             lines.append(f"  targets     {self.targets}")
-        for name, sides in self.splits.items():
-            lines.append(f"  split       {name}: {_most(sides)}")
+        for name, subsets in self.splits.items():
+            lines.append(f"  split       {name}: {_most_frequent(subsets)}")
         lines[-1] += f" ({self.split_note})"
         if self.unreadable:
             lines.append(f"  unreadable  {len(self.unreadable)} of {self.num_opened} files opened")
-            lines += [f"    {u.video_id} ({u.stage}: {u.reason})" for u in self.unreadable[:_UNREADABLE_SHOWN]]
+            lines += [
+                f"    {file.video_id} ({file.stage}: {file.reason})" for file in self.unreadable[:_UNREADABLE_SHOWN]
+            ]
         if len(self.unreadable) > _UNREADABLE_SHOWN:
             lines.append(f"    and {len(self.unreadable) - _UNREADABLE_SHOWN} more: --json lists them all")
         return lines
@@ -123,19 +126,19 @@ def _area(size: str) -> int:
 
 
 def facts_of_corpus(corpus: Corpus, headers: Sequence[Header], unreadable: Sequence[Unreadable]) -> CorpusFacts:
-    """Count what the corpus says of all files, and what the files say that were opened."""
+    """Summarise the metadata of all files, and the headers of the files that were opened."""
     videos = corpus.videos
     num_opened = len(headers) + len(unreadable)
     assert 0 < num_opened <= len(videos)
     scale = len(videos) / num_opened
     sizes_bytes = [size for size in videos["size_bytes"].to_pylist() if size is not None]
     known_s = [header.duration_s for header in headers if header.duration_s is not None]
-    single, multiple = videos["label"].to_pylist(), videos["labels"].to_pylist()
-    of_each = [[one] if one is not None else (many or []) for one, many in zip(single, multiple, strict=True)]
+    label_columns = zip(videos["label"].to_pylist(), videos["labels"].to_pylist(), strict=True)
+    labels_per_video = [[label] if label is not None else (labels or []) for label, labels in label_columns]
     splits: dict[str, Counter[str]] = {name: Counter() for name in corpus.split_names}
-    for sides in videos["splits"].to_pylist():
-        for name, side in sides:
-            splits[name][side] += 1
+    for video_splits in videos["splits"].to_pylist():
+        for name, subset in video_splits:
+            splits[name][subset] += 1
     return CorpusFacts(
         source=corpus.source,
         split_note=corpus.split_note,
@@ -152,19 +155,19 @@ def facts_of_corpus(corpus: Corpus, headers: Sequence[Header], unreadable: Seque
         sizes=_counted(f"{header.width_px}x{header.height_px}" for header in headers),
         fps=Spread.of(header.fps for header in headers),
         duration_s=Spread.of(known_s),
-        labels=_counted(label for labels in of_each for label in labels),
-        num_labelled=sum(bool(labels) for labels in of_each),
+        labels=_counted(label for labels in labels_per_video for label in labels),
+        num_labelled=sum(bool(labels) for labels in labels_per_video),
         targets=Spread.of(videos["target"].to_pylist()),
-        splits={name: _counted(sides.elements()) for name, sides in splits.items()},
+        splits={name: _counted(subsets.elements()) for name, subsets in splits.items()},
     )
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:
-    """How often each occurs; the most frequent first, equal ones in the order of the alphabet."""
+    """How often each value occurs: most frequent first, ties in alphabetical order."""
     return dict(sorted(Counter(values).items(), key=lambda entry: (-entry[1], entry[0])))
 
 
-def _most(counts: dict[str, int]) -> str:
+def _most_frequent(counts: dict[str, int]) -> str:
     shown = [f"{name} {count}" for name, count in list(counts.items())[:_KINDS_SHOWN]]
     more = len(counts) - len(shown)
     return (", ".join(shown) or "none") + (f" and {more} more" if more else "")

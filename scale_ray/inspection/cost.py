@@ -1,12 +1,12 @@
-"""What an extraction will cost: arithmetic on what was measured with a few videos.
+"""Estimates the cost of an extraction from measurements on a few videos.
 
-    decoding side = (core-seconds of decoding + seconds of reading) / decoders
-    backbone side = device-seconds of all backbones / devices
-    cores         = (core-seconds of decoding + those of a backbone on CPUs) / cores
-    wall time     = the largest of the three
+    decoding bound = (core-seconds of decoding + seconds of reading) / decoders
+    backbone bound = device-seconds of all backbones / devices
+    cores bound    = (core-seconds of decoding + core-seconds of backbones on CPUs) / cores
+    wall time      = maximum of the three bounds
 
-Both sides work at the same time, so the slower one decides; on CPUs they share the cores, so they cannot be
-faster than all cores together either. Starting Ray and loading the backbone come on top.
+Decoding and backbones run concurrently, so the slower one determines the wall time. On CPUs they also share the
+cores, which adds the third bound. The time to start Ray and to load the backbone is not included.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ from scale_ray.clips import POSITION_FIELDS
 from scale_ray.config import Sampling
 from scale_ray.corpus import modes_of
 
-# Student's t: 95 % of all samples of 2, 3, ... values have their true mean within so many standard errors.
-_STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
-# Of a store, beside features and positions: a video's other columns, in both tables, and a shard's own schema.
+# Bytes of a store besides features and positions: the other columns of a video in both tables; a shard's schema.
 _ROW_BYTES = 60
 _SHARD_BYTES = 4500
 
 
 @dataclass(frozen=True)
 class Range:
-    """An estimate, and between which values the true one lies in about 95 of 100 cases."""
+    """An estimate with a confidence interval of about 95 %, from `low` to `high`."""
 
     estimate: float
     low: float
@@ -38,31 +36,37 @@ class Range:
 
     @classmethod
     def of_mean(cls, values: Sequence[float]) -> Range:
-        """The mean that a sample stands for; a single value may be wrong by half or double."""
+        """The mean of a sample with its Student-t interval; half to double for a single value.
+
+        `low` is never below the smallest value of the sample.
+        """
         mean = statistics.fmean(values)
         if len(values) == 1:
             return cls(mean, mean / 2, mean * 2)
-        errors = _STUDENT_T[min(len(values) - 1, len(_STUDENT_T)) - 1]
-        reach = errors * statistics.stdev(values) / sqrt(len(values))
-        return cls(mean, max(mean - reach, min(values)), mean + reach)
+        from scipy.stats import t as student_t  # imported here, since it takes a second
+
+        num_errors = float(student_t.ppf(0.975, len(values) - 1))
+        half_width = num_errors * statistics.stdev(values) / sqrt(len(values))
+        return cls(mean, max(mean - half_width, min(values)), mean + half_width)
 
     def __add__(self, other: Range) -> Range:
-        """The sum; both may be wrong the same way."""
+        """The sum; the errors are assumed to be fully correlated, so `low` and `high` add up."""
         return Range(self.estimate + other.estimate, self.low + other.low, self.high + other.high)
 
     def __mul__(self, factor: float) -> Range:
         return Range(self.estimate * factor, self.low * factor, self.high * factor)
 
-    def over(self, other: Range) -> Range:
+    def divided_by(self, other: Range) -> Range:
+        """The ratio, with the widest interval that both ranges allow."""
         return Range(self.estimate / other.estimate, self.low / other.high, self.high / other.low)
 
 
-_NOTHING = Range(0.0, 0.0, 0.0)
+_ZERO = Range(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class DecodingTrial:
-    """One video decoded alone by one decoder; `read_s` are the seconds to fetch it, None for a local file."""
+    """One video decoded by a single decoder; `read_s` is the time to fetch the file, None for a local file."""
 
     video_id: str
     mode: str
@@ -72,7 +76,7 @@ class DecodingTrial:
 
 @dataclass(frozen=True)
 class BackboneTrial:
-    """Batches through one backbone on one device: seconds and, on CPUs, core-seconds a clip, for each batch."""
+    """Batches through one backbone on one device: seconds and, on CPUs, core-seconds per clip, one value per batch."""
 
     name: str
     feature_width: int
@@ -83,7 +87,10 @@ class BackboneTrial:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the extraction would run on: `devices` of a kind (`cpu`, `cuda`) with a backbone actor's share each."""
+    """The machine of the extraction: `devices` is the number of backbone actors on CPUs, otherwise of GPUs.
+
+    `device` is `cpu` or `cuda`, `threads` the number of threads per backbone actor.
+    """
 
     cores: int
     decoders: int
@@ -94,7 +101,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """The cost of an extraction; `read_s` is None where all files are local."""
+    """The estimated cost of an extraction; `read_s` is None if all files are local."""
 
     machine: Machine
     num_videos: dict[str, int]
@@ -117,7 +124,9 @@ class CostEstimate:
         if machine.device == "cpu":
             device += f" with {machine.threads} threads"
         videos = " and ".join(f"{count} in mode {mode}" for mode, count in self.num_videos.items())
-        reading = "not measured: local files" if self.read_s is None else f"{_duration(self.read_s)} of waiting in all"
+        reading = (
+            "not measured: local files" if self.read_s is None else f"{_duration(self.read_s)} of waiting in total"
+        )
         return [
             f"  to do       {videos}: {self.num_clips:,} clips, {self.store_bytes / 2**20:,.1f} MiB of store",
             f"  decoding    {_duration(self.decode_core_s)} of one core, {_text(self.decoder_clips_per_s)} clips/s",
@@ -125,27 +134,26 @@ class CostEstimate:
             f"  backbone    {_duration(self.backbone_device_s)} of one device ({machine.device}), "
             f"{_text(self.device_clips_per_s)} clips/s",
             f"  wall time   {_duration(self.wall_s)} on {machine.cores} cores: {decoders}, {device}",
-            f"  bottleneck  {self.bottleneck}; to keep one device busy takes {_text(self.decoders_per_device)} "
+            f"  bottleneck  {self.bottleneck}; keeping one device busy takes {_text(self.decoders_per_device)} "
             "decoding cores",
         ]
 
 
 def videos_by_mode(splits: Sequence[Mapping[str, str]], mode: str, *, several: bool, scale: float) -> dict[str, int]:
-    """How many videos an extraction decodes in each mode, from the splits of those that can be read.
+    """Number of videos that an extraction decodes in each mode, from the splits of the readable videos.
 
-    `several` says that the corpus has more than one split, `scale` for how many each of these videos stands.
+    `several`: whether the corpus has more than one split. `scale`: number of videos that each of these represents.
     """
-    counts = Counter(
-        one for sides in splits for one in (modes_of(sides, several=several) if mode == "auto" else (mode,))
-    )
-    return {one: round(count * scale) for one, count in sorted(counts.items(), reverse=True)}
+    modes_per_video = (modes_of(subsets, several=several) if mode == "auto" else (mode,) for subsets in splits)
+    counts = Counter(video_mode for modes in modes_per_video for video_mode in modes)
+    return {video_mode: round(count * scale) for video_mode, count in sorted(counts.items(), reverse=True)}
 
 
 def store_bytes(num_videos: Mapping[str, int], sampling: Sampling, feature_width: int, shard_videos: int) -> int:
-    """Bytes of one backbone's store: float16 features and float32 positions, which hardly compress, and the rest."""
-    clip = feature_width * 2 + len(POSITION_FIELDS) * 4
+    """Bytes of one backbone's store: float16 features, float32 positions (both hardly compress) and other columns."""
+    clip_bytes = feature_width * 2 + len(POSITION_FIELDS) * 4
     return sum(
-        count * (sampling.num_clips(mode) * clip + _ROW_BYTES) + ceil(count / shard_videos) * _SHARD_BYTES
+        count * (sampling.num_clips(mode) * clip_bytes + _ROW_BYTES) + ceil(count / shard_videos) * _SHARD_BYTES
         for mode, count in num_videos.items()
     )
 
@@ -158,24 +166,24 @@ def estimate(
     sampling: Sampling,
     shard_videos: int,
 ) -> CostEstimate | None:
-    """The cost of decoding `num_videos` in each mode and of all their clips in every backbone.
+    """Estimate the cost of decoding `num_videos` videos per mode and of encoding all their clips by every backbone.
 
-    None where no video of some mode could be decoded.
+    None if no video could be decoded in one of the modes.
     """
-    tried = {mode: [trial for trial in decoding if trial.mode == mode] for mode in num_videos}
-    if not num_videos or not all(tried.values()):
+    trials_by_mode = {mode: [trial for trial in decoding if trial.mode == mode] for mode in num_videos}
+    if not num_videos or not all(trials_by_mode.values()):
         return None
     num_clips = sum(count * sampling.num_clips(mode) for mode, count in num_videos.items())
-    decode_core_s, reading_s = _NOTHING, _NOTHING
-    for mode, trials in tried.items():
+    decode_core_s, reading_s = _ZERO, _ZERO
+    for mode, trials in trials_by_mode.items():
         decode_core_s += Range.of_mean([trial.decode_s for trial in trials]) * num_videos[mode]
         reading_s += Range.of_mean([trial.read_s or 0.0 for trial in trials]) * num_videos[mode]
-    backbone_device_s, backbone_core_s = _NOTHING, _NOTHING
+    backbone_device_s, backbone_core_s = _ZERO, _ZERO
     for backbone in backbones:
         backbone_device_s += Range.of_mean(backbone.seconds_per_clip) * num_clips
         if machine.device == "cpu":
             backbone_core_s += Range.of_mean(backbone.core_seconds_per_clip) * num_clips
-    sides = {
+    bounds = {
         "decoding": (decode_core_s + reading_s) * (1 / machine.decoders),
         "backbone": backbone_device_s * (1 / machine.devices),
         "cores": (decode_core_s + backbone_core_s) * (1 / machine.cores),
@@ -189,18 +197,22 @@ def estimate(
         read_s=None if all(trial.read_s is None for trial in decoding) else reading_s,
         backbone_device_s=backbone_device_s,
         backbone_core_s=backbone_core_s,
-        wall_s=Range(*(max(getattr(side, end) for side in sides.values()) for end in ("estimate", "low", "high"))),
-        bottleneck=_bottleneck(sides, decode_core_s, reading_s, backbone_core_s),
-        decoder_clips_per_s=clips.over(decode_core_s),
-        device_clips_per_s=clips.over(backbone_device_s),
-        decoders_per_device=decode_core_s.over(backbone_device_s),
-        store_bytes=sum(store_bytes(num_videos, sampling, one.feature_width, shard_videos) for one in backbones),
+        wall_s=Range(
+            *(max(getattr(bound, field) for bound in bounds.values()) for field in ("estimate", "low", "high"))
+        ),
+        bottleneck=_bottleneck(bounds, decode_core_s, reading_s, backbone_core_s),
+        decoder_clips_per_s=clips.divided_by(decode_core_s),
+        device_clips_per_s=clips.divided_by(backbone_device_s),
+        decoders_per_device=decode_core_s.divided_by(backbone_device_s),
+        store_bytes=sum(
+            store_bytes(num_videos, sampling, backbone.feature_width, shard_videos) for backbone in backbones
+        ),
     )
 
 
-def _bottleneck(sides: Mapping[str, Range], decode_core_s: Range, reading_s: Range, backbone_core_s: Range) -> str:
-    """What decides the wall time: decoding, reading or the backbone."""
-    largest = max(sides, key=lambda side: sides[side].estimate)
+def _bottleneck(bounds: Mapping[str, Range], decode_core_s: Range, reading_s: Range, backbone_core_s: Range) -> str:
+    """What determines the wall time: decoding, reading or the backbone."""
+    largest = max(bounds, key=lambda name: bounds[name].estimate)
     if largest == "decoding":
         return "reading" if reading_s.estimate > decode_core_s.estimate else "decoding"
     if largest == "cores":
@@ -209,7 +221,7 @@ def _bottleneck(sides: Mapping[str, Range], decode_core_s: Range, reading_s: Ran
 
 
 def _duration(range_s: Range) -> str:
-    """`3.2 min (2.9 to 3.6)`, in the unit that suits the estimate."""
+    """Text such as `3.2 min (2.9 to 3.6)`, in a unit suited to the estimate."""
     size, unit = next(
         (entry for entry in ((86400, "days"), (3600, "h"), (60, "min")) if range_s.estimate >= 2 * entry[0]), (1, "s")
     )

@@ -1,4 +1,4 @@
-"""The headers of a corpus's files: opened, not decoded."""
+"""Reads the headers of video files without decoding them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scale_ray.locations import REQUESTS_AT_ONCE, is_uri
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its video: coded size in pixels; None for a length or rate that it does not tell."""
+    """The contents of a file's header. The size is the coded one; `fps` and `duration_s` are None if unknown."""
 
     video_id: str
     container: str
@@ -37,7 +37,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that cannot be used, and the stage (`open` or `decode`) that found out."""
+    """A file that cannot be used, with the stage (`open` or `decode`) that failed and the reason."""
 
     video_id: str
     path: str
@@ -45,24 +45,24 @@ class Unreadable:
     reason: str
 
 
-def chosen(corpus: Corpus, most: int, seed: int) -> list[dict[str, Any]]:
-    """`video_id`, `path` and `splits` of all videos, or of `most` drawn at random, in the order of their ids."""
+def chosen(corpus: Corpus, max_videos: int, seed: int) -> list[dict[str, Any]]:
+    """`video_id`, `path` and `splits` of all videos or of `max_videos` drawn at random, in the order of their ids."""
     rows = range(len(corpus.videos))
-    taken = sorted(random.Random(seed).sample(rows, most)) if len(rows) > most else list(rows)
-    return corpus.videos.select(["video_id", "path", "splits"]).take(taken).to_pylist()
+    drawn = sorted(random.Random(seed).sample(rows, max_videos)) if len(rows) > max_videos else list(rows)
+    return corpus.videos.select(["video_id", "path", "splits"]).take(drawn).to_pylist()
 
 
 def read_headers(
     rows: Sequence[dict[str, Any]], extraction: Extraction, console: Console
 ) -> tuple[list[Header], list[Unreadable]]:
-    """The headers of files given as `video_id` and `path`, in the order of the ids.
+    """Read the headers of files, given as rows with `video_id` and `path`; returns headers and failures, by id.
 
-    In child processes: a file that crashes or hangs FFmpeg is unreadable, and no more.
+    Files are opened in child processes, so a file that makes FFmpeg crash or hang only counts as unreadable.
     """
     headers: list[Header] = []
     unreadable: list[Unreadable] = []
     remote = any(is_uri(row["path"]) for row in rows)
-    at_once = min(REQUESTS_AT_ONCE if remote else min(os.cpu_count() or 1, 8), len(rows))
+    num_decoders = min(REQUESTS_AT_ONCE if remote else min(os.cpu_count() or 1, 8), len(rows))
     idle: SimpleQueue[Decoder] = SimpleQueue()
 
     def read(row: dict[str, Any]) -> Header:
@@ -74,32 +74,32 @@ def read_headers(
 
     with (
         console.progress("headers", len(rows), "files") as progress,
-        ExitStack() as children,
-        ThreadPoolExecutor(at_once) as threads,
+        ExitStack() as decoders,
+        ThreadPoolExecutor(num_decoders) as threads,
     ):
-        for _ in range(at_once):
+        for _ in range(num_decoders):
             decoder = Decoder(timeout_s=extraction.decode_timeout_s, memory_gib=extraction.decode_memory_gib)
-            idle.put(children.enter_context(decoder))
-        under_way = {threads.submit(read, row): row for row in rows}
-        for future in as_completed(under_way):
-            row = under_way[future]
+            idle.put(decoders.enter_context(decoder))
+        pending = {threads.submit(read, row): row for row in rows}
+        for future in as_completed(pending):
+            row = pending[future]
             try:
                 headers.append(future.result())
             except VideoError as error:
                 unreadable.append(Unreadable(row["video_id"], row["path"], error.stage, error.reason))
             progress.advance(1)
-    return sorted(headers, key=lambda h: h.video_id), sorted(unreadable, key=lambda u: u.video_id)
+    return sorted(headers, key=lambda header: header.video_id), sorted(unreadable, key=lambda file: file.video_id)
 
 
 def header_of(video_id: str, path: str) -> Header:
-    """What the header of one file says.
+    """Read the header of one file.
 
-    The length is that of the video stream, or else, as a container may tell no other, of the whole file.
+    The duration is that of the video stream or, if the container does not state it, that of the whole file.
 
     Raises
     ------
     VideoError
-        Of stage `open`, where there is no video to read.
+        With stage `open`, if the file has no readable video.
     """
     with opened(source_of(path)) as container:
         stream = video_stream(container)
@@ -109,6 +109,6 @@ def header_of(video_id: str, path: str) -> Header:
             duration_s = container.duration / av.time_base
         codec = stream.codec_context
         if not codec.width or not codec.height:
-            raise VideoError("open", "the header tells no size")
-        kind = container.format.long_name.partition(" (")[0]
-        return Header(video_id, kind, codec.name, codec.width, codec.height, fps, duration_s)
+            raise VideoError("open", "the header does not state the frame size")
+        container_name = container.format.long_name.partition(" (")[0]
+        return Header(video_id, container_name, codec.name, codec.width, codec.height, fps, duration_s)

@@ -1,4 +1,4 @@
-"""A few videos decoded for real and a few batches through the backbones: what an estimate rests on."""
+"""The measurements behind a cost estimate: decoding of a few videos, and a few batches through each backbone."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from scale_ray.inspection.cost import BackboneTrial, DecodingTrial, Machine
 from scale_ray.inspection.headers import Header, Unreadable
 from scale_ray.locations import is_uri, open_input
 
-if TYPE_CHECKING:  # torch takes seconds, and headers can be read without it
+if TYPE_CHECKING:  # importing torch takes seconds, and reading headers does not need it
     from scale_ray.backbones import Backbone
 
-# Batches are timed for so long, but neither fewer nor more than these.
+# Batches are timed for this long, within the limits of their number.
 _TIMED_S = 2.0
-_BATCHES = (3, 20)
-# A batch that would take longer on CPUs, where its size matters little, is made smaller.
-_LONGEST_BATCH_S = 5.0
+_MIN_BATCHES = 3
+_MAX_BATCHES = 20
+# On CPUs, a batch that would take longer is made smaller; there, batch size hardly affects the time per clip.
+_MAX_BATCH_S = 5.0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was measured: `num_turned` of the decoded videos are shown turned by a quarter."""
+    """The measurements; `num_turned` of the decoded videos are displayed rotated by 90 or 270 degrees."""
 
     decoding: list[DecodingTrial]
     backbones: list[BackboneTrial]
@@ -44,12 +45,12 @@ class Sample:
     def lines(self) -> list[str]:
         num_decoded = len({trial.video_id for trial in self.decoding})
         batches = "; ".join(
-            f"{one.name} {statistics.fmean(one.seconds_per_clip):.2g} s a clip in batches of {one.batch_clips}"
-            for one in self.backbones
+            f"{trial.name} {statistics.fmean(trial.seconds_per_clip):.2g} s per clip in batches of {trial.batch_clips}"
+            for trial in self.backbones
         )
-        turned = f", {self.num_turned} of them shown turned by a quarter" * bool(self.num_turned)
-        lines = [f"Its extraction, judged by {num_decoded} videos decoded here{turned}; {batches}:"]
-        return lines + [f"  failed      {one.video_id} ({one.stage}: {one.reason})" for one in self.unreadable]
+        turned = f", {self.num_turned} of them rotated by a quarter turn" * bool(self.num_turned)
+        lines = [f"Cost of extraction, estimated from {num_decoded} videos decoded here{turned}; {batches}:"]
+        return lines + [f"  failed      {file.video_id} ({file.stage}: {file.reason})" for file in self.unreadable]
 
 
 def measure(
@@ -59,19 +60,19 @@ def measure(
     config: InspectConfig,
     console: Console,
 ) -> Sample:
-    """Decode videos, given with their paths, in every mode, and time the backbones.
+    """Time the decoding of videos, given with their paths, in every mode, and time the backbones.
 
     Raises
     ------
     UserError
-        Where a backbone cannot be had.
+        If a backbone cannot be loaded.
     """
     from scale_ray.backbones import load_backbone
 
     sampling, extraction = config.sampling, config.extraction
-    encoders = [load_backbone(one, sampling.frames) for one in config.backbone.each()]
-    sides = sorted({encoder.input_px for encoder in encoders})
-    decoding, unreadable, num_turned = try_decoding(videos, modes, sampling, sides, extraction, console)
+    encoders = [load_backbone(options, sampling.frames) for options in config.backbone.each()]
+    input_sizes_px = sorted({encoder.input_px for encoder in encoders})
+    decoding, unreadable, num_turned = try_decoding(videos, modes, sampling, input_sizes_px, extraction, console)
     backbones = []
     with console.progress("time", len(encoders), "backbones") as progress:
         for encoder in encoders:
@@ -81,7 +82,7 @@ def measure(
 
 
 def cores_here() -> int:
-    """Cores that this process may use: of the machine, its affinity and a container's limit, the least."""
+    """CPU cores available to this process: the minimum of its affinity mask and a container's CPU limit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:
@@ -92,13 +93,14 @@ def cores_here() -> int:
 
 
 def gpus_here() -> int:
+    """Number of CUDA GPUs visible to this process."""
     import torch
 
     return torch.cuda.device_count()
 
 
 def spread_sample(headers: Sequence[Header], count: int, seed: int) -> list[Header]:
-    """`count` of the videos, one drawn from each of as many parts of equal size, from the shortest to the longest."""
+    """Draw `count` videos spread over all durations: sorted by duration, one from each of `count` equal parts."""
     ordered = sorted(headers, key=lambda header: (header.duration_s or 0.0, header.video_id))
     count = min(count, len(ordered))
     generator = random.Random(seed)
@@ -114,9 +116,10 @@ def try_decoding(
     extraction: Extraction,
     console: Console,
 ) -> tuple[list[DecodingTrial], list[Unreadable], int]:
-    """Decode videos, given with their paths, one by one in every mode, as an extraction does.
+    """Decode videos, given with their paths, one at a time in every mode, in the same way as an extraction.
 
-    Returns the timings, the videos that failed, and the number of those that are shown turned by a quarter.
+    Returns the timings, the videos that failed, and the number of decoded videos that are displayed rotated by
+    90 or 270 degrees.
     """
     trials: list[DecodingTrial] = []
     unreadable: list[Unreadable] = []
@@ -131,19 +134,19 @@ def try_decoding(
                 with _local(path) as (local_path, read_s):
                     for mode in modes:
                         offsets = accumulate(
-                            (video_bytes(mode, sampling, [side]) for side in input_sizes_px), initial=0
+                            (video_bytes(mode, sampling, [input_px]) for input_px in input_sizes_px), initial=0
                         )
                         request = Request(
                             local_path, header.video_id, mode, sampling, tuple(input_sizes_px), tuple(offsets)[:-1]
                         )
-                        if not is_warm:  # starts the process, loads its libraries
+                        if not is_warm:  # the first call starts the process and loads its libraries
                             decoder.decode(request, pixels)
                             is_warm = True
                         started_s = time.perf_counter()
                         decoded = decoder.decode(request, pixels)
                         trials.append(DecodingTrial(header.video_id, mode, time.perf_counter() - started_s, read_s))
-                shown_px = (decoded.geometry.width_px, decoded.geometry.height_px)
-                num_turned += shown_px != (header.width_px, header.height_px) == shown_px[::-1]
+                displayed_px = (decoded.geometry.width_px, decoded.geometry.height_px)
+                num_turned += displayed_px != (header.width_px, header.height_px) == displayed_px[::-1]
             except VideoError as error:
                 unreadable.append(Unreadable(header.video_id, path, error.stage, error.reason))
             except OSError as error:
@@ -154,9 +157,9 @@ def try_decoding(
 
 @contextmanager
 def _local(path: str) -> Iterator[tuple[str, float | None]]:
-    """A path to decode from, and the seconds that it took to fetch the file; None for a local one.
+    """A local path of the file, and the seconds to fetch it; None for a local file.
 
-    How long a local file takes that is not in memory already cannot be known from outside.
+    Reading a local file is not timed, since it may already be in the operating system's cache.
     """
     if not is_uri(path):
         yield path, None
@@ -173,7 +176,8 @@ def try_backbone(encoder: Backbone, num_frames: int, batch_clips: int, machine: 
     """Time batches of black clips through a backbone on one of the machine's devices."""
     import torch
 
-    def seconds(num_clips: int) -> tuple[float, float]:
+    def seconds_per_clip(num_clips: int) -> tuple[float, float]:
+        """Wall-clock seconds and core-seconds."""
         clips = torch.zeros((num_clips, num_frames, encoder.input_px, encoder.input_px, 3), dtype=torch.uint8)
         started_s, started_core_s = time.perf_counter(), time.process_time()
         encoder(clips.to(machine.device)).cpu()  # waits for the GPU
@@ -184,17 +188,18 @@ def try_backbone(encoder: Backbone, num_frames: int, batch_clips: int, machine: 
         torch.set_num_threads(machine.threads)
     try:
         encoder.to(machine.device)
-        feature_width = encoder.feature_width(num_frames)  # the first clip, and so a warm-up
-        batch = batch_clips
+        feature_width = encoder.feature_width(num_frames)  # also serves as the warm-up
         if machine.device == "cpu":
-            batch = min(batch, max(int(_LONGEST_BATCH_S / min(seconds(1)[0] for _ in range(2))), 1))
-        seconds(batch)
-        timed: list[tuple[float, float]] = []
+            batch_clips = min(batch_clips, max(int(_MAX_BATCH_S / min(seconds_per_clip(1)[0] for _ in range(2))), 1))
+        seconds_per_clip(batch_clips)
+        timings: list[tuple[float, float]] = []
         started_s = time.perf_counter()
-        while len(timed) < _BATCHES[0] or (len(timed) < _BATCHES[1] and time.perf_counter() - started_s < _TIMED_S):
-            timed.append(seconds(batch))
+        while len(timings) < _MIN_BATCHES or (
+            len(timings) < _MAX_BATCHES and time.perf_counter() - started_s < _TIMED_S
+        ):
+            timings.append(seconds_per_clip(batch_clips))
     finally:
         torch.set_num_threads(threads_before)
     return BackboneTrial(
-        encoder.name, feature_width, batch, [wall_s for wall_s, _ in timed], [core_s for _, core_s in timed]
+        encoder.name, feature_width, batch_clips, [wall_s for wall_s, _ in timings], [core_s for _, core_s in timings]
     )

@@ -1,4 +1,4 @@
-"""Gradients of the loss of the global batch: computed in parts, averaged over the workers, clipped."""
+"""Gradients of the loss of a batch, computed in parts; clipping of their norm."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from scale_ray.pretraining.objective import Losses, Projections
 
 
 def backward(parts: Sequence[Callable[[], Projections]], losses_of: Callable[[Projections], Losses]) -> Losses:
-    """Backward through the loss of a whole batch, of which each of `parts` projects a part.
+    """Backpropagate the loss of a whole batch, whose projections are computed in parts to save memory.
 
-    What the losses compare is small. Of several parts it is computed without keeping what leads there; then
-    each part is projected again, and passes on the gradients that the loss of the whole batch has for it. A
-    part must project the same both times.
+    Each of `parts` computes the projections of one part of the batch; they are small. If there are several
+    parts, all projections are first computed without a graph, and the loss of the whole batch is backpropagated
+    to them. Then each part is projected again, with a graph, and continues from its part of these gradients.
+    A part must give the same projections both times.
     """
     if len(parts) == 1:
         losses = losses_of(parts[0]())
@@ -30,22 +31,22 @@ def backward(parts: Sequence[Callable[[], Projections]], losses_of: Callable[[Pr
     losses.loss.backward()
     lengths = zip(*([len(tensor) for tensor in part.differentiable] for part in projected), strict=True)
     gradients = [
-        tensor.grad.split(list(of_parts)) if tensor.grad is not None else [None] * len(parts)
-        for tensor, of_parts in zip(whole.differentiable, lengths, strict=True)
+        tensor.grad.split(list(lengths_of_parts)) if tensor.grad is not None else [None] * len(parts)
+        for tensor, lengths_of_parts in zip(whole.differentiable, lengths, strict=True)
     ]
-    for project, of_part in zip(parts, zip(*gradients, strict=True), strict=True):
+    for project, part_gradients in zip(parts, zip(*gradients, strict=True), strict=True):
         pairs = [
             (output, gradient)
-            for output, gradient in zip(project().differentiable, of_part, strict=True)
+            for output, gradient in zip(project().differentiable, part_gradients, strict=True)
             if output.requires_grad and gradient is not None
         ]
         torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
     return losses
 
 
-def clipped(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
-    """Scale the gradients down to a norm of `most` (0: leave them); the norm that they had."""
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale the gradients to a norm of at most `max_norm` (0: no limit); returns the norm before scaling."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if most:
-        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    if max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

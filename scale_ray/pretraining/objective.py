@@ -1,7 +1,7 @@
-"""The two losses: masked clip modelling and set contrast, with the negatives of the global batch.
+"""The two losses: masked clip modelling and set contrast, with negatives from the global batch.
 
-Section 4 of the method. Dimension letters: B videos, S = 2B sets, V clips in a set, D feature width,
-E aggregator width, C contrast width, M masked clips, T targets; of this worker, unless the name says `all`.
+Section 4 of the paper. Dimension letters: B videos, S = 2B sets, V clips in a set, D feature width, E aggregator
+width, C contrast width, M masked clips, T all clips of the sets. B, S, M and T count the rows of this worker.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scale_ray.config import ObjectiveOptions
-from scale_ray.pretraining.collectives import _Counts, _gathered, _summed_over_workers, _world_size
+from scale_ray.pretraining.collectives import WorkerCounts, gathered, summed_over_workers, world_size
+
+# The kinds of rows that workers count for each other.
+_VIDEOS, _TARGETS, _MASKED = range(3)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """`loss` carries the gradients, scaled so that their mean over the workers is that of the global batch.
+    """The losses of a batch, as scalars.
 
-    The others are detached and describe the global batch: the weighted loss, both losses, and the top-1
-    accuracy of either contrast, a fraction in [0, 1].
+    `loss` is for backpropagation: its gradients, averaged over the workers, are those of the global batch. The
+    other fields are detached and describe the global batch: the weighted mean of the two losses, each loss, and
+    the top-1 accuracy of each contrast, a fraction in [0, 1].
     """
 
     loss: Tensor
@@ -36,39 +40,41 @@ class Losses:
 
 @dataclass(frozen=True)
 class Projections:
-    """What the losses compare: all that a batch must leave behind until the whole batch has been seen.
+    """The inputs of the losses: all that must be kept of one part of a batch until every part has been projected.
 
-    `first_BC`, `second_BC`: the projected set tokens of the first and the second sets. `predicted`: a row a
-    masked clip; `targets`: the rows it is compared with; `right_M`: which of them is the right one.
+    `first_BC`, `second_BC`: the projected set tokens of the first and of the second sets. `predicted`: one row
+    per masked clip. `targets`: the rows that they are compared with. `target_rows_M`: for each masked clip, the
+    row of its own target, int64.
     """
 
     first_BC: Tensor
     second_BC: Tensor
     predicted: Tensor
     targets: Tensor
-    right_M: Tensor
+    target_rows_M: Tensor
 
     @property
     def differentiable(self) -> tuple[Tensor, ...]:
+        """The fields through which gradients flow."""
         return (self.first_BC, self.second_BC, self.predicted, self.targets)
 
     @classmethod
     def joined(cls, parts: Sequence[Projections]) -> Projections:
-        """Those of a batch from those of its parts."""
+        """The projections of a batch, from those of its parts."""
         starts = itertools.accumulate((len(part.targets) for part in parts), initial=0)
         columns = zip(*(part.differentiable for part in parts), strict=True)
         first, second, predicted, targets = (torch.cat(column) for column in columns)
-        right = torch.cat([part.right_M + start for part, start in zip(parts, starts, strict=False)])
-        return cls(first, second, predicted, targets, right)
+        target_rows = torch.cat([part.target_rows_M + start for part, start in zip(parts, starts, strict=False)])
+        return cls(first, second, predicted, targets, target_rows)
 
 
 class Objective(nn.Module):
-    """The heads, and the losses that they are for.
+    """The projection heads and the two losses.
 
-    A loss of weight zero is not computed. The masked clip loss is a contrast with all clips of the batch, or
-    with the masked ones alone; or a regression of the backbone's feature: its cosine distance, or the smooth L1
-    distance of the feature brought to mean 0 and variance 1. What is regressed has no head of its own, since a
-    learned target would be the same for all clips before long.
+    A loss of weight 0 is not computed and has no heads. The masked clip loss is a contrast against all clips of
+    the batch or against the masked ones only, or a regression of the backbone's feature: its cosine distance, or
+    the smooth L1 distance to the feature normalised to mean 0 and variance 1. The regression target has no head,
+    because a learned target would collapse.
     """
 
     def __init__(self, feature_width: int, width: int, options: ObjectiveOptions) -> None:
@@ -78,8 +84,8 @@ class Objective(nn.Module):
         if options.set_weight:
             self.set_head = _head(width, options.prediction_hidden, options.contrast_width)
         if options.clip_weight:
-            compared = options.contrast_width if contrast else feature_width
-            self.clip_head = _head(width, options.prediction_hidden, compared)
+            predicted_width = options.contrast_width if contrast else feature_width
+            self.clip_head = _head(width, options.prediction_hidden, predicted_width)
         if options.clip_weight and contrast:
             hidden = options.target_hidden
             self.target_head = _head(feature_width, hidden, hidden, options.contrast_width)
@@ -87,97 +93,104 @@ class Objective(nn.Module):
     def forward(
         self, set_tokens_SE: Tensor, clip_tokens_SVE: Tensor, features_SVD: Tensor, masked_SV: Tensor
     ) -> Losses:
-        """Losses of the sets of one batch: the first sets of all videos, then the second ones."""
+        """The losses of one batch, which holds the first sets of all videos, then the second sets."""
         return self.losses(self.project(set_tokens_SE, clip_tokens_SVE, features_SVD, masked_SV))
 
     def project(
         self, set_tokens_SE: Tensor, clip_tokens_SVE: Tensor, features_SVD: Tensor, masked_SV: Tensor
     ) -> Projections:
-        """What the losses compare, float32 or more. Only masked clips go through the prediction head."""
+        """The inputs of the losses, at least float32. Only masked clips go through the prediction head."""
         masked = masked_SV.flatten().nonzero().squeeze(1)
         tokens_TE, features_TD = clip_tokens_SVE.flatten(0, 1), features_SVD.flatten(0, 1)
-        nothing = set_tokens_SE.new_zeros(0, self.options.contrast_width)
+        empty = set_tokens_SE.new_zeros(0, self.options.contrast_width)
         if self.options.set_weight:
             first, second = _unit(self.set_head(set_tokens_SE)).chunk(2)
         else:
-            first = second = nothing
+            first = second = empty
         if not self.options.clip_weight:
-            return Projections(first, second, nothing, nothing, masked[:0])
+            return Projections(first, second, empty, empty, masked[:0])
         predicted = self.clip_head(tokens_TE[masked])
-        one_by_one = torch.arange(len(masked), device=masked.device)
+        row_numbers = torch.arange(len(masked), device=masked.device)
         if self.options.clip_objective == "smooth_l1":
             return Projections(
-                first, second, _full(predicted), F.layer_norm(features_TD[masked], features_TD.shape[1:]), one_by_one
+                first,
+                second,
+                _at_least_float32(predicted),
+                F.layer_norm(features_TD[masked], features_TD.shape[1:]),
+                row_numbers,
             )
         if self.options.clip_objective == "cosine":
-            return Projections(first, second, _unit(predicted), _unit(features_TD[masked]), one_by_one)
+            return Projections(first, second, _unit(predicted), _unit(features_TD[masked]), row_numbers)
         if self.options.candidates == "masked":
-            features_TD, masked = features_TD[masked], one_by_one
+            features_TD, masked = features_TD[masked], row_numbers
         return Projections(first, second, _unit(predicted), _unit(self.target_head(features_TD)), masked)
 
     def compile_heads(self) -> None:
-        """Compile what has fixed widths; how many clips are masked differs from step to step."""
+        """Compile the heads, for any number of rows: the number of masked clips differs from step to step."""
         for head in self.children():
             head.compile(dynamic=True)
 
     def losses(self, projections: Projections) -> Losses:
-        """The losses of the global batch from what every worker projected of its videos.
+        """The losses of the global batch, from the projections of this worker and of the others.
 
-        A batch where nothing is masked has a masked clip loss of zero.
+        If no clip of the batch is masked, the masked clip loss is 0.
         """
         options = self.options
-        counts = _Counts.of([len(projections.first_BC), len(projections.targets), len(projections.predicted)], self)
+        counts = WorkerCounts.from_local(
+            [len(projections.first_BC), len(projections.targets), len(projections.predicted)], self
+        )
         set_sum, set_hits = self._set_contrast(projections, counts)
         clip_sum, clip_hits = self._masked_clips(projections, counts)
-        num_sets, num_masked = max(2 * counts.total(0), 1), max(counts.total(2), 1)
+        num_sets, num_masked = max(2 * counts.total(_VIDEOS), 1), max(counts.total(_MASKED), 1)
         total = options.set_weight + options.clip_weight
         set_loss, clip_loss = set_sum / num_sets, clip_sum / num_masked
         loss = (options.set_weight * set_loss + options.clip_weight * clip_loss) / total
-        logged = _summed_over_workers(
+        logged = summed_over_workers(
             torch.stack([loss, set_loss, clip_loss, set_hits / num_sets, clip_hits / num_masked]).detach()
         )
-        return Losses(loss * _world_size(), *logged)
+        return Losses(loss * world_size(), *logged)
 
-    def _set_contrast(self, projections: Projections, counts: _Counts) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy and number of hits of this worker's sets against all workers' sets."""
+    def _set_contrast(self, projections: Projections, counts: WorkerCounts) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy and number of hits of this worker's sets, with the sets of all workers as candidates."""
         first_BC, second_BC = projections.first_BC, projections.second_BC
         loss, hits = first_BC.new_zeros(()), first_BC.new_zeros(())
-        if not counts.total(0):
+        if not counts.total(_VIDEOS):
             return loss, hits
-        right = torch.arange(len(first_BC), device=first_BC.device) + counts.before(0)
+        positives = torch.arange(len(first_BC), device=first_BC.device) + counts.offset(_VIDEOS)
         for anchors, candidates in ((first_BC, second_BC), (second_BC, first_BC)):
-            logits = anchors @ _gathered(candidates, counts.of_workers(0)).T / self.options.set_temperature
-            loss = loss + F.cross_entropy(logits, right, reduction="sum")
-            hits = hits + (logits.argmax(1) == right).sum()
+            logits = anchors @ gathered(candidates, counts.per_worker(_VIDEOS)).T / self.options.set_temperature
+            loss = loss + F.cross_entropy(logits, positives, reduction="sum")
+            hits = hits + (logits.argmax(1) == positives).sum()
         return loss, hits
 
-    def _masked_clips(self, projections: Projections, counts: _Counts) -> tuple[Tensor, Tensor]:
-        """Summed loss of this worker's masked clips, and number of hits; a regression has no hits."""
+    def _masked_clips(self, projections: Projections, counts: WorkerCounts) -> tuple[Tensor, Tensor]:
+        """Summed loss and number of hits of this worker's masked clips; a regression has no hits."""
         predicted, targets = projections.predicted, projections.targets
-        none = predicted.new_zeros(())
+        no_hits = predicted.new_zeros(())
         if self.options.clip_objective == "smooth_l1":
-            return F.smooth_l1_loss(predicted, targets, reduction="none").mean(1).sum(), none
+            return F.smooth_l1_loss(predicted, targets, reduction="none").mean(1).sum(), no_hits
         if self.options.clip_objective == "cosine":
-            return (1 - (predicted * targets).sum(1)).sum(), none
-        if not counts.total(1):
-            return (predicted.sum() + targets.sum()) * 0.0, none
-        candidates = _gathered(targets, counts.of_workers(1))
+            return (1 - (predicted * targets).sum(1)).sum(), no_hits
+        if not counts.total(_TARGETS):
+            return (predicted.sum() + targets.sum()) * 0.0, no_hits
+        candidates = gathered(targets, counts.per_worker(_TARGETS))
         logits = predicted @ candidates.T / self.options.clip_temperature
-        right = projections.right_M + counts.before(1)
-        return F.cross_entropy(logits, right, reduction="sum"), (logits.argmax(1) == right).sum()
+        positives = projections.target_rows_M + counts.offset(_TARGETS)
+        return F.cross_entropy(logits, positives, reduction="sum"), (logits.argmax(1) == positives).sum()
 
 
 def _head(*widths: int) -> nn.Sequential:
+    """An MLP through these widths, without biases."""
     layers: list[nn.Module] = []
-    for wide, narrow in itertools.pairwise(widths):
-        layers += [nn.Linear(wide, narrow, bias=False), nn.GELU()]
+    for in_width, out_width in itertools.pairwise(widths):
+        layers += [nn.Linear(in_width, out_width, bias=False), nn.GELU()]
     return nn.Sequential(*layers[:-1])
 
 
-def _full(values: Tensor) -> Tensor:
-    """In float32 at least: losses are not computed in half precision."""
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Half precision converted to float32, because losses are not computed in half precision."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def _unit(values: Tensor) -> Tensor:
-    return F.normalize(_full(values), dim=-1)
+    return F.normalize(_at_least_float32(values), dim=-1)

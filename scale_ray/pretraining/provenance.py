@@ -1,4 +1,4 @@
-"""What an aggregator saw of a corpus while it was trained, and what a table has to say of that."""
+"""Which videos an aggregator was trained on, the notes about it under a probe table, and checks before its use."""
 
 from __future__ import annotations
 
@@ -14,46 +14,52 @@ from scale_ray.store import FeatureStore
 
 
 def trained_on(store: FeatureStore, video_ids: Sequence[str], set_size: int) -> dict[str, Any]:
-    """Which videos an aggregator was trained on, in numbers: goes with it wherever it goes.
+    """A summary of the videos that an aggregator was trained on, which is saved with it.
 
-    Videos, those of them that nobody labelled, for every split those of each side, the clips of a set, and a
-    digest of the store's ids with their sides, and with whether they are labelled.
+    It holds the number of videos, of unlabelled videos, and of videos per split and subset; the clips per set;
+    and a digest of the ids in the store, with their subsets and whether they are labelled.
     """
     ids = set(video_ids)
-    videos = _described(store)
+    videos = _video_rows(store)
     seen = [row for row in videos if row["video_id"] in ids]
-    sides = Counter((name, side) for row in seen for name, side in row["splits"])
+    counts = Counter((split, subset) for row in seen for split, subset in row["splits"])
     return {
         "videos": len(seen),
         "unlabelled": sum(not row["labelled"] for row in seen),
-        "splits": {name: {side: n for (of, side), n in sides.items() if of == name} for name in store.split_names()},
+        "splits": {
+            name: {subset: count for (split, subset), count in counts.items() if split == name}
+            for name in store.split_names()
+        },
         "set_size": set_size,
         "store": _digest(videos),
     }
 
 
 def notes_on(seen: Mapping[str, Any], store: FeatureStore, split: str) -> list[str]:
-    """What a reader of a table must know of the pretraining; nothing where it saw the training split alone."""
+    """Notes about the pretraining for the readers of a probe table; none if it used the training subset only.
+
+    `seen` is the result of `trained_on`, empty if it is not known.
+    """
     if not seen:
-        return ["the aggregator's folder does not say which videos it was trained on"]
-    if seen["store"] != _digest(_described(store)):
+        return ["the aggregator's folder does not record which videos it was trained on"]
+    if seen["store"] != _digest(_video_rows(store)):
         return [
             f"the aggregator was trained on {seen['videos']} videos of another corpus, or of another state of this one"
         ]
-    told = []
+    extra = []
     if tested := seen["splits"].get(split, {}).get("test", 0):
-        told.append(f"{tested} test videos")
+        extra.append(f"{tested} test videos")
     if seen["unlabelled"]:
-        told.append(f"{seen['unlabelled']} videos that nobody labelled")
-    return [f"transductive: the aggregator also saw {' and '.join(told)}, without labels"] if told else []
+        extra.append(f"{seen['unlabelled']} unlabelled videos")
+    return [f"transductive: the aggregator also saw {' and '.join(extra)}, without labels"] if extra else []
 
 
-def _described(store: FeatureStore) -> list[dict[str, Any]]:
-    """Every video's id, sides, and whether anybody labelled it."""
-    told = ("label", "labels", "target")
-    rows = store.videos().select(["video_id", "splits", *told]).to_pylist()
+def _video_rows(store: FeatureStore) -> list[dict[str, Any]]:
+    """Per video: its id, its subset of each split, and whether it is labelled."""
+    targets = ("label", "labels", "target")
+    rows = store.videos().select(["video_id", "splits", *targets]).to_pylist()
     return [
-        {"video_id": r["video_id"], "splits": r["splits"], "labelled": any(r[name] is not None for name in told)}
+        {"video_id": r["video_id"], "splits": r["splits"], "labelled": any(r[name] is not None for name in targets)}
         for r in rows
     ]
 
@@ -66,7 +72,13 @@ def _digest(videos: Sequence[Mapping[str, Any]]) -> str:
 
 
 def require_width(store: FeatureStore, aggregator: Aggregator) -> None:
-    """Refuse an aggregator that was made for features of another width or backbone."""
+    """Check that the aggregator was trained on features of the store's width, backbone and weights.
+
+    Raises
+    ------
+    UserError
+        If any of them differs.
+    """
     width = store.feature_width()
     if width is not None and width != aggregator.feature_width:
         raise UserError(
@@ -75,6 +87,7 @@ def require_width(store: FeatureStore, aggregator: Aggregator) -> None:
             + (f" (backbone {aggregator.origin['backbone']})" if "backbone" in aggregator.origin else "")
         )
     for key in ("backbone", "weights"):
-        ours, theirs = store.fingerprint[key], aggregator.origin.get(key, store.fingerprint[key])
-        if ours != theirs:
-            raise UserError(f"checkpoint: expected an aggregator for {key} {ours!r}, found one for {theirs!r}")
+        expected = store.fingerprint[key]
+        actual = aggregator.origin.get(key, expected)
+        if actual != expected:
+            raise UserError(f"checkpoint: expected an aggregator for {key} {expected!r}, found one for {actual!r}")

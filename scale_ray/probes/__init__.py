@@ -1,4 +1,4 @@
-"""What representations are worth."""
+"""Probes of representations: fitted heads, nearest neighbours, clustering; their metrics and tables."""
 
 from scale_ray.probes.evaluation import BACKBONE_ALONE, TRAINED_AGGREGATOR, FigureData, num_representations, probe_table
 from scale_ray.probes.monitor import TrainingMonitor, validation_monitor

@@ -1,7 +1,7 @@
-"""The two sides of a probe: videos to fit on and videos to test on, which have nothing in common.
+"""The training and test videos of a split, which share no video and no group.
 
-What is fitted or chosen is handed a `ProbeDataset` of the training split and nothing else; the test side is opened
-when all is settled, and then only scored.
+Fitting and selection get only the `ProbeDataset` of the training videos. The test videos are used at the end, for
+scores alone.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from scale_ray.store import GEOMETRY, FeatureStore, StoredClips
 class ProbeDataset:
     """Videos with their clips, targets and groups, in the order of their ids.
 
-    `features` (videos, N, D), in memory or mapped from disk, as they are stored; `positions` (videos, N, 7)
-    normalised; `geometry` (videos, N, 18): positions as measured, normalised, and the video's size, length and
-    frame rate; `targets` as `Targets.tensor` gives them; `keys` (videos,) the videos' part in every draw. `scratch`:
-    the folder for what is computed of all videos, where it is not to be held in memory.
+    `features` float16 (videos, N, D), in memory or mapped from disk; `positions` (videos, N, 7), normalised;
+    `geometry` (videos, N, 18): stored positions, normalised positions, and size, duration and frame rate of the video;
+    `targets` as given by `Targets.tensor`; `keys` (videos,) identify the videos in random draws. `scratch` is the
+    folder for what is computed of all videos, or None to keep it in memory.
     """
 
     video_ids: list[str]
@@ -49,86 +49,94 @@ class ProbeDataset:
 
 @dataclass(frozen=True)
 class ProbeSplit:
-    """Training and test side of one split, and what is told of their videos.
+    """One split: its training videos (with the validation videos), its test videos, and their targets.
 
-    `fit` and `choice` are rows of `train`: a probe's settings are fitted on the first and compared on the
-    second, which are official validation videos where there are some, else a part of the training split.
-    Then the probe is fitted once more on `refit`, all of the training split.
+    `is_training` bool (training and validation videos,) is False for rows of `train` that are validation videos.
     """
 
-    split: str
+    name: str
     targets: Targets
     train: ProbeDataset
     test: ProbeDataset
     is_training: Tensor
 
-    def parts(self, share: float, seed: int) -> tuple[Tensor, Tensor]:
-        """Rows of `train` to fit on, and to choose by; the second is empty where there is one group alone."""
+    def fit_and_selection_rows(self, selection_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+        """Rows of `train` to fit the settings of a probe on, and rows to compare the settings on.
+
+        The latter are the official validation videos, if there are any; otherwise about `selection_fraction` of the
+        groups of the training videos, but none if there is only one group.
+        """
         if not bool(self.is_training.all()):
             return self.is_training.nonzero()[:, 0], (~self.is_training).nonzero()[:, 0]
         order = sorted(set(self.train.groups), key=lambda group: uniform_hash(f"choice {seed}\0{group}"))
-        # By number of groups, not by their hashes alone: of ten groups none might be drawn.
-        chosen = set(order[: min(round(share * len(order)) or 1, len(order) - 1)])
-        choosing = torch.tensor([group in chosen for group in self.train.groups])
-        return (~choosing).nonzero()[:, 0], choosing.nonzero()[:, 0]
+        # A fixed number of groups instead of a threshold on their hashes, which might select none of a few groups.
+        selected = set(order[: min(round(selection_fraction * len(order)) or 1, len(order) - 1)])
+        is_selected = torch.tensor([group in selected for group in self.train.groups])
+        return (~is_selected).nonzero()[:, 0], is_selected.nonzero()[:, 0]
 
     @property
-    def refit(self) -> Tensor:
-        """Rows of `train` that are of the training split."""
+    def refit_rows(self) -> Tensor:
+        """Rows of `train` to fit a probe with its selected setting on: all training videos, no validation videos."""
         return self.is_training.nonzero()[:, 0]
 
 
 def load_probe_split(store: FeatureStore, targets: Targets, split: str, ingest: Ingest) -> ProbeSplit:
-    """Both sides of a split: `train` clips of training and validation videos, `eval` clips of test videos.
+    """Load a split: `train` clips of its training and validation videos, `eval` clips of its test videos.
 
     Raises
     ------
     UserError
-        Where one side has no videos with targets, or where a video or a group is on both.
+        If there are no training or no test videos with targets, or if a video or a group is in both.
     """
-    sides, groups = store.splits(split), store.groups()
-    known = {video_id for video_id in sides if video_id in targets.of}
-    sizes = store.geometries()
+    subsets = {video_id: subset for video_id, subset in store.splits(split).items() if video_id in targets.values}
+    groups, geometries = store.groups(), store.geometries()
 
-    def read(mode: str, of: Sequence[str], told: str) -> ProbeDataset:
-        stored = StoredClips(store, mode, {video_id for video_id in known if sides[video_id] in of})
-        if not len(stored):
-            raise UserError(f"expected labelled {told} videos with {mode} clips, found none in {store.location}")
-        if ingest.ingest == "stream":
-            raise UserError("ingest: expected auto, memory or disk for probes, found stream")
-        source = opened_source(stored, ingest, torch.device("cpu"))
-        if not isinstance(source, ResidentClips):
-            raise UserError(
-                f"cache: expected room for {stored.num_bytes / 2**30:.1f} GiB of features in memory or on disk, "
-                "found none; give another --cache"
-            )
-        measured = torch.from_numpy(stored.read_positions())
-        geometry = torch.tensor([[float(sizes[i][name]) for name in GEOMETRY.names] for i in stored.video_ids])
-        spread = geometry.view(len(stored), 1, len(GEOMETRY)).expand(-1, stored.num_clips, -1)
+    def load(mode: str, included: Sequence[str], description: str) -> ProbeDataset:
+        stored = StoredClips(store, mode, {video_id for video_id, subset in subsets.items() if subset in included})
+        ids = stored.video_ids
+        if not ids:
+            raise UserError(f"expected labelled {description} videos with {mode} clips, found none in {store.location}")
+        source = _resident_clips(stored, ingest)
+        positions = torch.from_numpy(stored.read_positions())
+        geometry = torch.tensor([[float(geometries[i][name]) for name in GEOMETRY.names] for i in ids])
+        per_clip = geometry.view(len(ids), 1, len(GEOMETRY)).expand(-1, stored.num_clips, -1)
         return ProbeDataset(
-            stored.video_ids,
-            [groups[video_id] for video_id in stored.video_ids],
-            targets.tensor(stored.video_ids),
+            ids,
+            [groups[video_id] for video_id in ids],
+            targets.tensor(ids),
             source.features,
             source.positions,
-            torch.cat([measured, normalised_positions(measured), spread], 2),
-            video_keys(stored.video_ids),
+            torch.cat([positions, normalised_positions(positions), per_clip], 2),
+            video_keys(ids),
             str(cache_of(ingest)) if source.ingest_mode == "disk" else None,
         )
 
-    train, test = read("train", ("train", "validation"), "training"), read("eval", ("test",), "test")
+    train, test = load("train", ("train", "validation"), "training"), load("eval", ("test",), "test")
     check_no_leakage(train, test, store.location)
-    is_training = torch.tensor([sides[video_id] == "train" for video_id in train.video_ids])
+    is_training = torch.tensor([subsets[video_id] == "train" for video_id in train.video_ids])
     if not bool(is_training.any()):
         raise UserError(f"expected labelled training videos, found none in {store.location}")
     return ProbeSplit(split, targets, train, test, is_training)
 
 
-def check_no_leakage(train: ProbeDataset, test: ProbeDataset, place: str) -> None:
-    """Raise a UserError where a video or a group is on both sides."""
-    for what, ours, theirs in (("video", train.video_ids, test.video_ids), ("group", train.groups, test.groups)):
-        both = sorted(set(ours) & set(theirs))
-        if both:
+def _resident_clips(stored: StoredClips, ingest: Ingest) -> ResidentClips:
+    if ingest.ingest == "stream":
+        raise UserError("ingest: expected auto, memory or disk for probes, found stream")
+    source = opened_source(stored, ingest, torch.device("cpu"))
+    if not isinstance(source, ResidentClips):
+        raise UserError(
+            f"cache: expected {stored.num_bytes / 2**30:.1f} GiB of free memory or disk space for features, found "
+            "less; give another --cache"
+        )
+    return source
+
+
+def check_no_leakage(train: ProbeDataset, test: ProbeDataset, location: str) -> None:
+    """Raise a UserError if a video or a group of the store at `location` is in both datasets."""
+    for kind, ours, theirs in (("video", train.video_ids, test.video_ids), ("group", train.groups, test.groups)):
+        shared = sorted(set(ours) & set(theirs))
+        if shared:
             raise UserError(
-                f"{place}: expected no {what} on both sides of the split, found {len(both)}, such as {both[0]!r}"
+                f"{location}: expected no {kind} in both training and test videos, found {len(shared)}, such as "
+                f"{shared[0]!r}"
             )

@@ -1,8 +1,8 @@
-"""A store and its aggregators to a table: every representation, every probe, beside the baselines."""
+"""Runs every chosen probe on every representation of a store's videos, and collects the results in a table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import Ingest, Probing
 from scale_ray.errors import UserError
-from scale_ray.probes import suite as probes
+from scale_ray.probes import suite
 from scale_ray.probes.bootstrap import BootstrapSamples, Estimate, resamples_of
 from scale_ray.probes.data import ProbeDataset, ProbeSplit, load_probe_split
 from scale_ray.probes.inputs import SetInputs, Tokens, View
@@ -31,21 +31,15 @@ SET_TOKEN_ALONE = "trained aggregator's set token alone"
 _RECALL_AT = (1, 5, 10)
 
 
-@dataclass(frozen=True)
-class _Representation:
-    """One row of the table: both sides as it sees them, and the aggregator where it has one."""
-
-    name: str
-    train: View
-    test: View
-    aggregator: Aggregator | None
-
-
 @dataclass
 class FigureData:
-    """What the pictures show, of the first seed: sides, predictions of the linear probe, centred vectors of videos."""
+    """What the figures of a split show, from the first seed, by representation.
 
-    sides: ProbeSplit
+    `predictions` of the linear probe, int64 (test videos,), if the targets are classes; centred vectors of the
+    training and test videos, float32 (videos, d), of the backbone alone and of the trained aggregator.
+    """
+
+    split: ProbeSplit
     predictions: dict[str, Tensor] = field(default_factory=dict)
     train_vectors: dict[str, Tensor] = field(default_factory=dict)
     test_vectors: dict[str, Tensor] = field(default_factory=dict)
@@ -61,74 +55,112 @@ def probe_table(
     ingest: Ingest | None = None,
     progress: Callable[[int, str], None] = lambda _count, _name: None,
 ) -> tuple[ProbeTable, FigureData]:
-    """Every chosen probe of every representation, from the clips that the store holds.
+    """Run every chosen probe on every representation of the clips in a store.
 
-    FittedHeads on the `train` clips of the training videos; the test videos are seen through their `eval` clips
-    and only scored, once for each seed, when all is chosen. Seed n takes aggregator n; of fewer aggregators
-    than seeds they come round again. With `ensemble` a video's clips are dealt into sets of so many.
-    `progress` is told how many representations are done, and the last one's name.
+    Probes are fitted on the `train` clips of the training videos. The test videos, seen through their `eval` clips,
+    are only scored, once per seed, after all selection. Seed n uses aggregator n; if there are more seeds than
+    aggregators, these repeat. With `ensemble` a video's clips are dealt into sets of at most so many clips. `progress`
+    is called with the number of representations that are done, and the name of the last one.
 
     Raises
     ------
     UserError
-        Where targets, training or test videos are missing, a group straddles the split, or features do
-        not fit on this machine.
+        If targets, training videos or test videos are missing, if training and test videos share a group, or if the
+        features do not fit on this machine.
     """
     split = split or next(iter(store.split_names()), None)
     targets = read_targets(store, probing.target)
     if split is None:
         raise UserError(f"expected labelled training videos, found none in {store.location}")
-    sides = load_probe_split(store, targets, split, ingest or Ingest())
-    num_seeds = max(probing.probe_seeds, len(aggregators))
-    pictured = FigureData(sides)
-    measured: dict[str, dict[str, list[Metric]]] = {}
-    fixed: dict[tuple[str, int], list[Metric]] = {}
+    evaluation = _Evaluation(load_probe_split(store, targets, split, ingest or Ingest()), aggregators, probing, ensemble)
     done = 0
-    for number in range(num_seeds):
-        which = number % len(aggregators)
-        for row in _representations(sides, aggregators[which], probing, ensemble, probing.probe_seed + number):
-            # What depends on the aggregator alone is measured once for each.
-            aggregator = -1 if row.aggregator is None else which
-            key = (row.name, number if row.name == RANDOM_AGGREGATOR else aggregator)
-            if key not in fixed:
-                fixed[key] = _without_training(row, sides, probing)
-            found = [*fixed[key], *_probed(row, sides, probing, probing.probe_seed + number, pictured, number == 0)]
-            of_row = measured.setdefault(row.name, {})
-            for one in found:
-                of_row.setdefault(one.name, []).append(one)
+    for number in range(evaluation.num_seeds):
+        for name in evaluation.run_seed(number):
             done += 1
-            progress(done, row.name)
-        if not any(measured.values()):
+            progress(done, name)
+        if not any(evaluation.metrics.values()):
             raise UserError(
                 f"probes: expected one that applies to {targets.kind}, found {','.join(probing.chosen_probes)}"
             )
-    return _table(sides, measured, probing, num_seeds), pictured
+    return _table(evaluation), evaluation.figures
 
 
 def num_representations(probing: Probing, num_aggregators: int) -> int:
-    """How many representations `probe_table` goes through."""
+    """How many representations `probe_table` evaluates, over all seeds."""
     return 5 * max(probing.probe_seeds, num_aggregators)
 
 
+@dataclass(frozen=True)
+class _Representation:
+    """One row of the table: views of the training and test videos, and the aggregator if it has one."""
+
+    name: str
+    train: View
+    test: View
+    aggregator: Aggregator | None
+
+
+class _Evaluation:
+    """The metrics of all representations of a split, collected seed by seed."""
+
+    def __init__(
+        self, split: ProbeSplit, aggregators: Sequence[Aggregator], probing: Probing, ensemble: int
+    ) -> None:
+        self.split, self.probing, self.figures = split, probing, FigureData(split)
+        self.num_seeds = max(probing.probe_seeds, len(aggregators))
+        # representation -> name of the metric -> the metric of each seed
+        self.metrics: dict[str, dict[str, list[Metric]]] = {}
+        self._aggregators, self._ensemble = aggregators, ensemble
+        self._deterministic: dict[tuple[str, int], list[Metric]] = {}
+
+    def run_seed(self, number: int) -> Iterator[str]:
+        """Run the probes of one seed; yields the name of each representation after its last probe."""
+        index, seed = number % len(self._aggregators), self.probing.probe_seed + number
+        for row in _representations(self.split, self._aggregators[index], self.probing, self._ensemble, seed):
+            collected = self.metrics.setdefault(row.name, {})
+            # Equal for all seeds that have the same aggregator, if the row has one; the random one differs by seed.
+            aggregator = -1 if row.aggregator is None else index
+            key = (row.name, number if row.name == RANDOM_AGGREGATOR else aggregator)
+            if key not in self._deterministic:
+                self._deterministic[key] = self._run(_DETERMINISTIC_PROBES, row, self.probing.probe_seed, None)
+            figures = self.figures if number == 0 else None
+            for metric in [*self._deterministic[key], *self._run(_SEEDED_PROBES, row, seed, figures)]:
+                collected.setdefault(metric.name, []).append(metric)
+            if figures is not None and row.name in (BACKBONE_ALONE, TRAINED_AGGREGATOR):
+                figures.train_vectors[row.name] = row.train.centred()
+                figures.test_vectors[row.name] = row.test.centred()
+            yield row.name
+
+    def _run(
+        self, table: Mapping[str, _Probe], row: _Representation, seed: int, figures: FigureData | None
+    ) -> list[Metric]:
+        """The metrics of the chosen probes of a table, in its order."""
+        split = self.split
+        fit_rows, selection_rows = split.fit_and_selection_rows(self.probing.choice_share, seed)
+        task = ProbeTask(row.train, split.targets, fit_rows, selection_rows, split.refit_rows, self.probing, seed)
+        run = _Run(row, split, task, figures)
+        return [metric for name, probe in table.items() if name in self.probing.chosen_probes for metric in probe(run)]
+
+
 def _representations(
-    sides: ProbeSplit, aggregator: Aggregator, probing: Probing, ensemble: int, seed: int
+    split: ProbeSplit, aggregator: Aggregator, probing: Probing, ensemble: int, seed: int
 ) -> Iterator[_Representation]:
-    """One after the other, so that what is computed of one is gone before the next."""
+    """The rows of the table, one by one, so that the memory of a row is free before the next."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         untrained = Aggregator(aggregator.feature_width, aggregator.options).eval()
 
-    def tokens(of: Aggregator) -> tuple[Tokens, Tokens]:
+    def tokens(model: Aggregator) -> tuple[Tokens, Tokens]:
         return (
-            Tokens(sides.train, of, ensemble, probing.probe_draws),
-            Tokens(sides.test, of, ensemble, probing.probe_draws),
+            Tokens(split.train, model, ensemble, probing.probe_draws),
+            Tokens(split.test, model, ensemble, probing.probe_draws),
         )
 
     def row(
-        name: str, base: str, of: tuple[Tokens, Tokens] | None = None, using: Aggregator | None = None
+        name: str, base: str, tokens: tuple[Tokens, Tokens] | None = None, model: Aggregator | None = None
     ) -> _Representation:
-        train, test = of or (None, None)
-        return _Representation(name, View(sides.train, base, train), View(sides.test, base, test), using)
+        train, test = tokens or (None, None)
+        return _Representation(name, View(split.train, base, train), View(split.test, base, test), model)
 
     yield row(GEOMETRY_ALONE, "geometry")
     yield row(BACKBONE_ALONE, "feature")
@@ -138,104 +170,149 @@ def _representations(
     yield row(SET_TOKEN_ALONE, "nothing", trained, aggregator)
 
 
-def _lessons(row: _Representation, sides: ProbeSplit, probing: Probing, seed: int) -> ProbeTask:
-    fit_rows, selection_rows = sides.parts(probing.choice_share, seed)
-    return ProbeTask(row.train, sides.targets, fit_rows, selection_rows, sides.refit, probing, seed)
+@dataclass(frozen=True)
+class _Run:
+    """The arguments of one probe: a representation, its split, what the probe may learn from, and its seed (`task`).
+
+    `figures` takes the data of the figures, in the first seed only.
+    """
+
+    row: _Representation
+    split: ProbeSplit
+    task: ProbeTask
+    figures: FigureData | None
+
+    def scores(self, probe: suite.TrainedProbe, inputs: View | SetInputs | None = None) -> Tensor:
+        """Scores (videos, K) of the test videos; `inputs` is the view of the row unless given."""
+        return probe.scores(inputs or self.row.test, len(self.split.test))
+
+    def metrics(self, name: str, scores: Tensor) -> list[Metric]:
+        return score_metrics(name, scores, self.split.test.targets, self.split.targets)
 
 
-def _without_training(row: _Representation, sides: ProbeSplit, probing: Probing) -> list[Metric]:
-    """k-NN and retrieval: nothing in them is drawn."""
-    targets, measured = sides.targets, []
-    if "knn" in probing.chosen_probes:
-        scores = probes.knn(_lessons(row, sides, probing, probing.probe_seed))(row.test)
-        first = (probing.knn_k[0], probing.knn_temperature[0])
-        for (k, temperature), of in scores.items():
-            name = "knn" if (k, temperature) == first else f"knn_k{k}_t{temperature:g}"
-            measured += score_metrics(name, of, sides.test.targets, targets)
-    if "retrieval" in probing.chosen_probes and targets.kind != NUMBERS:
-        bank = row.train.centred(sides.refit)
-        dense = targets.dense(sides.train.targets)[sides.refit]
-        queries, wanted = row.test.centred(), targets.dense(sides.test.targets)
-        hits, precision = retrieval(bank, dense, queries, wanted, _RECALL_AT)
-        measured += [mean_metric(f"retrieval_recall_at_{k}", found) for k, found in hits.items()]
-        measured.append(mean_metric("retrieval_map", precision))
-    return measured
+# A probe returns its metrics, none if it does not apply to the representation or to the kind of targets.
+_Probe = Callable[[_Run], list[Metric]]
 
 
-def _probed(
-    row: _Representation, sides: ProbeSplit, probing: Probing, seed: int, pictured: FigureData, is_first: bool
-) -> list[Metric]:
-    """What is trained or drawn: fitted on the training side, and then scored on the test side."""
-    lessons, targets, test = _lessons(row, sides, probing, seed), sides.targets, sides.test
-    chosen, measured = probing.chosen_probes, []
-
-    def score(name: str, probe: probes.TrainedProbe, inputs: View | SetInputs) -> Tensor:
-        scores = probe.scores(inputs, len(test))
-        measured.extend(score_metrics(name, scores, test.targets, targets))
-        return scores
-
-    if "linear" in chosen:
-        scores = score("linear", probes.linear(lessons), row.test)
-        if is_first and targets.kind == CLASSES:
-            pictured.predictions[row.name] = scores.argmax(1)
-    if "mlp" in chosen and row.aggregator is None:
-        score("mlp", probes.mlp(lessons), row.test)
-    if "attentive" in chosen:
-        score("attentive", probes.attentive(lessons), row.test)
-    if "finetuned" in chosen and row.aggregator is not None and row.name != SET_TOKEN_ALONE:
-        score("finetuned", probes.finetuned(lessons, row.aggregator), SetInputs(test))
-    if "lowshot" in chosen:
-        for name, probe in probes.low_shot(lessons).items():
-            score(name, probe, row.test)
-    num_classes = len(set(test.targets.tolist())) if targets.kind == CLASSES else 0
-    if "clustering" in chosen and num_classes > 1:  # all clusters agree with a single class
-        found = probes.clusters(row.test, num_classes, seed)
-        measured += cluster_metrics(found, test.targets)
-    if is_first and row.name in (BACKBONE_ALONE, TRAINED_AGGREGATOR):
-        pictured.train_vectors[row.name], pictured.test_vectors[row.name] = row.train.centred(), row.test.centred()
-    return measured
+def _knn(run: _Run) -> list[Metric]:
+    probing, metrics = run.task.probing, []
+    default = (probing.knn_k[0], probing.knn_temperature[0])
+    for (k, temperature), scores in suite.knn(run.task)(run.row.test).items():
+        name = "knn" if (k, temperature) == default else f"knn_k{k}_t{temperature:g}"
+        metrics += run.metrics(name, scores)
+    return metrics
 
 
-def _table(
-    sides: ProbeSplit, measured: dict[str, dict[str, list[Metric]]], probing: Probing, num_seeds: int
-) -> ProbeTable:
-    resamples = list(resamples_of(sides.test.groups, probing.resamples, probing.probe_seed))
-    drawn = {
-        row: {name: BootstrapSamples.of(of, resamples) for name, of in of_row.items()}
-        for row, of_row in measured.items()
+def _retrieval(run: _Run) -> list[Metric]:
+    """Not for numbers, which have no relevant videos."""
+    split = run.split
+    if split.targets.kind == NUMBERS:
+        return []
+    bank = run.row.train.centred(split.refit_rows)
+    bank_targets = split.targets.dense(split.train.targets)[split.refit_rows]
+    queries, query_targets = run.row.test.centred(), split.targets.dense(split.test.targets)
+    hits, precision = retrieval(bank, bank_targets, queries, query_targets, _RECALL_AT)
+    recalls = [mean_metric(f"retrieval_recall_at_{k}", values) for k, values in hits.items()]
+    return [*recalls, mean_metric("retrieval_map", precision)]
+
+
+def _linear(run: _Run) -> list[Metric]:
+    scores = run.scores(suite.linear(run.task))
+    if run.figures is not None and run.split.targets.kind == CLASSES:
+        run.figures.predictions[run.row.name] = scores.argmax(1)
+    return run.metrics("linear", scores)
+
+
+def _mlp(run: _Run) -> list[Metric]:
+    """Only without an aggregator: it is the non-linear baseline of the aggregator."""
+    return [] if run.row.aggregator is not None else run.metrics("mlp", run.scores(suite.mlp(run.task)))
+
+
+def _attentive(run: _Run) -> list[Metric]:
+    return run.metrics("attentive", run.scores(suite.attentive(run.task)))
+
+
+def _finetuned(run: _Run) -> list[Metric]:
+    """Only for `[x, c]` of an aggregator, which is what it trains."""
+    if run.row.aggregator is None or run.row.name == SET_TOKEN_ALONE:
+        return []
+    probe = suite.finetuned(run.task, run.row.aggregator)
+    return run.metrics("finetuned", run.scores(probe, SetInputs(run.split.test)))
+
+
+def _low_shot(run: _Run) -> list[Metric]:
+    probes = suite.low_shot(run.task)
+    return [metric for name, probe in probes.items() for metric in run.metrics(name, run.scores(probe))]
+
+
+def _clustering(run: _Run) -> list[Metric]:
+    """Only if the test videos are of several classes: all clusters agree with a single class."""
+    targets = run.split.test.targets
+    num_classes = len(set(targets.tolist())) if run.split.targets.kind == CLASSES else 0
+    if num_classes < 2:
+        return []
+    return cluster_metrics(suite.clusters(run.row.test, num_classes, run.task.seed), targets)
+
+
+# The probes by their names in `PROBES`, in the order in which they run. To add one, write a function and add a line here.
+# Those without random draws run once per representation, the others once per seed.
+_DETERMINISTIC_PROBES: Mapping[str, _Probe] = {
+    "knn": _knn,
+    "retrieval": _retrieval,
+}
+_SEEDED_PROBES: Mapping[str, _Probe] = {
+    "linear": _linear,
+    "mlp": _mlp,
+    "attentive": _attentive,
+    "finetuned": _finetuned,
+    "lowshot": _low_shot,
+    "clustering": _clustering,
+}
+
+
+def _table(evaluation: _Evaluation) -> ProbeTable:
+    split, probing, metrics = evaluation.split, evaluation.probing, evaluation.metrics
+    draws = list(resamples_of(split.test.groups, probing.resamples, probing.probe_seed))
+    samples = {
+        row: {name: BootstrapSamples.from_metrics(of_seeds, draws) for name, of_seeds in by_name.items()}
+        for row, by_name in metrics.items()
     }
-    # How much the trained aggregator is ahead of the feature by itself, video by video.
-    alone = drawn[BACKBONE_ALONE]
-    gains = {}
-    for name, of in drawn[TRAINED_AGGREGATOR].items():
-        if name in alone:
-            more_is_better = measured[TRAINED_AGGREGATOR][name][0].more_is_better
-            gains[name] = of - alone[name] if more_is_better else alone[name] - of
 
-    def estimates(of_row: dict[str, BootstrapSamples]) -> dict[str, Estimate]:
-        return {name: of.estimate(probing.probe_seed) for name, of in of_row.items()}
+    def estimates(by_name: Mapping[str, BootstrapSamples]) -> dict[str, Estimate]:
+        return {name: sample.estimate(probing.probe_seed) for name, sample in by_name.items()}
 
     return ProbeTable(
-        rows=[ProbeRow(row, estimates(of_row)) for row, of_row in drawn.items()],
-        gains=estimates(gains),
-        chance=_chance(sides.targets, sides.train, sides.test, sides.refit),
-        kind=sides.targets.kind,
-        split=sides.split,
-        num_train_videos=len(sides.refit),
-        num_test_videos=len(sides.test),
-        num_test_groups=len(set(sides.test.groups)),
-        num_classes=0 if sides.targets.kind == NUMBERS else len(sides.targets.names),
-        num_seeds=num_seeds,
+        rows=[ProbeRow(row, estimates(by_name)) for row, by_name in samples.items()],
+        gains=estimates(_gains(samples[TRAINED_AGGREGATOR], samples[BACKBONE_ALONE], metrics[TRAINED_AGGREGATOR])),
+        chance=_chance(split.targets, split.train, split.test, split.refit_rows),
+        kind=split.targets.kind,
+        split=split.name,
+        num_train_videos=len(split.refit_rows),
+        num_test_videos=len(split.test),
+        num_test_groups=len(set(split.test.groups)),
+        num_classes=0 if split.targets.kind == NUMBERS else len(split.targets.names),
+        num_seeds=evaluation.num_seeds,
     )
 
 
+def _gains(
+    ours: Mapping[str, BootstrapSamples], baseline: Mapping[str, BootstrapSamples], metrics: Mapping[str, list[Metric]]
+) -> dict[str, BootstrapSamples]:
+    """How much better ours is than the baseline, in paired draws, for the metrics that both have."""
+    return {
+        name: ours[name] - baseline[name] if metrics[name][0].more_is_better else baseline[name] - ours[name]
+        for name in ours
+        if name in baseline
+    }
+
+
 def _chance(targets: Targets, train: ProbeDataset, test: ProbeDataset, rows: Tensor) -> float:
-    """What is reached without looking at a video: the most frequent class, equal scores, the training mean."""
+    """The metric reached without seeing a video: with the most frequent class, equal scores or the training mean."""
     if targets.kind == CLASSES:
         return float((test.targets == train.targets[rows].mode().values).float().mean())
     if targets.kind == MULTILABEL:
-        equal = torch.zeros_like(test.targets)
+        scores = torch.zeros_like(test.targets)
     else:
-        equal = train.targets[rows].mean(0).expand_as(test.targets)
-    [measured] = score_metrics("chance", equal, test.targets, targets)
-    return measured.value()
+        scores = train.targets[rows].mean(0).expand_as(test.targets)
+    [metric] = score_metrics("chance", scores, test.targets, targets)
+    return metric.value()

@@ -1,15 +1,15 @@
-"""Heads trained on a frozen representation: a whole grid of settings as one batched problem."""
+"""Trains heads on a frozen representation, those of all settings of a grid in one batched computation."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -20,11 +20,15 @@ _VIDEOS_AT_ONCE = 256
 
 
 class Inputs(Protocol):
-    """Clips of a side's videos, as a head takes them: all of a video's, or randomly drawn sets; a fresh tensor."""
+    """The clips of a dataset's videos as inputs of a head, always a new tensor."""
 
-    def whole(self, rows: Tensor) -> Tensor: ...
+    def whole(self, rows: Tensor) -> Tensor:
+        """All clips of some videos, float32 (B, N, d)."""
+        ...
 
-    def drawn(self, rows: Tensor, set_size: int, seed: int, epoch: int) -> Tensor: ...
+    def drawn(self, rows: Tensor, set_size: int, seed: int, epoch: int) -> Tensor:
+        """Randomly drawn sets of some videos, float32 (B, V, d)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """How long a head is trained, and on what: videos of a batch, clips of a set, epochs and least steps."""
+    """How long a head is trained, and on which sets.
+
+    `batch` videos per step, `set_size` clips per video, at least `epochs` epochs and at least `min_steps` steps. The
+    draws of the sets repeat after `num_draws` epochs.
+    """
 
     batch: int
     set_size: int
@@ -45,12 +53,17 @@ class TrainingSchedule:
     min_steps: int
     num_draws: int
 
+    def fitted_to(self, num_videos: int) -> TrainingSchedule:
+        """This schedule with a batch of at most `num_videos` and enough epochs for `min_steps`."""
+        batch = min(self.batch, num_videos)
+        return replace(self, batch=batch, epochs=max(self.epochs, -(-self.min_steps // (num_videos // batch))))
+
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be learned from which clips: `targets` of all videos of the side, in their own units.
+    """What a head learns: `targets` of all videos of a dataset, in their own units, from their `inputs`.
 
-    `mean` and `scale` standardise the inputs.
+    `mean` and `scale` (d,) standardise the inputs.
     """
 
     inputs: Inputs
@@ -61,7 +74,7 @@ class Problem:
 
 
 class FittedHeads:
-    """Heads of every setting, trained; their scores are means over the clips of a video."""
+    """The trained heads of all settings; a score is the mean over the clips of a video."""
 
     def __init__(
         self,
@@ -72,49 +85,45 @@ class FittedHeads:
         target_std: Tensor,
     ) -> None:
         self.heads, self.settings = heads, settings
-        self._mean, self._scale, self._described = problem.mean, problem.scale, problem.target_spec
+        self._mean, self._scale, self._target_spec = problem.mean, problem.scale, problem.target_spec
         self._target_mean, self._target_std = target_mean, target_std
 
     @torch.no_grad()
     def scores(self, inputs: Inputs, rows: Tensor) -> Tensor:
-        """Scores (G, videos, K): probabilities of classes or labels, or numbers in units of the target."""
+        """Scores (G, videos, K) of G settings: probabilities of classes or labels, or numbers in their own units."""
         parts = []
-        for some in rows.split(_VIDEOS_AT_ONCE):
-            clips = (inputs.whole(some) - self._mean) * self._scale
-            parts.append(torch.stack([self._scored(head(clips)) for head in self.heads]))
+        for part in rows.split(_VIDEOS_AT_ONCE):
+            clips = (inputs.whole(part) - self._mean) * self._scale
+            parts.append(torch.stack([self._mean_scores(head(clips)) for head in self.heads]))
         return torch.cat(parts, 1)
 
-    def _scored(self, logits: Tensor) -> Tensor:
-        if self._described.kind == CLASSES:
-            return logits.softmax(-1).mean(1)
-        if self._described.kind == MULTILABEL:
-            return logits.sigmoid().mean(1)
-        return logits.mean(1) * self._target_std + self._target_mean
+    def _mean_scores(self, logits_BVK: Tensor) -> Tensor:
+        if self._target_spec.kind == CLASSES:
+            return logits_BVK.softmax(-1).mean(1)
+        if self._target_spec.kind == MULTILABEL:
+            return logits_BVK.sigmoid().mean(1)
+        return logits_BVK.mean(1) * self._target_std + self._target_mean
 
 
-def fit(
+def fit_heads(
     problem: Problem,
     rows: Tensor,
     make_head: Callable[[], nn.Module],
     settings: Sequence[Setting],
-    course: TrainingSchedule,
+    schedule: TrainingSchedule,
     seed: int,
 ) -> FittedHeads:
-    """Train one head for each setting on some videos of a side, all of them at once.
+    """Train one head per setting, all at once, on the videos of `rows`, int64; other videos are not used.
 
-    Every head begins with the same weights and sees the same batches: a setting's result does not depend
-    on its neighbours (but for dropout). AdamW, the learning rate falling to 0 by a cosine over all steps;
-    the last step counts. `rows` int64 are the videos that may be learned from; nothing else is looked at.
+    All heads start with the same weights and see the same batches, so the result of a setting does not depend on the
+    others (apart from dropout). AdamW; the learning rate falls to 0 by a cosine over all steps; the weights after the
+    last step are kept.
     """
-    num_videos = len(rows)
-    batch = min(course.batch, num_videos)
-    steps_per_epoch = num_videos // batch
-    epochs = max(course.epochs, -(-course.min_steps // steps_per_epoch))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         first = make_head()
         heads = [first, *(copy.deepcopy(first) for _ in settings[1:])]
-        return _train(problem, rows, heads, settings, course, seed, batch, steps_per_epoch, epochs)
+        return _train(problem, rows, heads, settings, schedule.fitted_to(len(rows)), seed)
 
 
 def _train(
@@ -122,67 +131,67 @@ def _train(
     rows: Tensor,
     heads: list[nn.Module],
     settings: Sequence[Setting],
-    course: TrainingSchedule,
+    schedule: TrainingSchedule,
     seed: int,
-    batch: int,
-    steps_per_epoch: int,
-    epochs: int,
 ) -> FittedHeads:
     targets, target_mean, target_std = _standardised(problem, rows)
-    # The weights of all heads lie one behind the other; the optimiser has a view of each setting's.
-    parameters = [dict(head.named_parameters()) for head in heads]
-    weights = {name: torch.stack([of[name].detach() for of in parameters]) for name in parameters[0]}
-    of_settings = [{name: all_of[g] for name, all_of in weights.items()} for g in range(len(heads))]
-    groups = [
-        {"params": [p for p in of.values() if (p.ndim > 1) == decays], "lr": setting.learning_rate}
-        | {"weight_decay": setting.weight_decay if decays else 0.0}
-        for of, setting in zip(of_settings, settings, strict=True)
-        for decays in (True, False)
-    ]
-    optimizer = torch.optim.AdamW(groups, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps_per_epoch)
+    steps_per_epoch = len(rows) // schedule.batch
     for head in heads:
         head.train()
-    for epoch in range(epochs):
+    weights, _ = stack_module_state(heads)  # name -> (G, ...)
+    # Each setting trains views into the stacked weights, with its own learning rate and weight decay.
+    views = [{name: stacked.detach()[g] for name, stacked in weights.items()} for g in range(len(heads))]
+    optimizer = _optimizer(views, settings)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.epochs * steps_per_epoch)
+    for epoch in range(schedule.epochs):
         order = shuffled(len(rows), seed=seed, epoch=epoch)
-        draw = epoch % course.num_draws
-        for step, at in enumerate(order[: steps_per_epoch * batch].split(batch)):
-            inputs = problem.inputs.drawn(rows[at], course.set_size, seed, draw)
+        draw = epoch % schedule.num_draws
+        for step, batch in enumerate(order[: steps_per_epoch * schedule.batch].split(schedule.batch)):
+            inputs = problem.inputs.drawn(rows[batch], schedule.set_size, seed, draw)
             torch.manual_seed(dropout_seed(seed=seed, step=epoch * steps_per_epoch + step, worker=0, part=0))
-            learned = {name: all_of.detach().requires_grad_() for name, all_of in weights.items()}
-            logits_GBVK = _logits(heads[0], learned, inputs.sub_(problem.mean).mul_(problem.scale))
-            losses = [_loss(logits, targets[at], problem.target_spec.kind) for logits in logits_GBVK]
-            gradients = torch.autograd.grad(torch.stack(losses).sum(), list(learned.values()), materialize_grads=True)
-            for name, all_of in zip(learned, gradients, strict=True):
-                for of, gradient in zip(of_settings, all_of, strict=True):
-                    of[name].grad = gradient.contiguous()  # the fused step takes the strides of the weight
+            logits_GBVK = _logits(heads[0], weights, inputs.sub_(problem.mean).mul_(problem.scale))
+            losses = [_loss(logits, targets[batch], problem.target_spec.kind) for logits in logits_GBVK]
+            gradients = torch.autograd.grad(torch.stack(losses).sum(), list(weights.values()), materialize_grads=True)
+            for name, stacked in zip(weights, gradients, strict=True):
+                for view, gradient in zip(views, stacked, strict=True):
+                    view[name].grad = gradient.contiguous()  # the fused step assumes the strides of the weight
             optimizer.step()
-            schedule.step()
-    for head, of in zip(heads, of_settings, strict=True):
-        head.load_state_dict(of, strict=False)  # buffers stay as they are
+            scheduler.step()
+    for head, view in zip(heads, views, strict=True):
+        head.load_state_dict(view, strict=False)  # buffers stay unchanged
         head.eval()
     return FittedHeads(heads, settings, problem, target_mean, target_std)
 
 
+def _optimizer(views: Sequence[Mapping[str, Tensor]], settings: Sequence[Setting]) -> torch.optim.Optimizer:
+    """AdamW over the weights of every setting; biases and other vectors are not decayed."""
+    groups = [
+        {"params": [weight for weight in view.values() if (weight.ndim > 1) == decays]}
+        | {"lr": setting.learning_rate, "weight_decay": setting.weight_decay if decays else 0.0}
+        for view, setting in zip(views, settings, strict=True)
+        for decays in (True, False)
+    ]
+    return torch.optim.AdamW(groups, fused=True)
+
+
 def _logits(head: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Of all settings at once, (G, B, V or 1, K): `weights` (G, ...) take the place of the head's own."""
+    """Logits (G, B, V or 1, K) of all settings at once: `weights` (G, ...) replace the head's own."""
     with sdpa_kernel(SDPBackend.MATH):  # the other kernels cannot be batched over models
-        return vmap(lambda of: functional_call(head, of, (inputs,)), randomness="different")(weights)
+        return vmap(lambda own: functional_call(head, own, (inputs,)), randomness="different")(weights)
 
 
 def _loss(logits_BVK: Tensor, targets: Tensor, kind: str) -> Tensor:
-    """Mean over videos and clips: cross-entropy, of single labels or of each label for itself, or squared error."""
-    clips = logits_BVK.shape[1]
+    """Cross-entropy of classes, binary cross-entropy of each label, or squared error; mean over videos and clips."""
     if kind == CLASSES:
-        return F.cross_entropy(logits_BVK.flatten(0, 1), targets.repeat_interleave(clips))
-    wanted = targets[:, None].expand_as(logits_BVK)
+        return F.cross_entropy(logits_BVK.flatten(0, 1), targets.repeat_interleave(logits_BVK.shape[1]))
+    targets_BVK = targets[:, None].expand_as(logits_BVK)
     if kind == MULTILABEL:
-        return F.binary_cross_entropy_with_logits(logits_BVK, wanted)
-    return F.mse_loss(logits_BVK, wanted)
+        return F.binary_cross_entropy_with_logits(logits_BVK, targets_BVK)
+    return F.mse_loss(logits_BVK, targets_BVK)
 
 
 def _standardised(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Targets of the rows for training, and the mean and standard deviation taken out of numbers."""
+    """Targets of the rows, numbers standardised; and the mean and standard deviation to undo this."""
     targets = problem.targets[rows]
     if problem.target_spec.kind in (CLASSES, MULTILABEL):
         return targets, torch.zeros(1), torch.ones(1)

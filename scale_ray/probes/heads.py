@@ -1,4 +1,4 @@
-"""What is trained on frozen representations: each takes clips (B, V, d) to logits (B, V or 1, K)."""
+"""Heads that are trained on frozen representations; each maps clips (B, V, d) to logits (B, V or 1, K)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _ATTENTION_HEADS = 8
 
 
 class LinearHead(nn.Linear):
-    """A linear classifier on every clip (section 4.1 of the paper: linear probe)."""
+    """A linear classifier of every clip (section 4.1 of the paper: linear probe)."""
 
 
 class MlpHead(nn.Module):
-    """The paper's non-linear baseline: d -> 2048 -> 2048 -> 512 with ReLU; the classifier sees `[x, mlp(x)]`."""
+    """The paper's non-linear baseline: d -> 2048 -> 2048 -> 512 with ReLU; a classifier on `[x, mlp(x)]`."""
 
     def __init__(self, width: int, num_outputs: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class MlpHead(nn.Module):
 
 
 class AttentiveHead(nn.Module):
-    """One learned query attends to the clips of a set; a linear classifier on what it gathers."""
+    """One learned query attends to the clips of a set, followed by a linear classifier."""
 
     def __init__(self, width: int, num_outputs: int) -> None:
         super().__init__()
@@ -48,14 +48,15 @@ class AttentiveHead(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         keys, values = self.key_value(clips).unflatten(-1, (2, _ATTENTION_HEADS, HEAD_WIDTH)).unbind(-3)
         attention = (torch.einsum("bvhw,hw->bvh", keys, self.query) * HEAD_WIDTH**-0.5).softmax(1)
-        gathered = torch.einsum("bvh,bvhw->bhw", attention, values).flatten(1)
-        return self.classifier(self.norm(gathered))[:, None]
+        attended = torch.einsum("bvh,bvhw->bhw", attention, values).flatten(1)
+        return self.classifier(self.norm(attended))[:, None]
 
 
 class FineTunedHead(nn.Module):
     """Aggregator and linear classifier trained together, on `[feature, position]` of the clips of a set.
 
-    `mean` and `scale` (d,) standardise `[x, c]` as for the linear probe, by what the aggregator said before.
+    `mean` and `scale` (d,) standardise `[x, c]` as for the linear probe, with the statistics of the aggregator before
+    the training.
     """
 
     mean: Tensor

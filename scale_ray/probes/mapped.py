@@ -1,4 +1,4 @@
-"""Room for arrays that may be larger than memory: in memory, or in files that are mapped."""
+"""Tensors that are computed part by part, in memory or, if they may not fit there, in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from scale_ray.errors import UserError
 _ROWS_AT_ONCE = 512
 
 
-def by_parts(num_rows: int, made: Callable[[Tensor], Tensor], scratch: str | None) -> Tensor:
-    """What `made` says of all rows, asked for some hundred at a time.
+def by_parts(num_rows: int, compute: Callable[[Tensor], Tensor], scratch: str | None) -> Tensor:
+    """`compute(rows)` for all rows, called for a few hundred rows at a time and joined.
 
-    In memory the whole is where the parts are. With a folder `scratch` it lies in a file there that has no name,
-    and is gone with the tensor; the system takes its memory back when it needs room.
+    Without `scratch` the result is in memory, on the device of the parts. With a folder `scratch` it is mapped from a
+    file there without a name: the file disappears with the tensor, and the system can evict its pages from memory.
 
     Raises
     ------
     UserError
-        Where the folder has no room.
+        If the folder has too little free space.
     """
     first, *others = torch.arange(num_rows).split(_ROWS_AT_ONCE)
-    part = made(first)
+    part = compute(first)
     shape = (num_rows, *part.shape[1:])
-    whole = part.new_empty(shape) if scratch is None else _room(shape, part.dtype, scratch)
+    whole = part.new_empty(shape) if scratch is None else _mapped_empty(shape, part.dtype, scratch)
     whole[: len(first)] = part
     for rows in others:
-        whole[rows[0] : rows[-1] + 1] = made(rows)
+        whole[rows[0] : rows[-1] + 1] = compute(rows)
     return whole
 
 
-def _room(shape: tuple[int, ...], dtype: torch.dtype, scratch: str) -> Tensor:
+def _mapped_empty(shape: tuple[int, ...], dtype: torch.dtype, scratch: str) -> Tensor:
     count = math.prod(shape)
     try:
         with tempfile.NamedTemporaryFile(dir=scratch, prefix="scale-ray-") as file:
@@ -44,6 +44,6 @@ def _room(shape: tuple[int, ...], dtype: torch.dtype, scratch: str) -> Tensor:
             return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
     except OSError as error:
         raise UserError(
-            f"cache: expected room for {count * dtype.itemsize / 2**30:.1f} GiB of representations in {scratch}, "
-            f"found: {error.strerror or error}; give another --cache"
+            f"cache: expected {count * dtype.itemsize / 2**30:.1f} GiB of free space for representations in "
+            f"{scratch}, found: {error.strerror or error}; give another --cache"
         ) from error

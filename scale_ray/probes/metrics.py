@@ -1,6 +1,6 @@
-"""What a probe's scores are worth: each metric as a function of the test videos that count.
+"""Metrics of a probe's scores, each a function of rows of the test videos.
 
-So that intervals can ask for the same metric of other draws of the test videos.
+So the bootstrap can compute the same metric for any draw of the test videos.
 """
 
 from __future__ import annotations
@@ -17,85 +17,87 @@ from scale_ray.probes.targets import CLASSES, MULTILABEL, Targets
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: of all test videos, or of those of `rows`, int64 with any repetitions.
+    """A metric of the test videos.
 
-    `name` says what it is; `more_is_better` whether higher values are; `repeats_agree` whether a video that is
-    given twice moves the value by agreeing with itself.
+    `compute` returns its value for rows, int64, that may repeat. `more_is_better` is False for errors.
+    `repeats_agree` is True if a video that is drawn twice agrees with itself, which raises the value.
     """
 
     name: str
-    of: Callable[[np.ndarray], float]
+    compute: Callable[[np.ndarray], float]
     num_videos: int
     more_is_better: bool = True
     repeats_agree: bool = False
 
     def value(self) -> float:
-        return self.of(np.arange(self.num_videos))
+        """The metric of all test videos."""
+        return self.compute(np.arange(self.num_videos))
 
 
 def mean_metric(name: str, values: np.ndarray, *, more_is_better: bool = True) -> Metric:
-    """The mean of a number a video."""
+    """The mean of one number per video, `values` (videos,)."""
     values = np.asarray(values, np.float64)
     return Metric(name, lambda rows: float(values[rows].mean()), len(values), more_is_better)
 
 
 def score_metrics(prefix: str, scores: Tensor, targets: Tensor, target_spec: Targets) -> list[Metric]:
-    """What scores (videos, K) are worth: top-1 of classes, mAP of several labels, MSE of numbers.
+    """The metric of scores (videos, K): top-1 of classes, mAP of several labels, mean squared error of numbers.
 
-    Top-1 is a share in [0, 1]. mAP is the mean over the labels that occur of scikit-learn's average
-    precision, in [0, 1]. The mean squared error is in units of the target, squared.
+    Top-1 is a fraction in [0, 1]. mAP is scikit-learn's average precision, averaged over the labels that occur, in
+    [0, 1]. The mean squared error is in squared units of the target.
     """
     if target_spec.kind == CLASSES:
         return [mean_metric(f"{prefix}_top1", (scores.argmax(1) == targets).numpy())]
     if target_spec.kind == MULTILABEL:
-        of = _mean_average_precision(scores.numpy(), targets.numpy() > 0)
-        return [Metric(f"{prefix}_map", of, len(scores), repeats_agree=True)]
+        compute = _mean_average_precision(scores.numpy(), targets.numpy() > 0)
+        return [Metric(f"{prefix}_map", compute, len(scores), repeats_agree=True)]
     errors = (scores - targets).square()[:, 0]
     return [mean_metric(f"{prefix}_mse", errors.numpy(), more_is_better=False)]
 
 
-def _mean_average_precision(scores: np.ndarray, wanted: np.ndarray) -> Callable[[np.ndarray], float]:
-    """scikit-learn's average precision, mean over the labels that occur, of any rows with repetitions.
+def _mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> Callable[[np.ndarray], float]:
+    """scikit-learn's average precision, averaged over the labels that occur, as a function of rows that may repeat.
 
-    scikit-learn sorts every label again for each draw of the rows, which is most of an hour for a thousand draws of
-    some thousand videos and hundred labels. A draw only says how often each video counts.
+    Scores are sorted once, since a draw of the rows only changes how often each video counts. scikit-learn sorts again
+    for every draw: almost an hour for a thousand draws of a few thousand videos with a hundred labels.
     """
     num_videos = len(scores)
     order = np.argsort(-scores, axis=0, kind="stable")
-    ranked, hits = np.take_along_axis(scores, order, 0), np.take_along_axis(wanted, order, 0)
-    # Videos of equal score are at one threshold: what counts is the last of them.
+    ranked, hits = np.take_along_axis(scores, order, 0), np.take_along_axis(targets, order, 0)
+    # Videos of equal score share one threshold, whose precision is that at the last of them.
     ends = np.ones(scores.shape, bool)
     ends[:-1] = ranked[1:] != ranked[:-1]
-    places = np.where(ends, np.arange(num_videos)[:, None], num_videos - 1)
-    last = np.minimum.accumulate(places[::-1], axis=0)[::-1]
+    last = np.where(ends, np.arange(num_videos)[:, None], num_videos - 1)
+    last = np.minimum.accumulate(last[::-1], axis=0)[::-1]
 
-    def of(rows: np.ndarray) -> float:
+    def compute(rows: np.ndarray) -> float:
         counts = np.bincount(rows, minlength=num_videos)[order]
-        right = counts * hits
-        occurs = right.any(0)
+        positives = counts * hits
+        occurs = positives.any(0)
         if not occurs.any():
             return 0.0
-        precision = right.cumsum(0) / np.maximum(counts.cumsum(0), 1)
+        precision = positives.cumsum(0) / np.maximum(counts.cumsum(0), 1)
         at_threshold = np.take_along_axis(precision, last, 0)
-        return float(((right * at_threshold).sum(0)[occurs] / right.sum(0)[occurs]).mean())
+        return float(((positives * at_threshold).sum(0)[occurs] / positives.sum(0)[occurs]).mean())
 
-    return of
+    return compute
 
 
 def cluster_metrics(clusters: np.ndarray, targets: Tensor) -> list[Metric]:
-    """Agreement of clusters with classes, in [0, 1]: NMI, homogeneity, completeness and their V-measure.
+    """Agreement of clusters with classes, in [0, 1]: NMI, and the V-measure of homogeneity and completeness.
 
-    NMI with the arithmetic mean is the V-measure; told is the geometric one of Strehl and Ghosh.
+    NMI is normalised by the geometric mean (Strehl and Ghosh), since with the arithmetic mean it equals the V-measure.
     """
     classes = targets.numpy()
 
-    def of(metric: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[np.ndarray], float]:
-        return lambda rows: float(metric(classes[rows], clusters[rows]))
+    def nmi(rows: np.ndarray) -> float:
+        value = metrics.normalized_mutual_info_score(classes[rows], clusters[rows], average_method="geometric")
+        return float(value)
 
-    def nmi(true: np.ndarray, found: np.ndarray) -> float:
-        return metrics.normalized_mutual_info_score(true, found, average_method="geometric")
+    def v_measure(rows: np.ndarray) -> float:
+        return float(metrics.v_measure_score(classes[rows], clusters[rows]))
 
     return [
-        Metric("clustering_nmi", of(nmi), len(classes), repeats_agree=True),
-        Metric("clustering_v_measure", of(metrics.v_measure_score), len(classes), repeats_agree=True),
+        Metric("clustering_nmi", nmi, len(classes), repeats_agree=True),
+        Metric("clustering_v_measure", v_measure, len(classes), repeats_agree=True),
     ]

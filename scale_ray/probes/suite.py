@@ -1,11 +1,12 @@
-"""The probes: what can be told from a representation (section 5 of the method).
+"""The probes: what can be predicted from a representation (section 5 of the method).
 
-Each takes `ProbeTask`, which hold the training side alone, and returns what scores any other view: nothing of
-the test split can reach a fit or a choice, since nothing of it is there.
+Each takes a `ProbeTask`, which holds training videos alone, and returns something that scores any other view. So test
+videos cannot influence a fit or a selection.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import Probing
 from scale_ray.hashing import uniform_hash
-from scale_ray.probes.fitting import FittedHeads, Inputs, Problem, Setting, TrainingSchedule, fit
+from scale_ray.probes.fitting import FittedHeads, Inputs, Problem, Setting, TrainingSchedule, fit_heads
 from scale_ray.probes.heads import AttentiveHead, FineTunedHead, LinearHead, MlpHead
 from scale_ray.probes.inputs import SetInputs, View
 from scale_ray.probes.knn import knn_scores
@@ -31,7 +32,7 @@ from scale_ray.probes.targets import CLASSES, MULTILABEL, Targets
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """What a probe may learn from: one representation of the training side, and which rows are for what.
+    """What a probe may learn from: one representation of the training videos, and the use of each row.
 
     Settings are fitted on `fit_rows` and compared on `selection_rows`; the best is fitted on `refit_rows`.
     """
@@ -45,12 +46,20 @@ class ProbeTask:
     seed: int
 
     @property
+    def width(self) -> int:
+        """The width d of the representation."""
+        return self.view.whole(torch.arange(1)).shape[2]
+
+    @property
     def settings(self) -> list[Setting]:
-        """The grid; its first point is the paper's setting."""
+        """The grid; its first point is the setting of the paper."""
         return [Setting(*pair) for pair in product(self.probing.learning_rates, self.probing.weight_decays)]
 
-    def course(self, *, batch: int | None = None, set_size: int | None = None, deep: bool = False) -> TrainingSchedule:
-        probing, num_clips = self.probing, self.view.side.num_clips
+    def schedule(
+        self, *, batch: int | None = None, set_size: int | None = None, deep: bool = False
+    ) -> TrainingSchedule:
+        """The schedule given by the options; that of the `deep` probes if asked for."""
+        probing, num_clips = self.probing, self.view.dataset.num_clips
         return TrainingSchedule(
             batch=batch or probing.probe_batch,
             set_size=min(set_size or probing.probe_set_size, num_clips),
@@ -62,142 +71,140 @@ class ProbeTask:
 
 @dataclass(frozen=True)
 class TrainedProbe:
-    """A fitted head and the setting that was chosen for it."""
+    """A fitted head and the setting that was selected for it."""
 
     fitted: FittedHeads
     setting: Setting
 
     def scores(self, inputs: Inputs, num_videos: int) -> Tensor:
-        """Scores (videos, K) of all videos of a side."""
+        """Scores (videos, K) of the first `num_videos` videos of a dataset."""
         return self.fitted.scores(inputs, torch.arange(num_videos))[0]
 
 
-def knn(lessons: ProbeTask) -> Callable[[View], Mapping[tuple[int, float], Tensor]]:
-    """Weighted k-NN with the training split as bank, for every k and temperature."""
-    rows, probing = lessons.refit_rows, lessons.probing
-    bank = lessons.view.centred(rows)
-    targets = lessons.target_spec.dense(lessons.view.side.targets)[rows]
+def knn(task: ProbeTask) -> Callable[[View], Mapping[tuple[int, float], Tensor]]:
+    """Weighted k-NN with the training videos as the bank; scores a view, by k and temperature."""
+    rows, probing = task.refit_rows, task.probing
+    bank = task.view.centred(rows)
+    targets = task.target_spec.dense(task.view.dataset.targets)[rows]
     return lambda view: knn_scores(bank, targets, view.centred(), probing.knn_k, probing.knn_temperature)
 
 
-def linear(lessons: ProbeTask) -> TrainedProbe:
-    """A linear classifier on every clip, trained on random sets; the aggregator is frozen.
+def linear(task: ProbeTask) -> TrainedProbe:
+    """A linear classifier of every clip, trained on random sets; the aggregator is frozen.
 
     Differs from the paper: the representation is standardised with the statistics of the clips that are
     learned from, so that one range of learning rates suits every backbone; a small corpus gets more
-    epochs; and the setting is chosen on validation videos instead of the test split.
+    epochs; and the setting is selected on training or validation videos instead of the test split.
     """
-    width = lessons.view.whole(torch.arange(1)).shape[2]
-    return _select_and_fit(lessons, lambda: LinearHead(width, lessons.target_spec.width), lessons.course())
+    width = task.width
+    return _select_and_fit(task, lambda: LinearHead(width, task.target_spec.width), task.schedule())
 
 
-def mlp(lessons: ProbeTask) -> TrainedProbe:
-    """The paper's non-linear baseline, on single clips: what could be had from the feature without any set."""
-    width = lessons.view.whole(torch.arange(1)).shape[2]
-    return _select_and_fit(lessons, lambda: MlpHead(width, lessons.target_spec.width), lessons.course(set_size=1))
+def mlp(task: ProbeTask) -> TrainedProbe:
+    """The paper's non-linear baseline, trained on single clips: what the feature gives without any set."""
+    width = task.width
+    return _select_and_fit(task, lambda: MlpHead(width, task.target_spec.width), task.schedule(set_size=1))
 
 
-def attentive(lessons: ProbeTask) -> TrainedProbe:
-    """One learned query over the clips of a set."""
-    width = lessons.view.whole(torch.arange(1)).shape[2]
-    course = lessons.course(batch=lessons.probing.deep_batch, deep=True)
-    return _select_and_fit(lessons, lambda: AttentiveHead(width, lessons.target_spec.width), course)
+def attentive(task: ProbeTask) -> TrainedProbe:
+    """Attention of one learned query over the clips of a set."""
+    width = task.width
+    schedule = task.schedule(batch=task.probing.deep_batch, deep=True)
+    return _select_and_fit(task, lambda: AttentiveHead(width, task.target_spec.width), schedule)
 
 
-def finetuned(lessons: ProbeTask, aggregator: Aggregator) -> TrainedProbe:
-    """Aggregator and linear classifier trained together; `lessons.view` is `[x, c]` of the aggregator as it is."""
-    import copy
+def finetuned(task: ProbeTask, aggregator: Aggregator) -> TrainedProbe:
+    """Aggregator and linear classifier trained together, on a copy; `task.view` is `[x, c]` of this aggregator."""
+    schedule = task.schedule(batch=task.probing.deep_batch, deep=True)
+    mean, scale = task.view.standardisation(task.fit_rows)
 
-    course = lessons.course(batch=lessons.probing.deep_batch, deep=True)
-    mean, scale = lessons.view.standardisation(lessons.fit_rows)
+    def make_head() -> nn.Module:
+        return FineTunedHead(copy.deepcopy(aggregator), mean, scale, task.target_spec.width)
 
-    def head() -> nn.Module:
-        return FineTunedHead(copy.deepcopy(aggregator), mean, scale, lessons.target_spec.width)
-
-    return _select_and_fit(lessons, head, course, SetInputs(lessons.view.side))
+    return _select_and_fit(task, make_head, schedule, SetInputs(task.view.dataset))
 
 
-def low_shot(lessons: ProbeTask) -> dict[str, TrainedProbe]:
-    """The linear probe on few labels: shares of each class, or so many videos of each class.
+def low_shot(task: ProbeTask) -> dict[str, TrainedProbe]:
+    """The linear probe on few labels: a fraction of each class, or a number of videos per class; by metric prefix.
 
-    The setting is the first of the grid: to choose one would take labels of its own. The draws are nested, the
-    fewer labels a part of the more. Without classes only shares, of all videos.
+    Takes the first setting of the grid, since selecting one would need more labels. The draws are nested: those with
+    fewer labels are subsets of those with more. Without classes only fractions apply, to all videos.
     """
-    width = lessons.view.whole(torch.arange(1)).shape[2]
+    width = task.width
     probes = {}
-    for amount in lessons.probing.low_shot:
-        if amount >= 1 and lessons.target_spec.kind != CLASSES:
+    for amount in task.probing.low_shot:
+        if amount >= 1 and task.target_spec.kind != CLASSES:
             continue
-        rows = _few(lessons, amount)
-        problem = _problem(lessons, lessons.view, rows)
-        fitted = fit(
-            problem,
+        rows = low_shot_rows(task, amount)
+        fitted = fit_heads(
+            _problem(task, task.view, rows),
             rows,
-            lambda: LinearHead(width, lessons.target_spec.width),
-            lessons.settings[:1],
-            lessons.course(),
-            lessons.seed,
+            lambda: LinearHead(width, task.target_spec.width),
+            task.settings[:1],
+            task.schedule(),
+            task.seed,
         )
         name = f"lowshot_{amount:g}_per_class" if amount >= 1 else f"lowshot_{amount:g}"
-        probes[name] = TrainedProbe(fitted, lessons.settings[0])
+        probes[name] = TrainedProbe(fitted, task.settings[0])
     return probes
 
 
 def clusters(view: View, num_clusters: int, seed: int) -> np.ndarray:
-    """k-means of a side's video representations, centred and at unit norm: the cluster of each, int (videos,)."""
+    """The k-means cluster of every video, int (videos,), from representations centred and at unit norm."""
     videos = view.centred().numpy()
     with warnings.catch_warnings():
-        # Where all videos look alike, as their geometry may, there are fewer clusters: no agreement, and no warning.
+        # If all videos are equal, as their geometry may be, there are fewer clusters; this needs no warning.
         warnings.filterwarnings("ignore", category=ConvergenceWarning)
         return KMeans(min(num_clusters, len(videos)), n_init=10, random_state=seed).fit_predict(videos)
 
 
-def _few(lessons: ProbeTask, amount: float) -> Tensor:
-    side, rows = lessons.view.side, lessons.refit_rows.tolist()
-    order = sorted(rows, key=lambda row: uniform_hash(f"low-shot {lessons.seed}\0{side.video_ids[row]}"))
-    if lessons.target_spec.kind != CLASSES:
+def low_shot_rows(task: ProbeTask, amount: float) -> Tensor:
+    """Rows of the training videos that keep their label, int64, sorted: a fraction of each class, or a number."""
+    dataset, rows = task.view.dataset, task.refit_rows.tolist()
+    order = sorted(rows, key=lambda row: uniform_hash(f"low-shot {task.seed}\0{dataset.video_ids[row]}"))
+    if task.target_spec.kind != CLASSES:
         return torch.tensor(sorted(order[: max(round(amount * len(order)), 2)]))
-    of_classes: dict[int, list[int]] = {}
+    rows_by_class: dict[int, list[int]] = {}
     for row in order:
-        of_classes.setdefault(int(side.targets[row]), []).append(row)
-    kept = [m[: int(amount) if amount >= 1 else max(round(amount * len(m)), 1)] for m in of_classes.values()]
+        rows_by_class.setdefault(int(dataset.targets[row]), []).append(row)
+    kept = [m[: int(amount) if amount >= 1 else max(round(amount * len(m)), 1)] for m in rows_by_class.values()]
     return torch.tensor(sorted(row for members in kept for row in members))
 
 
-def _problem(lessons: ProbeTask, inputs: Inputs, rows: Tensor) -> Problem:
+def _problem(task: ProbeTask, inputs: Inputs, rows: Tensor) -> Problem:
     if isinstance(inputs, View):
         mean, scale = inputs.standardisation(rows)
-    else:  # a head that standardises for itself
+    else:  # the head standardises its inputs itself
         mean, scale = torch.zeros(1), torch.ones(1)
-    return Problem(inputs, lessons.view.side.targets, lessons.target_spec, mean, scale)
+    return Problem(inputs, task.view.dataset.targets, task.target_spec, mean, scale)
 
 
 def _select_and_fit(
-    lessons: ProbeTask, make_head: Callable[[], nn.Module], course: TrainingSchedule, inputs: Inputs | None = None
+    task: ProbeTask, make_head: Callable[[], nn.Module], schedule: TrainingSchedule, inputs: Inputs | None = None
 ) -> TrainedProbe:
-    """Fit the whole grid on one part of the training split, compare on the other, fit the best on all of it."""
-    inputs, settings = inputs or lessons.view, lessons.settings
+    """Fit all settings on one part of the training videos, compare them on the other, fit the best on all of them."""
+    inputs, settings = inputs or task.view, task.settings
     best = settings[0]
-    if len(settings) > 1 and len(lessons.selection_rows):
-        rows = lessons.fit_rows
-        grid = fit(_problem(lessons, inputs, rows), rows, make_head, settings, course, lessons.seed)
-        scores = grid.scores(inputs, lessons.selection_rows)
-        wanted = lessons.view.side.targets[lessons.selection_rows]
-        worth = [_selection_score(of, wanted, lessons.target_spec) for of in scores]
-        best = settings[max(range(len(settings)), key=worth.__getitem__)]
-    rows = lessons.refit_rows
-    fitted = fit(_problem(lessons, inputs, rows), rows, make_head, [best], course, lessons.seed)
+    if len(settings) > 1 and len(task.selection_rows):
+        rows = task.fit_rows
+        grid = fit_heads(_problem(task, inputs, rows), rows, make_head, settings, schedule, task.seed)
+        targets = task.view.dataset.targets[task.selection_rows]
+        scores = grid.scores(inputs, task.selection_rows)
+        ranks = [_selection_score(of_setting, targets, task.target_spec) for of_setting in scores]
+        best = settings[max(range(len(settings)), key=ranks.__getitem__)]
+    rows = task.refit_rows
+    fitted = fit_heads(_problem(task, inputs, rows), rows, make_head, [best], schedule, task.seed)
     return TrainedProbe(fitted, best)
 
 
 def _selection_score(scores: Tensor, targets: Tensor, target_spec: Targets) -> tuple[float, float]:
-    """The probe's own metric, then the likelihood: few videos cannot tell all settings apart by the first."""
-    [measured] = score_metrics("choice", scores, targets, target_spec)
+    """The metric of the probe, then the likelihood, since few videos cannot separate all settings by the metric."""
+    [metric] = score_metrics("choice", scores, targets, target_spec)
     if target_spec.kind == CLASSES:
         likelihood = -F.nll_loss(scores.clamp(min=1e-12).log(), targets)
     elif target_spec.kind == MULTILABEL:
         likelihood = -F.binary_cross_entropy(scores, targets)
     else:
         likelihood = -F.mse_loss(scores, targets)
-    value = measured.value()
-    return (value if measured.more_is_better else -value), float(likelihood)
+    value = metric.value()
+    return (value if metric.more_is_better else -value), float(likelihood)

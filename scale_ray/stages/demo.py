@@ -6,15 +6,14 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from scale_ray.backbones import load_backbone
 from scale_ray.config import BackboneOptions, DemoConfig, ObjectiveOptions, PipelineConfig, Training
 from scale_ray.console import Console
-from scale_ray.corpus.sample_videos import BROKEN, MOTIONS, make_samples
 from scale_ray.errors import UserError
 from scale_ray.stages.pipeline import PipelineResult, pipeline
+from scale_ray.stages.sample_videos import sample_videos
 from scale_ray.tracking import tracking_uri, without_password
 
 # A light backbone and a short training of a small model: the demo should take minutes on two cores.
@@ -44,7 +43,7 @@ def demo(folder: str, videos_per_class: int, epochs: int, *, config: DemoConfig,
     """Make sample videos in `folder`, if they are not there, and run the pipeline on them."""
     folder = os.path.abspath(folder)
     videos, store, runs = (os.path.join(folder, name) for name in ("videos", "store", "runs"))
-    _make_videos(Path(videos), videos_per_class, console)
+    sample_videos(videos, videos_per_class, console=console)
     whole = replace(DEMO.replaced(epochs=epochs), tracking=config.tracking, cluster=config.cluster)
     try:
         load_backbone(whole.backbone, whole.sampling.frames)
@@ -57,15 +56,6 @@ def demo(folder: str, videos_per_class: int, epochs: int, *, config: DemoConfig,
     result = pipeline(videos, store, "demo", runs=runs, config=whole, console=console)
     uri = without_password(tracking_uri(config.tracking, runs))
     return DemoResult(result.run, result.probes, result.seconds, uri, runs)
-
-
-def _make_videos(folder: Path, videos_per_class: int, console: Console) -> None:
-    total = videos_per_class * len(MOTIONS) + len(BROKEN)
-    if folder.is_dir() and sum(path.is_file() for path in folder.rglob("*")) == total:
-        return
-    with console.progress("sample videos", total, "files") as progress:
-        for count, _ in enumerate(make_samples(folder, videos_per_class), 1):
-            progress.to(count)
 
 
 def _own_command() -> str:

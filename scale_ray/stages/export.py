@@ -51,7 +51,7 @@ def export(checkpoint: str, out: str, *, runs: str = "runs", config: ExportConfi
     location = aggregator_of(checkpoint, runs)
     if os.path.exists(out) and os.listdir(out):
         raise UserError(f"--out: expected an empty folder or none, found files at {out}")
-    model = VideoModel.of(Aggregator.load(location), config.representing, config.source.weights_at)
+    model = VideoModel.from_aggregator(Aggregator.load(location), config.representing, config.source.weights_at)
     with tempfile.TemporaryDirectory() as folder:
         data = os.path.join(folder, "scale_ray_model")
         model.save(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -15,6 +16,8 @@ from scale_ray.distributed.cluster import connected
 from scale_ray.distributed.resources import Size
 from scale_ray.distributed.workers import pretraining_clips, run_workers
 from scale_ray.errors import UserError
+from scale_ray.hashing import digest
+from scale_ray.locations import without_options
 from scale_ray.pretraining import check_trainable, final_weights, trained_on
 from scale_ray.reports import losses_figure
 from scale_ray.store import FeatureStore, StoredClips
@@ -117,6 +120,10 @@ def _mlflow_run(
         return experiment.resume(before)
     record = experiment.start(folder.name, {**described, "features": store.fingerprint})
     folder.remember_mlflow_run(record.run_id)
+    name = without_options(store.location).rstrip("/").rpartition("/")[2]
+    profile = {"videos": len(store.videos()), "feature_width": store.feature_width()}
+    fingerprint = digest(json.dumps(store.fingerprint, sort_keys=True))
+    record.dataset(name or "features", without_options(store.location), fingerprint, profile)
     return record
 
 
@@ -135,6 +142,7 @@ def _finish(
     with tempfile.TemporaryDirectory() as local:
         aggregator.save(local)
         record.file(local, "aggregator")
+        record.trained_model(local, "aggregator", int(state["epoch"]))
     if config.tracking.register is not None:
         record.register("aggregator", config.tracking.register)
     # Written last: its presence marks the run as finished.

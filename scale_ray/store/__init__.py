@@ -1,4 +1,4 @@
-"""The feature store."""
+"""The feature store: its format, shards, readers, write lease and maintenance."""
 
 from scale_ray.store.clip_reader import ClipFeatures, StoredClips, training_clips
 from scale_ray.store.feature_store import FeatureStore

@@ -1,4 +1,4 @@
-"""Stored clips read back: which shard holds whose, and the clips of any of them in any order."""
+"""Reads stored clips: which shard holds which video, and the clips of any videos in any order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scale_ray.clips import POSITION_FIELDS
 from scale_ray.hashing import uniform_hash
 from scale_ray.store.feature_store import FeatureStore
 
-# Shards that are read at once: an object store answers late, and then fast.
+# Shards that are read concurrently: object stores have a high latency and a high throughput.
 _SHARDS_AT_ONCE = 8
 
 
@@ -34,7 +34,7 @@ class ClipFeatures:
 
 @dataclass(frozen=True)
 class _Part:
-    """A shard: its path, which of its rows are wanted, and the places of these among all videos."""
+    """A shard: its path, which of its rows are wanted, and their indices into `StoredClips.video_ids`."""
 
     path: str
     rows: np.ndarray
@@ -42,15 +42,15 @@ class _Part:
 
 
 class StoredClips:
-    """The clips of one mode of some of a store's videos: known by their ids, read when they are asked for.
+    """The clips of one mode for some videos of a store: ids are listed on opening, clips are read on request.
 
-    `video_ids` are in rising order; a place is a number in that order. Of a video that two shards hold, as
-    while a compaction is under way, one is taken.
+    `video_ids` are sorted; a place is an index into them. If two shards hold the same video, as during a compaction,
+    one of them is used.
 
     Raises
     ------
     UserError
-        On opening and on reading, where a shard is damaged: the message names it.
+        On opening and on reading, if a shard is damaged: the message names it.
     """
 
     def __init__(self, store: FeatureStore, mode: str, wanted: Collection[str] | None = None) -> None:
@@ -58,17 +58,17 @@ class StoredClips:
         paths = store.parts(f"features/part-{mode}-")
         with ThreadPoolExecutor(_SHARDS_AT_ONCE) as threads:
             listed = list(threads.map(lambda path: store.read_part(path, ["video_id"])["video_id"].to_pylist(), paths))
-        first: dict[str, tuple[int, int]] = {}
+        row_of: dict[str, tuple[int, int]] = {}
         for part, ids in enumerate(listed):
             for row, video_id in enumerate(ids):
                 if wanted is None or video_id in wanted:
-                    first.setdefault(video_id, (part, row))
-        self.video_ids = sorted(first)
-        of_parts: dict[int, list[tuple[int, int]]] = {}
+                    row_of.setdefault(video_id, (part, row))
+        self.video_ids = sorted(row_of)
+        rows_by_part: dict[int, list[tuple[int, int]]] = {}
         for place, video_id in enumerate(self.video_ids):
-            part, row = first[video_id]
-            of_parts.setdefault(part, []).append((row, place))
-        self.parts = [_part(paths[part], of_parts[part]) for part in sorted(of_parts)]
+            part, row = row_of[video_id]
+            rows_by_part.setdefault(part, []).append((row, place))
+        self.parts = [_part(paths[part], rows_by_part[part]) for part in sorted(rows_by_part)]
         self.num_clips, self.feature_width = store.clip_shape(self.parts[0].path) if self.parts else (0, 0)
 
     def __len__(self) -> int:
@@ -76,24 +76,25 @@ class StoredClips:
 
     @property
     def num_bytes(self) -> int:
-        """What all of the clips take: features and positions."""
+        """Bytes of all clips: features and positions."""
         return len(self) * self.num_clips * (2 * self.feature_width + 4 * len(POSITION_FIELDS))
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """Shapes of the features, float16, and of the positions, float32, of all videos."""
+        """Shapes of the features (float16) and of the positions (float32) of all videos."""
         return (
             (len(self), self.num_clips, self.feature_width),
             (len(self), self.num_clips, len(POSITION_FIELDS)),
         )
 
     def read_into(self, features: np.ndarray, positions: np.ndarray) -> None:
-        """Read all, each at its place; a few shards are in memory at once."""
+        """Read all videos, each to its place in the arrays; only a few shards are in memory at once."""
         with ThreadPoolExecutor(_SHARDS_AT_ONCE) as threads:
             list(threads.map(lambda part: self._fill(part, features, positions), self.parts))
 
     def read(self) -> ClipFeatures:
-        features, positions = (np.empty(*of) for of in zip(self.shapes, (np.float16, np.float32), strict=True))
+        features_shape, positions_shape = self.shapes
+        features, positions = np.empty(features_shape, np.float16), np.empty(positions_shape, np.float32)
         self.read_into(features, positions)
         return ClipFeatures(self.video_ids, features, positions)
 
@@ -106,7 +107,7 @@ class StoredClips:
         return positions
 
     def read_rows(self, part: int, begin: int, end: int) -> ClipFeatures:
-        """Wanted rows `begin` to `end` of one shard, in the shard's own order."""
+        """The wanted rows from `begin` to before `end` of one shard, in the order of the shard."""
         chosen = self.parts[part]
         features, positions = self._tensors(chosen, chosen.rows[begin:end])
         return ClipFeatures([self.video_ids[place] for place in chosen.places[begin:end]], features, positions)
@@ -122,14 +123,14 @@ class StoredClips:
 def training_clips(
     store: FeatureStore, held_out_share: float = 0.0, *, split: str | None = None, everything: bool = False
 ) -> tuple[StoredClips, StoredClips]:
-    """What the aggregator may see, `train` clips of the training split: to train on, and held out of it.
+    """The `train` clips of the training subset, which the aggregator may see: the ones to train on, and held-out ones.
 
-    Held out are about so many of 1, by a hash of the group (of the id where there is none), so that no
-    group is on both sides. With `everything` all videos are taken, whatever their side.
+    About a fraction `held_out_share` of the videos is held out, by a hash of the group (of the id for videos without
+    one), so that no group is in both parts. With `everything`, videos of all subsets are taken.
     """
-    groups, sides = store.groups(), store.splits(split)
-    train = [video_id for video_id in groups if everything or sides.get(video_id) == "train"]
-    held_out = {i for i in train if uniform_hash(f"validation\0{groups[i]}") < held_out_share}
+    groups, subsets = store.groups(), store.splits(split)
+    train = [video_id for video_id in groups if everything or subsets.get(video_id) == "train"]
+    held_out = {video_id for video_id in train if uniform_hash(f"validation\0{groups[video_id]}") < held_out_share}
     return StoredClips(store, "train", set(train) - held_out), StoredClips(store, "train", held_out)
 
 

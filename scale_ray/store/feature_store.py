@@ -1,10 +1,10 @@
 """The feature store: one backbone's features of many videos, as plain Parquet.
 
     store.json                    format, fingerprint and how the backbone was loaded, written first
-    videos.parquet                a row per video, replaced as a whole by each run
+    videos.parquet                one row per video, replaced as a whole by each run
     features/part-MODE-*.parquet  immutable shards, each complete or absent
     failures/part-*.parquet       the ledger of videos that could not be used
-    leases/*.json                 who is writing at the moment
+    leases/*.json                 the process that is writing now
 
 Readable with pyarrow, pandas and DuckDB without this package.
 """
@@ -30,11 +30,11 @@ class FeatureStore(ShardStore):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What an aggregator that is trained on this store has to know about it."""
+        """What an aggregator trained on this store records: the fingerprint and how the backbone was loaded."""
         return {**self.fingerprint, **({"made_with": self.loading_options} if self.loading_options else {})}
 
     def commit(self, part_name: str, mode: str, videos: Sequence[VideoFeatures]) -> None:
-        """Write one shard atomically: a row per video, all with the same number of clips."""
+        """Write one shard atomically: one row per video, all with the same number of clips."""
         clips, width = videos[0].features.shape
         table = pa.table(
             {

@@ -1,10 +1,10 @@
-"""One writer a store: a claim that is written first, looked around from, and kept fresh.
+"""One writer per store: each writer writes a claim, looks for the claims of others, and keeps its own claim fresh.
 
     leases/CLAIM.json    who writes: host, process, since when; rewritten every few seconds
 
-Works the same on a local disk and on an object store, which has no exclusive creation that every file
-system library offers: each writer first writes a claim of its own and then lists the folder. Of two
-that begin at once at least the later one sees both, so that never two see themselves alone.
+Works the same on local disks and on object stores, whose exclusive creation is not available in every file system
+library: each writer first writes its own claim and then lists the folder. If two start at the same time, at least the
+later one sees both claims, so two writers never both find themselves alone.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import psutil
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.locations import atomic_write, exists, filesystem_of, join, list_files, read_bytes
 
-# Silence after which a writer counts as dead, and how often a living one writes.
+# A writer rewrites its claim every HEARTBEAT_S and counts as dead after SILENCE_S without that.
 SILENCE_S = 60.0
 HEARTBEAT_S = 15.0
-# How long one of two that began at once waits for the other to step back.
+# How long a writer waits for another one that started at the same time to give up.
 _PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Who wants to write: `process_began_s` tells a process from a later one of the same number."""
+    """Who wants to write; `process_began_s` distinguishes a process from a later one with the same id."""
 
     token: str
     host: str
@@ -52,7 +52,7 @@ class Claim:
         )
 
     def died_here(self) -> bool:
-        """Whether this is a process of this host that is no more."""
+        """Whether this is a process of this host that no longer exists."""
         if self.host != socket.gethostname():
             return False
         try:
@@ -65,55 +65,55 @@ class Claim:
 
 
 class Lease:
-    """A held lease; `check` before each write that another writer's must not meet."""
+    """The write lease of a store; call `check` before each write that must not collide with another writer's."""
 
     def __init__(self, folder: str, claim: Claim) -> None:
         self._folder, self._claim = folder, claim
         self._over = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._heartbeat = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def check(self) -> None:
-        """Make sure that nobody took this writer for dead meanwhile.
+        """Check that this writer still holds the lease.
 
         Raises
         ------
         RunFailed
-            Where the claim is gone: another writer may be at work.
+            If its claim was removed: another writer may be at work.
         """
-        if not exists(_place(self._folder, self._claim)):
+        if not exists(_claim_path(self._folder, self._claim)):
             raise RunFailed(
-                f"{self._folder}: expected to hold the store alone, found the claim of {self._claim} removed by "
-                "another writer, which took it for dead; run the same command again"
+                f"{self._folder}: expected to be the only writer, found the claim of {self._claim} removed by "
+                "another writer, which considered this one dead; run the same command again"
             )
 
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT_S):
             try:
-                if exists(_place(self._folder, self._claim)):  # once taken away it stays away
+                if exists(_claim_path(self._folder, self._claim)):  # a removed claim must stay removed
                     _write(self._folder, self._claim)
             except OSError:
-                continue  # a storage that is away for a moment; `check` tells if it was too long
+                continue  # the storage may be unavailable for a moment; `check` notices if it was too long
 
     def __enter__(self) -> Lease:
-        self._heart.start()
+        self._heartbeat.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._heart.join()
+        self._heartbeat.join()
         _remove(self._folder, self._claim)
 
 
 @contextmanager
 def write_lease(store: str) -> Iterator[Lease]:
-    """The lease of a store, for as long as the context lasts.
+    """Hold the write lease of a store while the context lasts.
 
-    A claim of a dead process of this host, or one that was silent for a minute, is removed.
+    Claims of dead processes of this host, and claims that were not rewritten for a minute, are removed.
 
     Raises
     ------
     UserError
-        Where another writer holds the store: says who.
+        If another writer holds the lease: the message names it.
     """
     folder = join(store, "leases")
     claim = Claim.mine()
@@ -130,17 +130,17 @@ def write_lease(store: str) -> Iterator[Lease]:
 def _wait_for_others(folder: str, claim: Claim) -> None:
     end_s = time.monotonic() + _PATIENCE_S
     while others := _others(folder, claim):
-        # Of several that began at once the one of the least token stays and waits; a writer that is
-        # already at work stays in any case, and then all others give up.
+        # Of several that started at the same time, the one with the smallest token waits and the others give up. A
+        # writer that already works keeps its claim, so that all others give up.
         if min(other.token for other in others) < claim.token or time.monotonic() > end_s:
-            raise UserError(f"{folder}: expected to write to this store alone, found {others[0]} writing to it")
+            raise UserError(f"{folder}: expected no other writer of this store, found {others[0]}")
         time.sleep(_PATIENCE_S / 10)
 
 
 def _others(folder: str, claim: Claim) -> list[Claim]:
-    """Claims of other writers that are alive."""
+    """Claims of other writers that are alive; claims of dead ones are removed."""
     infos = list_files(folder)
-    # The storage's own clock stamps all of them, so that no two hosts' clocks need agree.
+    # All times come from the clock of the storage, so that the clocks of the hosts need not agree.
     now = next((info.mtime for info in infos if info.base_name == f"{claim.token}.json"), None)
     others = []
     for info in infos:
@@ -161,21 +161,21 @@ def _read(folder: str, name: str) -> Claim | None:
     try:
         return Claim(**json.loads(read_bytes(join(folder, name))))
     except FileNotFoundError:
-        return None  # gone since it was listed
+        return None  # removed after it was listed
 
 
 def _write(folder: str, claim: Claim) -> None:
-    with atomic_write(_place(folder, claim)) as file:
+    with atomic_write(_claim_path(folder, claim)) as file:
         file.write(json.dumps(asdict(claim)).encode())
 
 
 def _remove(folder: str, claim: Claim) -> None:
-    filesystem, path = filesystem_of(_place(folder, claim))
+    filesystem, path = filesystem_of(_claim_path(folder, claim))
     try:
         filesystem.delete_file(path)
     except FileNotFoundError:
         return
 
 
-def _place(folder: str, claim: Claim) -> str:
+def _claim_path(folder: str, claim: Claim) -> str:
     return join(folder, f"{claim.token}.json")

@@ -1,6 +1,6 @@
-"""A store's upkeep: overlapping shards resolved, small ones merged, every one verified.
+"""Maintenance of a store: resolve overlapping shards, merge small ones, verify all of them.
 
-What writes here needs the store's lease.
+Functions that write need the write lease of the store.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.schema import GEOMETRY
 from scale_ray.store.shard_store import ShardStore
 
-# Shards below this are merged, into ones of about this size.
+# Shards below this size are merged into shards of about this size.
 COMPACT_BYTES = 256 * 2**20
 
 
 def repair(store: ShardStore) -> None:
-    """What a run that died may have left: unfinished files, and shards that hold the same videos.
+    """Remove what a run that died may have left: unfinished files, and shards that hold the same videos.
 
-    A compaction that dies between writing the merged shard and deleting its parts leaves both. Of shards
-    that overlap the one with the most videos stays; the others keep the videos that no shard before them
-    holds.
+    A compaction that dies between writing the merged shard and deleting its sources leaves both. Of overlapping shards,
+    the one with the most videos stays, and each of the others keeps only the videos that no earlier one holds.
     """
     filesystem, _ = filesystem_of(store.location)
     for info in list_files(store.location):
@@ -34,13 +33,13 @@ def repair(store: ShardStore) -> None:
             filesystem.delete_file(info.path)
     for mode in MODES:
         paths = store.parts(f"{store.FOLDER}/part-{mode}-")
-        held = {path: store.read_part(path, ["video_id"])["video_id"].to_pylist() for path in paths}
-        if sum(map(len, held.values())) == len(set().union(*held.values())):
+        ids_by_path = {path: store.read_part(path, ["video_id"])["video_id"].to_pylist() for path in paths}
+        if sum(map(len, ids_by_path.values())) == len(set().union(*ids_by_path.values())):
             continue
         seen: set[str] = set()
         written: set[str] = set()
         superseded: list[str] = []
-        for path, ids in sorted(held.items(), key=lambda item: (-len(item[1]), item[0])):
+        for path, ids in sorted(ids_by_path.items(), key=lambda item: (-len(item[1]), item[0])):
             own = [video_id for video_id in ids if video_id not in seen]
             seen |= set(ids)
             if len(own) == len(ids):
@@ -54,7 +53,7 @@ def repair(store: ShardStore) -> None:
 
 
 def compact(store: FeatureStore) -> tuple[int, int]:
-    """Merge small shards of each mode; the number of shards before and after."""
+    """Merge small shards of each mode; return the number of shards before and after."""
     before = len(store.parts("features/part-"))
     for mode in MODES:
         for paths in _batches(store, mode):
@@ -66,8 +65,8 @@ def compact(store: FeatureStore) -> tuple[int, int]:
 
 
 def verify(store: FeatureStore) -> list[str]:
-    """Read every shard whole, check sums included; a line for each thing that is wrong."""
-    wrong: list[str] = []
+    """Read every shard completely, including its checksums; return one line per fault."""
+    faults: list[str] = []
     known = set(store.videos()["video_id"].to_pylist())
     shapes: dict[str, set[tuple[int, ...]]] = {}
     for mode in MODES:
@@ -77,25 +76,27 @@ def verify(store: FeatureStore) -> list[str]:
             try:
                 table = store.read_part(path)
             except UserError as error:
-                wrong.append(str(error))
+                faults.append(str(error))
                 continue
             if not _is_shard(table.schema):
-                wrong.append(f"{name}: has not the columns of a shard; delete it and extract again")
+                faults.append(f"{name}: expected the columns of a shard, found others; delete it and extract again")
                 continue
-            wrong += [f"{name}: {what}" for what in _faults(table, mode)]
+            faults += [f"{name}: {fault}" for fault in _faults(table, mode)]
             shapes.setdefault(mode, set()).add(tuple(table["features"].type.shape))
             for video_id in table["video_id"].to_pylist():
                 if video_id in seen:
-                    wrong.append(f"{name}: holds {video_id!r}, which {seen[video_id]} holds, too")
+                    faults.append(f"{name}: holds {video_id!r}, which {seen[video_id]} also holds")
                 if video_id not in known:
-                    wrong.append(f"{name}: holds {video_id!r}, which videos.parquet does not know")
+                    faults.append(f"{name}: holds {video_id!r}, which is not in videos.parquet")
                 seen[video_id] = name
-    wrong += [f"shards of mode {mode} differ in shape: {sorted(of)}" for mode, of in shapes.items() if len(of) > 1]
-    return wrong
+    for mode, mode_shapes in shapes.items():
+        if len(mode_shapes) > 1:
+            faults.append(f"shards of mode {mode} differ in shape: {sorted(mode_shapes)}")
+    return faults
 
 
 def _is_shard(schema: pa.Schema) -> bool:
-    """Whether these are the columns that the store writes, shapes apart."""
+    """Whether these are the columns that the store writes; shapes may differ."""
     plain = {"video_id": pa.string(), "mode": pa.string(), **{field.name: field.type for field in GEOMETRY}}
     tensors = {"features": pa.float16(), "positions": pa.float32()}
     types = dict(zip(schema.names, schema.types, strict=True))
@@ -109,7 +110,7 @@ def _is_shard(schema: pa.Schema) -> bool:
 
 
 def _delete(store: ShardStore, paths: list[str], written: set[str]) -> None:
-    """Delete shards whose videos others hold by now, but none that was just written under its name."""
+    """Delete shards whose videos are now in others, except those just written under the same name."""
     filesystem, _ = filesystem_of(store.location)
     for path in paths:
         if path.rpartition("/")[2] not in written:
@@ -124,22 +125,22 @@ def _faults(table: pa.Table, mode: str) -> Iterator[str]:
         finite = np.isfinite(values).all(axis=(1, 2))
         if not finite.all():
             example = table["video_id"][int(np.argmin(finite))].as_py()
-            yield f"holds {name} that are not finite, such as those of {example!r}"
+            yield f"holds {name} that are not finite, for example of {example!r}"
 
 
 def _batches(store: FeatureStore, mode: str) -> Iterator[list[str]]:
-    """Small shards that together make one of the wanted size."""
-    together: list[str] = []
+    """Groups of small shards that together have about the target size."""
+    batch: list[str] = []
     size_bytes = 0
     filesystem, _ = filesystem_of(store.location)
     for path in store.parts(f"features/part-{mode}-"):
         part_bytes = filesystem.get_file_info(path).size
         if part_bytes >= COMPACT_BYTES:
             continue
-        together.append(path)
+        batch.append(path)
         size_bytes += part_bytes
         if size_bytes >= COMPACT_BYTES:
-            yield together
-            together, size_bytes = [], 0
-    if len(together) > 1:
-        yield together
+            yield batch
+            batch, size_bytes = [], 0
+    if len(batch) > 1:
+        yield batch

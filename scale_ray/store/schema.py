@@ -1,4 +1,4 @@
-"""The format of a feature store: its schemas, its rows, and the fingerprint of what is in it."""
+"""The format of a feature store: its schemas, its rows and the fingerprint of its contents."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ LEDGER = pa.schema(
         ("attempts", pa.int32()),
     ]
 )
-# The columns of videos.parquet that the store itself needs; a manifest's own follow them.
+# The columns of videos.parquet that the store itself needs; a manifest's own columns follow them.
 VIDEOS = pa.schema([*list(COLUMNS)[:3], *GEOMETRY, *list(COLUMNS)[3:]])
 
 
 _SHARED = ("frames", "stride", "fps")
 _RANDOM = (*_SHARED, "clips", "flip_probability")
-_LOOKS = ("area_", "aspect_", "jitter", "grey_", "blur_")
-# The options that decide the clips of each mode.
-_SAMPLED_BY = {
+_APPEARANCE = ("area_", "aspect_", "jitter", "grey_", "blur_")
+# The options that determine the clips of each mode.
+_OPTIONS_OF_MODE = {
     "train": (*_RANDOM, "scale_min_px", "scale_max_px", "crop_px"),
-    "augmented": (*_RANDOM, *(field.name for field in fields(Sampling) if field.name.startswith(_LOOKS))),
+    "augmented": (*_RANDOM, *(field.name for field in fields(Sampling) if field.name.startswith(_APPEARANCE))),
     "eval": (*_SHARED, "eval_times", "eval_crops"),
 }
-assert set(_SAMPLED_BY) == set(MODES)
+assert set(_OPTIONS_OF_MODE) == set(MODES)
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class Failure:
 
 
 def fingerprint_of(backbone: Mapping[str, Any], sampling: Sampling) -> dict[str, Any]:
-    """What must be equal for features to belong into one store."""
+    """Everything that must match for features to share a store."""
     options = sampling.to_dict()
     return {
         **backbone,
         "sampling_seed": options["sampling_seed"],
-        "sampling": {mode: {name: options[name] for name in names} for mode, names in _SAMPLED_BY.items()},
+        "sampling": {mode: {name: options[name] for name in names} for mode, names in _OPTIONS_OF_MODE.items()},
     }

@@ -1,6 +1,6 @@
-"""What every store of ours has: a header with a fingerprint, immutable shards, a ledger, a table of videos.
+"""What all stores have in common: a header with a fingerprint, immutable shards, a ledger and a table of videos.
 
-Feature stores and vector stores stand on it. They differ in what their shards hold.
+Feature stores and vector stores derive from it; they differ in what their shards hold.
 """
 
 from __future__ import annotations
@@ -120,12 +120,12 @@ class ShardStore:
 
     def stored_ids(self, mode: str) -> set[str]:
         """Ids of the videos whose clips of this mode are stored."""
-        table = self._read_parts(f"{self.FOLDER}/part-{mode}-", ["video_id"])
+        table = self.read_parts(f"{self.FOLDER}/part-{mode}-", ["video_id"])
         return set() if table is None else set(table["video_id"].to_pylist())
 
     def geometries(self) -> dict[str, dict[str, Any]]:
         """Height, width, duration and frame rate of every video with clips, by id, read from the shards."""
-        table = self._read_parts(f"{self.FOLDER}/part-", ["video_id", *GEOMETRY.names])
+        table = self.read_parts(f"{self.FOLDER}/part-", ["video_id", *GEOMETRY.names])
         return {} if table is None else {row["video_id"]: row for row in table.to_pylist()}
 
     def parts(self, prefix: str) -> list[str]:
@@ -166,7 +166,7 @@ class ShardStore:
 
     def failures(self) -> list[Failure]:
         """The ledger: the newest entry of every video that is still without clips."""
-        entries = self._read_parts("failures/part-", LEDGER.names)
+        entries = self.read_parts("failures/part-", LEDGER.names)
         if entries is None:
             return []
         newest: dict[tuple[str, str], Failure] = {}
@@ -208,7 +208,7 @@ class ShardStore:
         if info.type == fs.FileType.NotFound:
             return VIDEOS.empty_table()
         version = (info.mtime_ns, info.size)
-        # Some servers do not tell when a file changed.
+        # Some servers do not report when a file changed.
         if self._videos is None or self._videos[0] != version or info.mtime_ns is None:
             with filesystem.open_input_file(path) as file:
                 self._videos = version, pq.read_table(file).replace_schema_metadata(None)
@@ -232,7 +232,7 @@ class ShardStore:
         return {video_id: splits[chosen] for video_id, splits in by_id.items() if chosen in splits}
 
     def split_names(self) -> list[str]:
-        """Names of the splits; the one that counts if none is named comes first."""
+        """Names of the splits; the one that is used if none is named comes first."""
         names = {name for splits in self._column("splits").values() for name, _ in splits}
         return sorted(names, key=lambda name: (name != DEFAULT, name))
 
@@ -260,12 +260,12 @@ class ShardStore:
                 "delete it and extract again"
             ) from error
 
-    def _read_parts(self, prefix: str, columns: list[str]) -> pa.Table | None:
+    def read_parts(self, prefix: str, columns: list[str]) -> pa.Table | None:
         paths = self.parts(prefix)
         if not paths:
             return None
         filesystem, _ = filesystem_of(self.location)
-        # As a data set: many small files of an object store are read at once.
+        # As a dataset, so that many small files of an object store are read concurrently.
         return pyarrow.dataset.dataset(paths, filesystem=filesystem, format="parquet").to_table(columns=columns)
 
 

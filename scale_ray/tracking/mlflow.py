@@ -1,10 +1,11 @@
-"""MLflow: what was run, with what, and what came out. The only module that imports it.
+"""MLflow: options, metrics and artifacts of every run. The only module that imports it.
 
-MLflow is imported when it is first used, since that takes seconds. One process of a run writes to it.
+MLflow is imported when it is first used, since that takes seconds. One process per run writes to it.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -29,33 +30,46 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 _FLUSH_S = 2.0
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+# MLflow's page opens the experiment as model training, not as an application of language models.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def tracking_uri(tracking: Tracking, runs: str) -> str:
-    """The URI that counts: the option's, else MLFLOW_TRACKING_URI, else a data base among the runs."""
+    """The URI to use: the option's, else MLFLOW_TRACKING_URI, otherwise a database in the runs folder."""
     given = tracking.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
     if is_uri(runs):
-        raise UserError(f"tracking_uri: expected one where runs are not on local disk, found none for {runs}")
+        raise UserError(f"tracking_uri: expected one, since the runs are not on local disk ({runs}), found none")
     return f"sqlite:///{absolute(runs)}/mlflow.db"
 
 
 def without_password(uri: str) -> str:
-    """The URI as it may be shown: user and password taken out."""
+    """The URI as it may be shown: without user and password."""
     parts = urlsplit(uri)
     if "@" not in parts.netloc:
         return uri
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
+def artifact_root(uri: str, runs: str) -> str | None:
+    """Where a new experiment keeps its artifacts: `RUNS/artifacts`; None if a tracking server decides.
+
+    Without it a database would put them into `mlruns` of the working folder, which vanishes with a job.
+    """
+    if uri.partition("://")[0].partition("+")[0] not in _DATABASES:
+        return None
+    return join(runs, "artifacts") if is_uri(runs) else Path(absolute(runs), "artifacts").as_uri()
+
+
 class Experiment:
-    """An experiment on one tracking server or data base, made if it is not there.
+    """An experiment on a tracking server or in a database, created if it does not exist.
 
     Raises
     ------
     UserError
-        Where the tracking URI does not answer.
+        If the tracking URI does not answer.
     """
 
     def __init__(self, tracking: Tracking, runs: str) -> None:
@@ -67,12 +81,13 @@ class Experiment:
         from mlflow.exceptions import MlflowException
 
         try:
-            found = self._client.get_experiment_by_name(self.name)
-            # A data base of ours keeps its files beside it; a server decides for itself.
-            artifacts = None
-            if self.uri.startswith("sqlite") and not is_uri(runs):
-                artifacts = Path(absolute(runs), "artifacts").as_uri()
-            self._id = found.experiment_id if found else self._client.create_experiment(self.name, artifacts)
+            existing = self._client.get_experiment_by_name(self.name)
+            if existing is None:
+                self._id = self._client.create_experiment(self.name, artifact_root(self.uri, runs), _KIND)
+            else:
+                self._id = existing.experiment_id
+                for key in _KIND.keys() - existing.tags.keys():
+                    self._client.set_experiment_tag(self._id, key, _KIND[key])
         except MlflowException as error:
             raise UserError(
                 f"tracking_uri: expected an MLflow that answers, found none at {without_password(self.uri)}: "
@@ -80,7 +95,7 @@ class Experiment:
             ) from error
 
     def start(self, name: str, options: Mapping[str, Any], *, parent: str | None = None) -> RunRecord:
-        """Begin a run; `options` may be nested by section. With `parent` it is a child of that run."""
+        """Start a run; `options` may be nested by section. With `parent` it is a child of that run."""
         tags = {"mlflow.runName": name, "mlflow.source.name": "scale-ray", **_provenance()}
         if parent:
             tags["mlflow.parentRunId"] = parent
@@ -95,9 +110,9 @@ class Experiment:
 
 
 class RunRecord:
-    """One MLflow run. Metrics are gathered and sent every few seconds: each call costs a transaction.
+    """One MLflow run. Metrics are collected and sent every few seconds: each call costs a transaction.
 
-    As a context it ends itself, as FAILED where an exception passes through.
+    As a context it ends itself, as FAILED if an exception passes through.
     """
 
     def __init__(self, uri: str, run_id: str) -> None:
@@ -125,8 +140,26 @@ class RunRecord:
         if time.monotonic() - self._sent_s > _FLUSH_S:
             self.flush()
 
+    def dataset(self, name: str, source: str, digest: str, profile: Mapping[str, Any]) -> None:
+        """Log what the run was trained on; `digest` is at most 36 characters long."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        place = json.dumps({"uri": without_password(source)})
+        dataset = Dataset(name, digest, "feature_store", place, profile=json.dumps(profile))
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+    def trained_model(self, folder: str, name: str, step: int) -> None:
+        """Log a local folder as the model that the run trained, complete after `step` epochs."""
+        from mlflow.entities import LoggedModelOutput
+
+        experiment = self._client.get_run(self.run_id).info.experiment_id
+        model = self._client.create_logged_model(experiment, name, self.run_id, model_type="scale_ray.Aggregator")
+        self._client.log_model_artifacts(model.model_id, folder)
+        self._client.finalize_logged_model(model.model_id, "READY")
+        self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
+
     def register(self, folder: str, name: str) -> None:
-        """Make an artifact folder of this run a new version of a registered model, which is made if need be."""
+        """Make an artifact folder of this run a new version of a registered model, created if necessary."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -137,7 +170,7 @@ class RunRecord:
         self._client.create_model_version(name, source, self.run_id)
 
     def model(self, folder: str, name: str) -> None:
-        """Log a folder that `save_video_model` wrote as an artifact folder, and make it a version of a model."""
+        """Log a folder that `save_video_model` wrote as an artifact, and make it a version of a registered model."""
         self.file(folder, "model")
         self.register("model", name)
 
@@ -148,7 +181,7 @@ class RunRecord:
         self._sent_s = time.monotonic()
 
     def file(self, path: str, folder: str | None = None) -> None:
-        """Log a local file, or what a local folder holds, as artifacts."""
+        """Log a local file, or the files of a local folder, as artifacts."""
         if os.path.isdir(path):
             self._client.log_artifacts(self.run_id, path, folder)
         else:
@@ -193,7 +226,7 @@ def save_video_model(folder: str, data: str) -> None:
         ),
     )
     with warnings.catch_warnings():
-        # An example would be a video that lies at the same place on every machine.
+        # An example would have to be a video at the same path on every machine.
         warnings.filterwarnings("ignore", message=".*input example was not provided")
         mlflow.pyfunc.save_model(
             folder,
@@ -205,12 +238,12 @@ def save_video_model(folder: str, data: str) -> None:
 
 
 def _provenance() -> dict[str, str]:
-    """The version of this code and the command that runs it, as tags; passwords in URIs taken out."""
+    """The version of this code and the command that runs it, as tags; without passwords in URIs."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     # Anywhere in a word: also in --tracking-uri=postgresql://user:password@host.
     command = re.sub(r"://[^/\s]*@", "://", command)
     tags = {"scale_ray.version": __version__, "scale_ray.command": command}
-    # Of a checkout of this package alone: installed, it may lie in a stranger's repository, which does not track it.
+    # Only in a checkout of this package: installed, it may lie in another repository, which does not track it.
     if commit := _git("log", "-1", "--format=%H", "--", "."):
         tags["mlflow.source.git.commit"] = commit
         tags["scale_ray.changed_since_commit"] = str(bool(_git("status", "--porcelain", "--", ".")))
@@ -218,7 +251,7 @@ def _provenance() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of the folder of this package; nothing where there is no git or no repository."""
+    """The output of git in the folder of this package; empty if there is no git or no repository."""
     try:
         asked = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
         return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
@@ -227,17 +260,23 @@ def _git(*arguments: str) -> str:
 
 
 def server_command(tracking: Tracking, runs: str, host: str, port: int) -> list[str]:
-    """The command that shows the runs in a browser."""
+    """The command that serves the runs to a browser.
+
+    Raises
+    ------
+    UserError
+        If there are no runs, or the tracking URI is a server already.
+    """
     uri = tracking_uri(tracking, runs)
     if uri.startswith(("http://", "https://")):
         raise UserError(
-            f"expected a data base to serve, found a server that can be opened as it is: {without_password(uri)}"
+            f"expected a database to serve, found a server that can be opened directly: {without_password(uri)}"
         )
     if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
-        raise UserError(f"runs: expected a folder with runs, found no data base {uri.removeprefix('sqlite:///')}")
+        raise UserError(f"runs: expected a folder with runs, found no database {uri.removeprefix('sqlite:///')}")
     command = ["mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
-    if not is_uri(runs):
-        command += ["--default-artifact-root", Path(join(absolute(runs), "artifacts")).as_uri()]
+    if root := artifact_root(uri, runs):
+        command += ["--default-artifact-root", root]
     return command
 
 
@@ -245,7 +284,7 @@ def _client(uri: str) -> Any:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    # Migrations of a new data base are told line by line otherwise; importing MLflow sets the levels.
+    # Otherwise every migration of a new database is logged; importing MLflow sets the levels.
     for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:

@@ -1,8 +1,8 @@
-"""A run's folder, `RUNS/NAME/`: what was asked for, what it is worth, and where MLflow knows of it.
+"""A run's folder, `RUNS/NAME/`: its configuration, its results and its MLflow run.
 
 config.yaml       the options, section by section, and the store
 aggregator/       config.json and model.safetensors
-checkpoints/      Ray Train's
+checkpoints/      the checkpoints of Ray Train
 history.parquet   the metrics of every epoch
 mlflow.json       id of the MLflow run
 """
@@ -23,7 +23,7 @@ from scale_ray.locations import absolute, atomic_write, exists, filesystem_of, j
 
 
 class RunFolder:
-    """The folder of one run. Opening makes nothing."""
+    """The folder of one run. Opening it creates nothing."""
 
     def __init__(self, runs: str, name: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -40,12 +40,12 @@ class RunFolder:
                 file.write(yaml.safe_dump(dict(config), sort_keys=False).encode())
 
     def check_config(self, config: Mapping[str, Any]) -> None:
-        """Check that a run that has this name already was asked for the same.
+        """Check that an earlier run of this name, if there is one, had the same configuration.
 
         Raises
         ------
         UserError
-            For another configuration: the message names what differs.
+            If it had another one: the message names the differences.
         """
         path = join(self.location, "config.yaml")
         if not exists(path):
@@ -65,24 +65,29 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
+        """Whether the run has its trained aggregator."""
         return exists(join(self.aggregator, "config.json"))
 
     def mlflow_run(self) -> str | None:
+        """The id of the MLflow run, if it was started."""
         path = join(self.location, "mlflow.json")
         return json.loads(read_bytes(path))["run_id"] if exists(path) else None
 
     def remember_mlflow_run(self, run_id: str) -> None:
-        # By its id alone: a tracking URI may hold a password.
+        """Save the id of the MLflow run."""
+        # Only the id: a tracking URI may contain a password.
         with atomic_write(join(self.location, "mlflow.json")) as file:
             file.write(json.dumps({"run_id": run_id}).encode())
 
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
-        # Some epochs have more to tell than others, such as a validation.
+        """Save the metrics of every epoch: a row per epoch, null for what an epoch does not have."""
+        # Only some epochs have validation metrics.
         names = list(dict.fromkeys(name for row in history for name in row))
         with atomic_write(join(self.location, "history.parquet")) as file:
             pq.write_table(pa.table({name: [row.get(name) for row in history] for name in names}), file)
 
     def history(self) -> list[dict[str, float]]:
+        """The metrics of every epoch."""
         filesystem, path = filesystem_of(join(self.location, "history.parquet"))
         with filesystem.open_input_file(path) as file:
             return pq.read_table(file).to_pylist()
@@ -96,12 +101,12 @@ def run_folder_of(aggregator: str) -> RunFolder | None:
 
 
 def aggregator_of(checkpoint: str, runs: str) -> str:
-    """The aggregator folder that `--checkpoint` means: a run's name, its folder, or the folder itself.
+    """The folder of the aggregator that `--checkpoint` names: by a run's name, its folder, or directly.
 
     Raises
     ------
     UserError
-        Where none of them is there.
+        If there is none of them.
     """
     candidates = [checkpoint, join(checkpoint, "aggregator"), join(runs, checkpoint, "aggregator")]
     for candidate in candidates:

@@ -11,11 +11,11 @@ from scale_ray.errors import UserError
 @pytest.fixture
 def aggregator():
     torch.manual_seed(0)
-    made = Aggregator(20, AggregatorOptions(width=64), {"backbone": "tiny"}).eval()
-    # The tokens start at zero, where a mistake with them would not show.
-    torch.nn.init.normal_(made.mask_token)
-    torch.nn.init.normal_(made.set_token)
-    return made
+    aggregator = Aggregator(20, AggregatorOptions(width=64), {"backbone": "tiny"}).eval()
+    # The tokens are initialised to zero, which would hide mistakes with them.
+    torch.nn.init.normal_(aggregator.mask_token)
+    torch.nn.init.normal_(aggregator.set_token)
+    return aggregator
 
 
 def batch(sets: int = 3, clips: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,12 +79,12 @@ def test_a_missing_or_damaged_aggregator_is_refused(aggregator, tmp_path):
         Aggregator.load(str(tmp_path))
     aggregator.save(str(tmp_path))
     weights = tmp_path / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
+    intact = weights.read_bytes()
+    weights.write_bytes(intact[: len(intact) // 2])
     with pytest.raises(UserError, match="found a damaged one"):
         Aggregator.load(str(tmp_path))
-    weights.write_bytes(whole)
-    described = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**described, "width": 128}))
+    weights.write_bytes(intact)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "width": 128}))
     with pytest.raises(UserError, match="found a damaged one"):
         Aggregator.load(str(tmp_path))

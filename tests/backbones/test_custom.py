@@ -1,4 +1,4 @@
-"""A user's own function as a backbone."""
+"""A backbone from a user's own function."""
 
 import pytest
 import torch
@@ -89,7 +89,7 @@ def test_a_module_that_a_function_returns_is_a_backbone():
     identity = backbone.identity()
     assert identity["backbone"] == "own_backbones:colours"
     assert identity["weights"].startswith("sha256:")
-    # Random weights of its own making are seeded.
+    # The random weights that the function creates are seeded.
     assert load_backbone(own("colours"), 4).identity() == identity != load_backbone(own("colours", backbone_seed=1), 4)
     assert load_backbone(own("colours", backbone_seed=1), 4).weights_id != identity["weights"]
 
@@ -124,14 +124,14 @@ def test_a_backbone_that_a_function_returns_follows_the_options():
     [
         (own("absent"), "expected a function 'absent' in own_backbones, found none"),
         (own("number"), "expected own_backbones:number to return a Backbone or an nn.Module, found int"),
-        (own("without_size"), r"expected an attribute input_px \(an int\) .*, found None"),
+        (own("without_size"), "expected an int attribute input_px .*, found None"),
         (own("flat"), r"to map 2 clips of 4 frames and 8 px to shape \(2, D\), found \(1536,\)"),
         (own("breaks"), "own_backbones:breaks failed: ZeroDivisionError: oops"),
-        (own("wants"), "to take nothing or the keyword weights, found path"),
+        (own("wants"), "to take no parameters or only weights, found path"),
         (own("colours", weights="w.pth"), "own_backbones:colours takes no weights, found 'w.pth'"),
         (own("weighed", backbone="own_backbones:weighed"), "own_backbones:weighed expected at least 2 frames"),
         (BackboneOptions(backbone="no_such_module:f"), "importable module 'no_such_module' .*; install it, or put"),
-        (BackboneOptions(backbone="broken_backbones:f"), "found none named 'module_that_nobody_has'"),
+        (BackboneOptions(backbone="broken_backbones:f"), "found no module named 'module_that_nobody_has'"),
     ],
     ids=lambda value: value.backbone if isinstance(value, BackboneOptions) else "",
 )

@@ -1,4 +1,4 @@
-"""Models of transformers: tiny ones, made here, saved as the library saves them."""
+"""Models of transformers: tiny ones, created here and saved with the library."""
 
 import importlib
 import json
@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scale_ray.backbones import facts_of, load_backbone
-from scale_ray.backbones import huggingface_files as hub
+from scale_ray.backbones import facts_of, huggingface_files, load_backbone
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError
 
-with warnings.catch_warnings(action="ignore"):  # of the library, about its own parts
+with warnings.catch_warnings(action="ignore"):  # warnings of the library about its own code
     hf = pytest.importorskip("transformers")
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
@@ -59,7 +58,7 @@ def pooled_frames(model, clips_BT3SS):
     return torch.stack(frames).mean(0)
 
 
-# Class that was saved, its configuration, the part whose output is the feature, the feature of it, pixels.
+# Class to save, its configuration, the submodule that computes the features, the expected features, mean and std.
 MODELS = {
     "videomae pretrained": (
         "VideoMAEForPreTraining",
@@ -117,8 +116,8 @@ MODELS = {
 
 
 def saved(folder: Path, key: str):
-    """A model with no weight left as it began, in a folder; and the part of it that makes the features."""
-    class_name, config, part, _, _ = MODELS[key]
+    """Save a model with all weights perturbed; return the submodule that computes the features."""
+    class_name, config, submodule, _, _ = MODELS[key]
     torch.manual_seed(0)
     model = getattr(hf, class_name)(config()).eval()
     with torch.no_grad():
@@ -126,16 +125,16 @@ def saved(folder: Path, key: str):
             parameter.add_(0.1 * torch.randn_like(parameter))
     with warnings.catch_warnings(action="ignore"):
         model.save_pretrained(folder)
-    return getattr(model, part) if part else model
+    return getattr(model, submodule) if submodule else model
 
 
 def options(folder: Path, **others) -> BackboneOptions:
     return BackboneOptions(**{"backbone": f"hf:{folder}"} | others)
 
 
-def clips(frames: int = 4, side: int = 32) -> torch.Tensor:
+def clips(frames: int = 4, input_px: int = 32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, 256, (2, frames, side, side, 3), generator=generator, dtype=torch.uint8)
+    return torch.randint(0, 256, (2, frames, input_px, input_px, 3), generator=generator, dtype=torch.uint8)
 
 
 def normalised(pixels: torch.Tensor, mean, std) -> torch.Tensor:
@@ -145,11 +144,11 @@ def normalised(pixels: torch.Tensor, mean, std) -> torch.Tensor:
 @pytest.mark.parametrize("key", MODELS)
 def test_features_are_those_of_the_models_own_trunk(tmp_path, key, capsys):
     model = saved(tmp_path, key)
-    _, _, _, feature, pixels = MODELS[key]
+    _, _, _, expected_features, mean_std = MODELS[key]
     capsys.readouterr()
     backbone = load_backbone(options(tmp_path), 4)
     with torch.inference_mode():
-        expected = feature(model, normalised(clips(), *pixels))
+        expected = expected_features(model, normalised(clips(), *mean_std))
     torch.testing.assert_close(backbone(clips()), expected, rtol=1e-4, atol=1e-4)
     assert backbone.identity()["weights"].startswith("sha256:")
     again = pickle.loads(pickle.dumps(backbone))
@@ -161,7 +160,7 @@ def test_a_video_model_sees_evenly_spaced_frames_of_longer_clips(tmp_path):
     saved(tmp_path, "videomae pretrained")
     backbone = load_backbone(options(tmp_path), 7)
     torch.testing.assert_close(backbone(clips(7)), backbone(clips(7)[:, [0, 2, 4, 6]]))
-    with pytest.raises(UserError, match="expected at least 4 frames a clip, found 3; give --frames 4"):
+    with pytest.raises(UserError, match="expected at least 4 frames per clip, found 3; give --frames 4"):
         load_backbone(options(tmp_path), 3)
 
 
@@ -227,8 +226,8 @@ def test_the_models_own_processing_decides_pixels_and_size(tmp_path):
     assert backbone.identity()["pixel_mean"] == [0.5] * 3
     assert backbone.input_px == 48
     with torch.inference_mode():
-        expected = pooled_frames(model, normalised(clips(side=48), (0.5,) * 3, (0.25,) * 3))
-    torch.testing.assert_close(backbone(clips(side=48)), expected, rtol=1e-4, atol=1e-4)
+        expected = pooled_frames(model, normalised(clips(input_px=48), (0.5,) * 3, (0.25,) * 3))
+    torch.testing.assert_close(backbone(clips(input_px=48)), expected, rtol=1e-4, atol=1e-4)
     given = load_backbone(options(tmp_path, input_px=64, pixel_mean=(0.1,), pixel_std=(1.0,)), 4)
     assert (given.input_px, given.identity()["pixel_mean"]) == (64, [0.1] * 3)
 
@@ -271,7 +270,7 @@ def test_another_family_and_another_folder_are_refused(tmp_path):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache of the hub; `HF_HUB_CACHE` itself is read when the library is first imported."""
+    """An empty hub cache; patched, since the library reads `HF_HUB_CACHE` only at its first import."""
     library = importlib.import_module("huggingface_hub")
     monkeypatch.setattr(library.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -280,7 +279,9 @@ def cache(tmp_path, monkeypatch) -> Path:
 def test_a_hub_that_cannot_be_reached_is_told_at_once(cache, monkeypatch, capsys):
     library = importlib.import_module("huggingface_hub")
     monkeypatch.setattr(library.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(library, "list_repo_files", lambda *_: pytest.fail("the client would try for half a minute"))
+    monkeypatch.setattr(
+        library, "list_repo_files", lambda *_: pytest.fail("the hub's client would retry for half a minute")
+    )
     started_s = time.perf_counter()
     with pytest.raises(
         UserError, match=r"download some/model, .*127.0.0.1:9 cannot be reached .*; give a local folder"
@@ -295,7 +296,7 @@ def test_the_hubs_cache_is_asked_first(cache, monkeypatch):
     saved(snapshot, "dinov2")
     (cache / "models--some--model" / "refs").mkdir()
     (cache / "models--some--model" / "refs" / "main").write_text("0" * 40)
-    monkeypatch.setattr(hub, "_unreachable", lambda _: pytest.fail("asked the hub"))
+    monkeypatch.setattr(huggingface_files, "_unreachable_reason", lambda _: pytest.fail("contacted the hub"))
     named = load_backbone(BackboneOptions(backbone="hf:some/model"), 4)
     torch.testing.assert_close(named(clips()), load_backbone(options(snapshot), 4)(clips()))
     assert named.identity()["backbone"] == "hf:some/model"
@@ -303,10 +304,10 @@ def test_the_hubs_cache_is_asked_first(cache, monkeypatch):
 
 def test_one_format_of_the_weights_is_downloaded(cache, tmp_path, monkeypatch):
     saved(tmp_path / "model", "dinov2")
-    asked = {}
+    requested = {}
 
     def snapshot_download(source, *, allow_patterns, **_):
-        asked[source] = allow_patterns
+        requested[source] = allow_patterns
         return str(tmp_path / "model")
 
     library = importlib.import_module("huggingface_hub")
@@ -317,14 +318,14 @@ def test_one_format_of_the_weights_is_downloaded(cache, tmp_path, monkeypatch):
         "model.safetensors.index.json",
         "preprocessor_config.json",
     ]
-    monkeypatch.setattr(hub, "_unreachable", lambda _: None)
+    monkeypatch.setattr(huggingface_files, "_unreachable_reason", lambda _: None)
     monkeypatch.setattr(library, "list_repo_files", lambda _: files)
     monkeypatch.setattr(library, "snapshot_download", snapshot_download)
     load_backbone(BackboneOptions(backbone="hf:some/model"), 4)
     sharded = ["model.safetensors.index.json", "model-*.safetensors"]
-    assert asked == {"some/model": ["config.json", "preprocessor_config.json", *sharded]}
+    assert requested == {"some/model": ["config.json", "preprocessor_config.json", *sharded]}
     load_backbone(BackboneOptions(backbone="hf:some/model", weights="none"), 4)
-    assert asked == {"some/model": ["config.json", "preprocessor_config.json"]}
+    assert requested == {"some/model": ["config.json", "preprocessor_config.json"]}
 
 
 def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
@@ -339,5 +340,5 @@ def test_a_folders_figures_are_listed(tmp_path):
     facts = facts_of(options(tmp_path), measure=True)
     assert (facts.feature_width, facts.input_px, facts.frames, facts.sees_video) == (32, 32, 4, True)
     assert facts.seconds_per_clip is not None
-    # 2 layers x 16 tokens x (two attentions, a projection in time, an MLP), and the patches.
+    # 2 layers x 16 tokens x (two attentions, the temporal projection, an MLP), plus the patch embedding.
     assert facts.gflop_per_clip * 1e9 == pytest.approx(2 * 16 * (2 * 4 + 1 + 4) * 32**2 + 16 * 768 * 32, rel=0.15)

@@ -16,9 +16,9 @@ def tiny(**options) -> BackboneOptions:
     return BackboneOptions(**{"backbone": "shufflenet_v2_x0_5", "weights": "none", "input_px": 32} | options)
 
 
-def clips(count: int, frames: int = 3, side: int = 32) -> torch.Tensor:
+def clips(count: int, frames: int = 3, input_px: int = 32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, frames, side, side, 3), generator=generator, dtype=torch.uint8)
+    return torch.randint(0, 256, (count, frames, input_px, input_px, 3), generator=generator, dtype=torch.uint8)
 
 
 def test_random_weights_are_seeded_and_leave_the_callers_random_numbers_alone():
@@ -34,7 +34,7 @@ def test_random_weights_are_seeded_and_leave_the_callers_random_numbers_alone():
 
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "mobilenet_v3_small", "squeezenet1_1", "resnet18"])
 def test_random_features_are_of_a_size_that_float16_holds(name):
-    features = load_backbone(tiny(backbone=name, input_px=64), 3)(clips(8, side=64))
+    features = load_backbone(tiny(backbone=name, input_px=64), 3)(clips(8, input_px=64))
     assert features.dtype == torch.float32
     assert 1e-3 < features.half().float().std(0).mean() < 1e3
 
@@ -74,14 +74,14 @@ def test_loaded_models_are_cut_before_their_classifier(name, width):
     ],
 )
 def test_every_family_is_cut_before_its_classifier(name, width):
-    """By shapes alone: nothing is computed."""
+    """Checked on the meta device: only shapes are computed."""
     facts = facts_of(BackboneOptions(backbone=name))
-    trunk, told = shape_of(name, facts.input_px)
+    trunk, shape_width = shape_of(name, facts.input_px)
     frames = (16,) if facts.sees_video else ()
     with torch.inference_mode():
         features = trunk(torch.zeros((1, 3, *frames, facts.input_px, facts.input_px), device="meta"))
     assert features.shape == (1, width)
-    assert told == facts.feature_width == width
+    assert shape_width == facts.feature_width == width
 
 
 def test_a_video_model_is_cut_before_its_classifier():
@@ -101,10 +101,10 @@ def test_the_hidden_output_is_the_classifiers_input(tmp_path):
 def test_moments_are_mean_spread_and_change_over_the_frames():
     mean = load_backbone(tiny(), 3)(clips(2))
     moments = load_backbone(tiny(frame_pooling="moments"), 3)(clips(2))
-    each = torch.stack([load_backbone(tiny(), 3)(clips(2)[:, frame : frame + 1]) for frame in range(3)], 1)
+    per_frame = torch.stack([load_backbone(tiny(), 3)(clips(2)[:, frame : frame + 1]) for frame in range(3)], 1)
     torch.testing.assert_close(moments[:, :1024], mean)
-    torch.testing.assert_close(moments[:, 1024:2048], each.std(1, correction=0), atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(moments[:, 2048:], each.diff(dim=1).abs().mean(1), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(moments[:, 1024:2048], per_frame.std(1, correction=0), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(moments[:, 2048:], per_frame.diff(dim=1).abs().mean(1), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,9 @@ def test_moments_are_mean_spread_and_change_over_the_frames():
         ({"backbone": "r3d_81"}, "such as r3d_18.*found 'r3d_81'"),
         ({"weights": "/nowhere.pth"}, "found no file '/nowhere.pth'"),
         ({"backbone": "mvit_v2_s", "input_px": None}, "mvit_v2_s expected at least 16 frames .* 3; give --frames 16"),
-        ({"backbone": "mvit_v2_s"}, "expected a size that backbone mvit_v2_s takes, found 32 px and 16 frames"),
-        ({"backbone": "s3d", "input_px": 224}, "expected a size that backbone s3d takes, found 224 px and 3 frames"),
-        ({"backbone": "alexnet"}, "expected a size that backbone alexnet takes, found 32 px"),
+        ({"backbone": "mvit_v2_s"}, "expected a size that backbone mvit_v2_s accepts, found 32 px and 16 frames"),
+        ({"backbone": "s3d", "input_px": 224}, "expected a size that backbone s3d accepts, found 224 px and 3 frames"),
+        ({"backbone": "alexnet"}, "expected a size that backbone alexnet accepts, found 32 px"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(options, message):
@@ -141,7 +141,7 @@ def test_names_are_listed():
 
 def test_a_vit_is_of_the_size_that_is_asked_for_or_that_its_weights_have(tmp_path):
     assert load_backbone(tiny(backbone="vit_b_32", input_px=64), 1).feature_width(1) == 768
-    with pytest.raises(UserError, match="size that backbone vit_b_32 takes, found 64 px"):
+    with pytest.raises(UserError, match="size that backbone vit_b_32 accepts, found 64 px"):
         load_backbone(tiny(backbone="vit_b_32", input_px=64, weights=str(tmp_path / "w.pth")), 1)
 
 
@@ -196,24 +196,24 @@ def test_figures_of_a_listing_are_those_of_the_backbone():
     assert facts.seconds_per_clip is not None
     assert facts.gflop_per_clip == pytest.approx(plain.gflop_per_clip, rel=0.05)
     assert (facts.feature_width, facts.input_px, facts.frames) == (plain.feature_width, 224, None) == (1024, 224, None)
-    own = sum(parameter.numel() for parameter in load_backbone(tiny(), 3).parameters()) / 1e6
-    assert facts.parameters_millions == plain.parameters_millions == pytest.approx(own)
+    num_millions = sum(parameter.numel() for parameter in load_backbone(tiny(), 3).parameters()) / 1e6
+    assert facts.parameters_millions == plain.parameters_millions == pytest.approx(num_millions)
     moments = facts_of(BackboneOptions(backbone="shufflenet_v2_x0_5", frame_pooling="moments"))
     assert moments.feature_width == 3 * 1024
 
 
 def test_several_backbones_in_one_call():
     both = BackboneOptions(backbone="r3d_18, hf:facebook/dinov2-small", weights="none")
-    assert [(one.backbone, one.weights) for one in both.each()] == [
+    assert [(options.backbone, options.weights) for options in both.each()] == [
         ("r3d_18", "none"),
         ("hf:facebook/dinov2-small", "none"),
     ]
-    each = BackboneOptions(backbone="svt,r3d_18", weights="/w.pth,default", input_px=64).each()
-    assert [(one.weights, one.input_px) for one in each] == [("/w.pth", 64), ("default", 64)]
+    separate = BackboneOptions(backbone="svt,r3d_18", weights="/w.pth,default", input_px=64).each()
+    assert [(options.weights, options.input_px) for options in separate] == [("/w.pth", 64), ("default", 64)]
     assert BackboneOptions().each() == [BackboneOptions()]
     with pytest.raises(UserError, match=r"weights: expected one value for all or one for each of the 2 .*, found 3"):
         BackboneOptions(backbone="a,b", weights="none,none,none").each()
-    with pytest.raises(UserError, match="folders of their own, found 'a-b' twice"):
+    with pytest.raises(UserError, match="different folders, found 'a-b' twice"):
         BackboneOptions(backbone="a:b,a/b").each()
     with pytest.raises(UserError, match="separated by single commas, found 'a,,b'"):
         BackboneOptions(backbone="a,,b").each()

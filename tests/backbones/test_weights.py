@@ -1,4 +1,4 @@
-"""Weights in files: of torchvision, of SlowFast's model zoo, of SVT; and files that are refused."""
+"""Weight files of torchvision, SlowFast's model zoo and SVT; and files that are refused."""
 
 import argparse
 import pickle
@@ -20,9 +20,9 @@ def tiny(**options) -> BackboneOptions:
     return BackboneOptions(**{"backbone": "shufflenet_v2_x0_5", "weights": "none", "input_px": 32} | options)
 
 
-def clips(count: int, frames: int = 3, side: int = 32) -> torch.Tensor:
+def clips(count: int, frames: int = 3, input_px: int = 32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, frames, side, side, 3), generator=generator, dtype=torch.uint8)
+    return torch.randint(0, 256, (count, frames, input_px, input_px, 3), generator=generator, dtype=torch.uint8)
 
 
 def test_weights_have_an_identity_of_their_content(tmp_path):
@@ -43,15 +43,15 @@ class _Evil:
 def test_a_file_that_would_execute_something_is_refused(tmp_path):
     path = tmp_path / "evil.pth"
     path.write_bytes(pickle.dumps(_Evil()))
-    with pytest.raises(UserError, match="expected a file of tensors alone"):
+    with pytest.raises(UserError, match="expected a file that contains only tensors"):
         load_backbone(tiny(weights=str(path)), 3)
 
 
 def test_what_training_scripts_leave_beside_the_tensors_is_no_reason_to_refuse(tmp_path):
     state = models.shufflenet_v2_x0_5().state_dict()
     rates = {"lr": np.float64(0.1), "steps": np.int64(3), "small": np.float32(0.5)}
-    beside = {"args": argparse.Namespace(lr=0.1, data="videos"), "optimizer": {"param_groups": [rates]}, "epoch": 3}
-    torch.save({"model": {f"module.{key}": value for key, value in state.items()}, **beside}, tmp_path / "w.pth")
+    others = {"args": argparse.Namespace(lr=0.1, data="videos"), "optimizer": {"param_groups": [rates]}, "epoch": 3}
+    torch.save({"model": {f"module.{key}": value for key, value in state.items()}, **others}, tmp_path / "w.pth")
     torch.save(state, tmp_path / "plain.pth")
     wrapped, plain = (load_backbone(tiny(weights=str(tmp_path / name)), 3) for name in ("w.pth", "plain.pth"))
     assert wrapped.weights_id == plain.weights_id
@@ -75,7 +75,7 @@ def slow() -> SlowR50:
 
 
 def slow_file(path, state, prefix: str, **others) -> str:
-    """A checkpoint as SlowFast writes it."""
+    """Write a checkpoint in SlowFast's format."""
     named = {f"{prefix}{key}": value for key, value in state.items()}
     torch.save(
         {
@@ -118,18 +118,18 @@ def test_a_contrastive_file_of_slowfast_gives_its_backbone_alone(tmp_path, slow)
 
 def test_a_file_of_slowfast_has_to_fit_strictly(tmp_path, slow):
     state = slow.state_dict()
-    nonlocal_ = {"backbone.s3.pathway0_nonlocal1.conv_g.weight": torch.ones(2, 2)}
+    unknown = {"backbone.s3.pathway0_nonlocal1.conv_g.weight": torch.ones(2, 2)}
     with pytest.raises(UserError, match=r"0 missing, 1 unknown .* 's3.pathway0_nonlocal1.conv_g.weight'"):
-        load_backbone(slow_options(slow_file(tmp_path / "a.pyth", state, "backbone.", **nonlocal_)), 8)
-    less = {key: value for key, value in state.items() if key != "s4.pathway0_res5.branch2.b_bn.running_var"}
+        load_backbone(slow_options(slow_file(tmp_path / "a.pyth", state, "backbone.", **unknown)), 8)
+    incomplete = {key: value for key, value in state.items() if key != "s4.pathway0_res5.branch2.b_bn.running_var"}
     with pytest.raises(UserError, match=r"1 missing, 0 unknown .* 's4.pathway0_res5.branch2.b_bn.running_var'"):
-        load_backbone(slow_options(slow_file(tmp_path / "b.pyth", less, "")), 8)
+        load_backbone(slow_options(slow_file(tmp_path / "b.pyth", incomplete, "")), 8)
     with pytest.raises(UserError, match="slow_r50 expected --weights FILE"):
         load_backbone(slow_options("default"), 8)
 
 
 def test_slow_r50_is_a_resnet_of_frames_that_looks_around_in_its_last_stages():
-    """With only the middle taps of its kernels it is torchvision's ResNet-50, frame by frame."""
+    """With all weights but the middle frames of its kernels zero, it equals torchvision's ResNet-50 per frame."""
     torch.manual_seed(0)
     flat = models.resnet50().eval()
     names = {"conv1": "a", "bn1": "a_bn", "conv2": "b", "bn2": "b_bn", "conv3": "c", "bn3": "c_bn"}
@@ -148,9 +148,9 @@ def test_slow_r50_is_a_resnet_of_frames_that_looks_around_in_its_last_stages():
                 part = "branch2." + names[part]
             new = ".".join([f"s{int(stage) + 1}.pathway0_res{block}", part, *rest])
         if value.ndim == 4:
-            middle = torch.zeros(own[new].shape)
-            middle[:, :, own[new].shape[2] // 2] = value
-            value = middle
+            inflated = torch.zeros(own[new].shape)
+            inflated[:, :, own[new].shape[2] // 2] = value
+            value = inflated
         state[new] = value
     slow.load_state_dict(state)
     clip = torch.rand(1, 3, 3, 64, 64)
@@ -167,11 +167,11 @@ def test_slow_r50_is_a_resnet_of_frames_that_looks_around_in_its_last_stages():
         }
 
 
-WIDTH, DEPTH, FRAMES, SIDE = 128, 2, 3, 32
+WIDTH, DEPTH, FRAMES, INPUT_PX = 128, 2, 3, 32
 
 
 def svt_teacher() -> dict[str, torch.Tensor]:
-    """A teacher of SVT, two heads wide and two blocks deep, by the names of its authors' code."""
+    """The tensors of an SVT teacher with two heads and two blocks, under the names of the authors' code."""
     torch.manual_seed(0)
     shapes = {
         "cls_token": (1, 1, WIDTH),
@@ -194,7 +194,7 @@ def svt_teacher() -> dict[str, torch.Tensor]:
 
 
 def svt_features(w: dict[str, torch.Tensor], clips_B3TSS: torch.Tensor) -> torch.Tensor:
-    """SVT's class token, written out: attention over time, then over space, with one class token a frame."""
+    """Reference for SVT's class token: attention over time, then over space with one class token per frame."""
 
     def norm(x, name):
         return F.layer_norm(x, (WIDTH,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
@@ -212,7 +212,7 @@ def svt_features(w: dict[str, torch.Tensor], clips_B3TSS: torch.Tensor) -> torch
         clips_B3TSS.transpose(1, 2).flatten(0, 1), w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], 16
     )
     x = patches.flatten(2).transpose(1, 2).unflatten(0, (count, frames)) + w["pos_embed"][:, 1:]
-    x = x + w["time_embed"].unsqueeze(2)  # clips, frames, places, width
+    x = x + w["time_embed"].unsqueeze(2)  # clips, frames, patches, width
     token = (w["cls_token"] + w["pos_embed"][:, :1]).expand(count, 1, WIDTH)
     for block in (f"blocks.{index}" for index in range(DEPTH)):
         over_time = attention(norm(x.transpose(1, 2), f"{block}.temporal_norm1"), f"{block}.temporal_attn")
@@ -228,7 +228,7 @@ def svt_features(w: dict[str, torch.Tensor], clips_B3TSS: torch.Tensor) -> torch
 
 
 def svt_file(path, teacher: dict[str, torch.Tensor]) -> str:
-    """A checkpoint as SVT writes it: student and teacher with heads, optimiser and arguments."""
+    """Write a checkpoint in SVT's format: student and teacher with heads, optimiser and arguments."""
     heads = {"head.mlp.0.weight": torch.ones(2, 2), "head.last_layer.weight_g": torch.ones(2, 1)}
     torch.save(
         {
@@ -247,14 +247,14 @@ def svt_file(path, teacher: dict[str, torch.Tensor]) -> str:
 
 @pytest.fixture
 def svt_library():
-    with warnings.catch_warnings(action="ignore"):  # of the library, about its own parts
+    with warnings.catch_warnings(action="ignore"):  # warnings of the library about its own code
         return pytest.importorskip("transformers")
 
 
 def test_svt_is_the_teacher_of_its_file(tmp_path, svt_library):
     teacher = svt_teacher()
     backbone = load_backbone(BackboneOptions(backbone="svt", weights=svt_file(tmp_path / "svt.pth", teacher)), 5)
-    assert (backbone.num_frames, backbone.input_px) == (FRAMES, SIDE)
+    assert (backbone.num_frames, backbone.input_px) == (FRAMES, INPUT_PX)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     images = (clips(2, 5)[:, [0, 2, 4]] / 255 - mean) / std
     expected = svt_features(teacher, images.permute(0, 4, 1, 2, 3))
@@ -266,14 +266,14 @@ def test_a_file_of_svt_has_to_fit_strictly(tmp_path, svt_library):
     path = svt_file(tmp_path / "svt.pth", teacher)
     for options, frames, message in [
         ({"input_px": 64}, 3, "input_px: svt expected 32 px, found 64"),
-        ({}, 2, "svt expected at least 3 frames a clip, found 2; give --frames 3"),
+        ({}, 2, "svt expected at least 3 frames per clip, found 2; give --frames 3"),
         ({"weights": "default"}, 3, "svt expected --weights FILE"),
     ]:
         with pytest.raises(UserError, match=message):
             load_backbone(BackboneOptions(**{"backbone": "svt", "weights": path} | options), frames)
-    less = {key: value for key, value in teacher.items() if key != "blocks.1.temporal_fc.bias"}
+    incomplete = {key: value for key, value in teacher.items() if key != "blocks.1.temporal_fc.bias"}
     for changed, message in [
-        (less, "1 missing, 0 unknown .* 'encoder.layer.1.temporal_dense.bias'"),
+        (incomplete, "1 missing, 0 unknown .* 'encoder.layer.1.temporal_dense.bias'"),
         (teacher | {"aux_cls_token": torch.ones(1, 1, WIDTH)}, "0 missing, 1 unknown .* 'aux_cls_token'"),
         ({"conv.weight": torch.ones(1)}, "expected the teacher of an SVT .* 'patch_embed.proj.weight'"),
     ]:
@@ -295,4 +295,4 @@ def test_a_file_of_svt_has_to_fit_strictly(tmp_path, svt_library):
 def test_real_weights_load_strictly(real_media, name, file):
     backbone = load_backbone(tiny(backbone=name, weights=str(real_media / "weights" / file), input_px=64), 3)
     assert backbone.weights_id.startswith("sha256:")
-    assert torch.isfinite(backbone(clips(2, side=64))).all()
+    assert torch.isfinite(backbone(clips(2, input_px=64))).all()

@@ -1,4 +1,4 @@
-"""Where features are while they are trained on must not change what is trained."""
+"""The ingest mode must not change the training."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 
 from scale_ray.clip_sets.batches import Batch, Source, WorkerSlice
 from scale_ray.clip_sets.draws import normalised_positions
-from scale_ray.clip_sets.sources import ResidentClips, Streamed, one_ahead, opened_source
+from scale_ray.clip_sets.sources import ResidentClips, StreamedClips, opened_source, prefetched
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import Ingest, Sets
 from scale_ray.errors import UserError
@@ -26,7 +26,7 @@ NUM_VIDEOS, NUM_CLIPS, WIDTH = 23, 6, 5
 def store(tmp_path: Path) -> FeatureStore:
     """Twenty-three videos in five shards, not in the order of their ids."""
     rng = np.random.default_rng(0)
-    made = FeatureStore.create(str(tmp_path / "store"), {"backbone": "b", "weights": "w"})
+    store = FeatureStore.create(str(tmp_path / "store"), {"backbone": "b", "weights": "w"})
     ids = [f"v{number:02d}" for number in rng.permutation(NUM_VIDEOS)]
     for part in range(5):
         videos = [
@@ -38,61 +38,61 @@ def store(tmp_path: Path) -> FeatureStore:
             )
             for video_id in ids[part::5]
         ]
-        made.commit(made.part_name("train", [video.video_id for video in videos]), "train", videos)
-    return made
+        store.commit(store.part_name("train", [video.video_id for video in videos]), "train", videos)
+    return store
 
 
-def batches_of(source: Source, share: WorkerSlice, **changes) -> list[Batch]:
-    return list(source.batches(share, SETS, **{"seed": 0, "epoch": 0, "first_step": 0} | changes))
+def batches_of(source: Source, worker_slice: WorkerSlice, **changes) -> list[Batch]:
+    return list(source.batches(worker_slice, SETS, **{"seed": 0, "epoch": 0, "first_step": 0} | changes))
 
 
-def assert_equal(ours: list[Batch], theirs: list[Batch]) -> None:
-    assert len(ours) == len(theirs) > 0
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.videos.ids() == other.videos.ids()
+def assert_equal(actual: list[Batch], expected: list[Batch]) -> None:
+    assert len(actual) == len(expected) > 0
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.videos.ids() == theirs.videos.ids()
         for name in ("features_SVD", "positions_SV7", "masked_SV"):
-            torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=0)
+            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=0, atol=0)
 
 
-def seen(batches: list[Batch]) -> dict[str, tuple[bytes, bytes]]:
-    """What every video's two sets held."""
-    found = {}
+def contents_by_video(batches: list[Batch]) -> dict[str, tuple[bytes, bytes]]:
+    """Features and masks of both sets, per video."""
+    contents = {}
     for batch in batches:
         num_videos = len(batch.videos.rows_B)
         for row, video_id in enumerate(batch.videos.ids()):
-            assert video_id not in found, "a video comes once an epoch"
-            both = batch.features_SVD[[row, row + num_videos]], batch.masked_SV[[row, row + num_videos]]
-            found[video_id] = (both[0].numpy().tobytes(), both[1].numpy().tobytes())
-    return found
+            assert video_id not in contents, "a video is used once per epoch"
+            sets = [row, row + num_videos]
+            contents[video_id] = (batch.features_SVD[sets].numpy().tobytes(), batch.masked_SV[sets].numpy().tobytes())
+    return contents
 
 
 def test_memory_and_disk_give_the_same_batches(store, tmp_path):
     stored = StoredClips(store, "train")
-    share = WorkerSlice(4, 0, 1)
-    held = ResidentClips.of(stored.read(), CPU)
-    expected = batches_of(held, share)
+    worker_slice = WorkerSlice(4, 0, 1)
+    resident = ResidentClips.from_clips(stored.read(), CPU)
+    expected = batches_of(resident, worker_slice)
     assert len(expected) == 5
     mapped = opened_source(stored, Ingest(ingest="disk", cache=str(tmp_path / "cache")), CPU)
     assert mapped.ingest_mode == "disk"
-    assert_equal(batches_of(mapped, share), expected)
+    assert_equal(batches_of(mapped, worker_slice), expected)
     files = list((tmp_path / "cache").rglob("*.npy"))
     assert len(files) == 2
     times = [file.stat().st_mtime_ns for file in files]
     again = opened_source(stored, Ingest(ingest="disk", cache=str(tmp_path / "cache")), CPU)
-    assert_equal(batches_of(again, share), expected)
+    assert_equal(batches_of(again, worker_slice), expected)
     assert [file.stat().st_mtime_ns for file in files] == times
 
 
 def test_positions_are_normalised_and_features_are_those_of_the_store(store):
     stored = StoredClips(store, "train")
     raw = stored.read()
-    held = ResidentClips.of(raw, CPU)
-    batch = held.draw(torch.tensor([3, 7]), SETS, seed=0, epoch=0)
+    resident = ResidentClips.from_clips(raw, CPU)
+    batch = resident.draw(torch.tensor([3, 7]), SETS, seed=0, epoch=0)
     assert batch.features_SVD.shape == (4, 2, WIDTH)
     assert batch.features_SVD.dtype == torch.float32
     for row, place in enumerate((3, 7)):
-        for some in (batch.features_SVD[row], batch.features_SVD[row + 2]):
-            for feature in some.numpy():
+        for features in (batch.features_SVD[row], batch.features_SVD[row + 2]):
+            for feature in features.numpy():
                 assert (raw.features[place].astype(np.float32) == feature).all(1).any()
     normalised = normalised_positions(torch.from_numpy(raw.positions))
     for row, place in enumerate((3, 7)):
@@ -105,25 +105,25 @@ def test_positions_are_normalised_and_features_are_those_of_the_store(store):
 def test_every_epoch_sees_every_video_once_but_for_the_tail(store, ingest_mode, workers):
     stored = StoredClips(store, "train")
     source = opened_source(stored, Ingest(ingest=ingest_mode), CPU)
-    of_workers = [batches_of(source, WorkerSlice(4, rank, workers)) for rank in range(workers)]
-    assert {len(batches) for batches in of_workers} == {5}, "every worker makes the same number of steps"
+    batches_of_workers = [batches_of(source, WorkerSlice(4, rank, workers)) for rank in range(workers)]
+    assert {len(batches) for batches in batches_of_workers} == {5}, "every worker does the same number of steps"
     for step in range(5):
-        assert sum(len(batches[step].videos.rows_B) for batches in of_workers) == 4
-    together = seen([batch for batches in of_workers for batch in batches])
+        assert sum(len(batches[step].videos.rows_B) for batches in batches_of_workers) == 4
+    together = contents_by_video([batch for batches in batches_of_workers for batch in batches])
     assert len(together) == 20
-    # Sets and masks are a matter of the video, not of the ingest_mode, the worker or the step.
-    held = ResidentClips.of(stored.read(), CPU)
-    whole = seen([held.draw(torch.arange(NUM_VIDEOS), SETS, seed=0, epoch=0)])
-    assert together == {video_id: whole[video_id] for video_id in together}
-    other = batches_of(source, WorkerSlice(4, 0, workers), epoch=1)
-    assert [batch.videos.ids() for batch in other] != [batch.videos.ids() for batch in of_workers[0]]
+    # Sets and masks depend on the video, not on the ingest mode, the worker or the step.
+    resident = ResidentClips.from_clips(stored.read(), CPU)
+    expected = contents_by_video([resident.draw(torch.arange(NUM_VIDEOS), SETS, seed=0, epoch=0)])
+    assert together == {video_id: expected[video_id] for video_id in together}
+    second_epoch = batches_of(source, WorkerSlice(4, 0, workers), epoch=1)
+    assert [batch.videos.ids() for batch in second_epoch] != [batch.videos.ids() for batch in batches_of_workers[0]]
 
 
 @pytest.mark.parametrize("window_videos", [1, 5, 9, 100])
 def test_a_stream_goes_on_in_mid_epoch_whatever_the_window(store, window_videos):
     stored = StoredClips(store, "train")
     video_bytes = stored.num_bytes // NUM_VIDEOS
-    source = Streamed(stored, CPU, window_videos * video_bytes)
+    source = StreamedClips(stored, CPU, window_videos * video_bytes)
     for rank in (0, 1):
         whole = batches_of(source, WorkerSlice(4, rank, 2))
         for first_step in (1, 2, 4):
@@ -133,8 +133,8 @@ def test_a_stream_goes_on_in_mid_epoch_whatever_the_window(store, window_videos)
 
 def test_a_stream_shuffles_across_shards_within_its_window(store):
     stored = StoredClips(store, "train")
-    shard_of = {i: n for n, p in enumerate(stored.parts) for i in (stored.video_ids[at] for at in p.places)}
-    [first, *_] = batches_of(Streamed(stored, CPU, 2**20), WorkerSlice(10, 0, 1))
+    shard_of = {stored.video_ids[place]: shard for shard, part in enumerate(stored.parts) for place in part.places}
+    [first, *_] = batches_of(StreamedClips(stored, CPU, 2**20), WorkerSlice(10, 0, 1))
     assert len({shard_of[video_id] for video_id in first.videos.ids()}) > 2
 
 
@@ -157,13 +157,13 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(store, tmp_path, monke
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(UserError, match=r"cache: expected room for .* found: No space left on device; give another"):
+    with pytest.raises(UserError, match=r"cache: expected space for .* found: No space left on device; use another"):
         opened_source(StoredClips(store, "train"), Ingest(ingest="disk", cache=str(tmp_path / "cache")), CPU)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".npy", ".unfinished")]
 
 
 def test_a_damaged_shard_is_one_clear_line(store, tmp_path):
-    """In its data: the end of the file, which says what is where, is whole."""
+    """First in its data, while the footer of the Parquet file is intact; then cut in half."""
     part = Path(store.parts("features/part-train-")[1])
     whole = part.read_bytes()
     stored = StoredClips(store, "train")
@@ -186,8 +186,13 @@ def test_groups_are_held_out_whole(store):
 
     ids = StoredClips(store, "train").video_ids
     rows = [
-        {"video_id": i, "path": i, "group": f"g{n // 2}", "splits": [("default", "train" if n < 20 else "test")]}
-        for n, i in enumerate(ids)
+        {
+            "video_id": video_id,
+            "path": video_id,
+            "group": f"g{number // 2}",
+            "splits": [("default", "train" if number < 20 else "test")],
+        }
+        for number, video_id in enumerate(ids)
     ]
     store.replace_videos(pa.Table.from_pylist(rows, schema=pa.schema(list(COLUMNS))))
     train, held_out = training_clips(store, 0.4)
@@ -203,7 +208,7 @@ def test_what_fails_ahead_of_time_fails_in_its_turn():
         yield 1
         raise UserError("broken")
 
-    got = one_ahead(items())
-    assert next(got) == 1
+    numbers = prefetched(items())
+    assert next(numbers) == 1
     with pytest.raises(UserError, match="broken"):
-        next(got)
+        next(numbers)

@@ -91,14 +91,14 @@ def test_a_prefix_that_makes_odd_ids_is_refused(prefix):
         CorpusOptions(id_prefix=prefix)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.6])
-def test_the_test_share_is_an_option(tmp_path, share):
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.6])
+def test_the_test_share_is_an_option(tmp_path, fraction):
     text = "path,label\n" + "".join(f"{n}.mp4,a\n" for n in range(400))
     (tmp_path / "m.csv").write_text(text)
-    corpus = read_corpus(str(tmp_path / "m.csv"), CorpusOptions(test_share=share))
+    corpus = read_corpus(str(tmp_path / "m.csv"), CorpusOptions(test_share=fraction))
     num_test = sum(splits == {"default": "test"} for splits in splits_of(corpus).values())
-    assert num_test == pytest.approx(400 * share, abs=30)
-    assert f"{share:.0%}".replace("%", " % test") in corpus.split_note
+    assert num_test == pytest.approx(400 * fraction, abs=30)
+    assert f"{fraction:.0%}".replace("%", " % test") in corpus.split_note
 
 
 def test_a_glob_takes_ids_from_the_part_before_the_first_wildcard(folder):
@@ -132,7 +132,7 @@ def test_a_glob_below_a_uri(folder, pattern, ids):
 
 
 def test_two_stars_have_to_stand_alone_below_a_uri(folder):
-    with pytest.raises(UserError, match=r"expected \*\* in a glob to stand between two /"):
+    with pytest.raises(UserError, match=r"expected \*\* to stand alone between two / of a glob"):
         read_corpus(f"file://{folder}/a**/x.mp4")
 
 
@@ -231,8 +231,10 @@ def test_several_labels_targets_and_whole_numbers_in_parquet(tmp_path):
 def test_only_videos_with_a_label_are_test_videos(tmp_path, known):
     rows = "".join(f"{n}.mp4,{n if n % 2 else ''}\n" for n in range(200))
     splits = splits_of(manifest(tmp_path, f"path,{known}\n{rows}"))
-    tested = {int(video_id.removesuffix(".mp4")) % 2 for video_id, at in splits.items() if at["default"] == "test"}
-    assert tested == {1}
+    remainders = {
+        int(video_id.removesuffix(".mp4")) % 2 for video_id, subsets in splits.items() if subsets["default"] == "test"
+    }
+    assert remainders == {1}
 
 
 def test_videos_without_any_label_are_training_videos(tmp_path):
@@ -244,11 +246,11 @@ def test_videos_without_any_label_are_training_videos(tmp_path):
 def test_groups_stay_together_in_a_hashed_split(tmp_path):
     rows = "".join(f"{n}.mp4,{'ab'[n % 2]},g{n // 4}\n" for n in range(80))
     corpus = manifest(tmp_path, "path,label,group\n" + rows)
-    splits: dict[str, set[str]] = {}
+    subsets_of_group: dict[str, set[str]] = {}
     for video_id, group in column(corpus, "group").items():
-        splits.setdefault(group, set()).add(splits_of(corpus)[video_id]["default"])
-    assert all(len(found) == 1 for found in splits.values())
-    assert {split for found in splits.values() for split in found} == {"train", "test"}
+        subsets_of_group.setdefault(group, set()).add(splits_of(corpus)[video_id]["default"])
+    assert all(len(subsets) == 1 for subsets in subsets_of_group.values())
+    assert set().union(*subsets_of_group.values()) == {"train", "test"}
     assert "hash of the group" in corpus.split_note
 
 
@@ -256,38 +258,38 @@ def test_groups_stay_together_in_a_hashed_split(tmp_path):
     ("text", "message"),
     [
         ("file,label\na.mp4,x\n", "expected a column 'path', found file, label"),
-        ("path,split\na.mp4,tset\n", "expected a split of train, validation, test, found 'tset' for 'a.mp4'"),
-        ("path,split_2\na.mp4,tset\n", "expected a split of train, validation, test, found 'tset' for 'a.mp4'"),
+        ("path,split\na.mp4,tset\n", "expected one of train, validation, test as split, found 'tset' for 'a.mp4'"),
+        ("path,split_2\na.mp4,tset\n", "expected one of train, validation, test as split, found 'tset' for 'a.mp4'"),
         ("path\na.mp4\na.mp4\n", "expected every video once, found 'a.mp4' more than once"),
-        ("path,group,split\na,g,train\nb,g,test\n", "expected each group in one split, found group 'g'"),
+        ("path,group,split\na,g,train\nb,g,test\n", "expected each group in one subset, found group 'g'"),
         ("path,group,split_2\na,g,train\nb,g,test\n", "found group 'g' in train and test of split '2'"),
-        ("path\n", "found no row"),
+        ("path\n", "expected videos, found no rows in"),
         ("", "expected a readable manifest"),
         ("path,path\na,b\n", "expected every column once, found 'path'"),
         ("path,split,split_default\na,train,test\n", "expected every split once, found 'default'"),
-        ("path,label\na,x\n,y\n", "expected a value of 'path' in every row, found none in row 2"),
-        ("id,path\n1,a\n ,b\n", "expected a value of 'id' in every row, found none in row 2"),
-        ("path,target\na,1\nb,tall\n", "expected a number as target, found 'tall' in row 2"),
-        ("path,target\na,inf\n", "expected a number as target, found 'inf' in row 1"),
+        ("path,label\na,x\n,y\n", "expected a value for 'path' in every row, found none in row 2"),
+        ("id,path\n1,a\n ,b\n", "expected a value for 'id' in every row, found none in row 2"),
+        ("path,target\na,1\nb,tall\n", "expected a finite number as target, found 'tall' in row 2"),
+        ("path,target\na,inf\n", "expected a finite number as target, found 'inf' in row 1"),
         ("path,label\na,b,c\n", "expected a readable manifest"),
         ("path,splits\na,train\n", "expected columns 'split' or 'split_NAME', found 'splits'"),
     ],
 )
 def test_a_wrong_manifest_is_refused_in_one_line(tmp_path, text, message):
-    with pytest.raises(UserError, match=message) as refused:
+    with pytest.raises(UserError, match=message) as caught:
         manifest(tmp_path, text)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1 cut short", b"PAR1" + bytes(40) + b"PAR1"])
 def test_a_damaged_parquet_manifest_is_refused(tmp_path, data):
     (tmp_path / "m.parquet").write_bytes(data)
-    with pytest.raises(UserError, match="expected a readable manifest") as refused:
+    with pytest.raises(UserError, match="expected a readable manifest") as caught:
         read_corpus(str(tmp_path / "m.parquet"))
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_groups_may_change_sides_from_one_split_to_the_next(tmp_path):
+def test_groups_may_be_in_different_subsets_of_different_splits(tmp_path):
     corpus = manifest(tmp_path, "path,group,split_1,split_2\na,g,train,test\nb,g,train,test\n")
     assert splits_of(corpus)["b"] == {"1": "train", "2": "test"}
 
@@ -314,18 +316,18 @@ def test_paths_of_a_manifest_at_a_uri_are_below_that_uri(folder):
     assert videos[0]["size_bytes"] == 3
 
 
-def test_remote_files_are_asked_side_by_side_and_one_that_fails_is_only_unknown(tmp_path, monkeypatch):
-    num_at_once, most_at_once, lock = 0, 0, threading.Lock()
+def test_remote_sizes_are_read_concurrently_and_one_that_fails_is_null(tmp_path, monkeypatch):
+    num_at_once, max_at_once, lock = 0, 0, threading.Lock()
 
     class Info:
         size = 5
 
     class Slow:
         def get_file_info(self, path):
-            nonlocal num_at_once, most_at_once
+            nonlocal num_at_once, max_at_once
             with lock:
                 num_at_once += 1
-                most_at_once = max(most_at_once, num_at_once)
+                max_at_once = max(max_at_once, num_at_once)
             time.sleep(0.05)
             with lock:
                 num_at_once -= 1
@@ -333,17 +335,17 @@ def test_remote_files_are_asked_side_by_side_and_one_that_fails_is_only_unknown(
                 raise RuntimeError("the server has gone")
             return Info()
 
-    plain = manifests.filesystem_of
+    original = manifests.filesystem_of
     monkeypatch.setattr(
         manifests,
         "filesystem_of",
-        lambda location: (Slow(), location) if location.startswith("s3://") else plain(location),
+        lambda location: (Slow(), location) if location.startswith("s3://") else original(location),
     )
     corpus = manifest(tmp_path, "path\n" + "".join(f"s3://bucket/{n}\n" for n in range(32)))
     sizes = column(corpus, "size_bytes")
     assert sizes.pop("s3://bucket/7") is None
     assert set(sizes.values()) == {5}
-    assert 2 <= most_at_once <= 16
+    assert 2 <= max_at_once <= 16
 
 
 def test_nothing_to_read_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Official layouts, on miniatures of the data sets in the formats of their own lists."""
+"""Official layouts, on tiny copies of the data sets with lists in the official formats."""
 
 import dataclasses
 import json
@@ -46,12 +46,12 @@ def ucf101(tmp_path):
     lists = tmp_path / "ucfTrainTestlist"
     write(lists / "classInd.txt", "1 Archery\r\n2 HandstandPushups\r\n")
     hand = "HandstandPushups/v_HandStandPushups_g08_c01.avi"
-    one, two, eight = (f"Archery/v_Archery_{name}.avi" for name in ("g01_c01", "g01_c02", "g08_c01"))
-    write(lists / "trainlist01.txt", f"{eight} 1\r\n{hand} 2\r\nArchery/v_Archery_g09_c01.avi 1\r\n")
-    write(lists / "testlist01.txt", f"{one}\r\n{two}\r\n")
-    write(lists / "trainlist02.txt", f"{one} 1\n{two} 1\n")
-    write(lists / "testlist02.txt", f"{eight}\n{hand}\n")
-    write(lists / "trainlist03.txt", f"{one} 1\n{two} 1\n{eight} 1\n")
+    clip_1_1, clip_1_2, clip_8_1 = (f"Archery/v_Archery_{name}.avi" for name in ("g01_c01", "g01_c02", "g08_c01"))
+    write(lists / "trainlist01.txt", f"{clip_8_1} 1\r\n{hand} 2\r\nArchery/v_Archery_g09_c01.avi 1\r\n")
+    write(lists / "testlist01.txt", f"{clip_1_1}\r\n{clip_1_2}\r\n")
+    write(lists / "trainlist02.txt", f"{clip_1_1} 1\n{clip_1_2} 1\n")
+    write(lists / "testlist02.txt", f"{clip_8_1}\n{hand}\n")
+    write(lists / "trainlist03.txt", f"{clip_1_1} 1\n{clip_1_2} 1\n{clip_8_1} 1\n")
     write(lists / "testlist03.txt", f"{hand}\n")
     return tmp_path / "UCF-101"
 
@@ -76,20 +76,20 @@ def test_ucf101(ucf101, layout):
     assert corpus.split_names == ("1", "2", "3")
     assert corpus.split_note == (
         f"official splits 1, 2, 3 of UCF-101, from {ucf101.parent}/ucfTrainTestlist"
-        "; 1 listed video is not there; 1 video in no split"
+        "; 1 listed video is missing; 1 video in no split"
     )
 
 
-def test_the_lists_may_be_inside_the_folder_or_be_said(ucf101, tmp_path):
+def test_the_lists_may_be_inside_the_folder_or_given_as_annotations(ucf101, tmp_path):
     corpus = read_corpus(str(tmp_path))
     assert rows_of(corpus) == {f"UCF-101/{video_id}": row for video_id, row in UCF101.items()}
     (tmp_path / "ucfTrainTestlist").rename(tmp_path / "elsewhere")
     assert "by a hash" in read_corpus(str(ucf101)).split_note
     options = CorpusOptions(annotations=str(tmp_path / "elsewhere"))
     assert rows_of(read_corpus(str(ucf101), options)) == UCF101
-    only = CorpusOptions(annotations=str(tmp_path / "elsewhere" / "trainlist02.txt"))
-    assert read_corpus(str(ucf101), only).split_names == ("2",)
-    assert read_corpus(str(ucf101), only).split_note.startswith("official split 2 of UCF-101, from ")
+    single_list = CorpusOptions(annotations=str(tmp_path / "elsewhere" / "trainlist02.txt"))
+    assert read_corpus(str(ucf101), single_list).split_names == ("2",)
+    assert read_corpus(str(ucf101), single_list).split_note.startswith("official split 2 of UCF-101, from ")
 
 
 def test_videos_and_lists_at_a_uri(ucf101):
@@ -121,7 +121,7 @@ def test_a_flat_folder_has_its_labels_from_the_lists(tmp_path):
     }
 
 
-def test_of_lists_of_several_data_sets_those_count_that_name_the_videos(ucf101):
+def test_the_lists_that_name_the_videos_are_used(ucf101):
     make(ucf101.parent / "other", "1.webm")
     write(ucf101.parent / "train.json", '[{"id": "1", "template": "Holding [something]"}]')
     assert rows_of(read_corpus(str(ucf101.parent / "other"))) == {
@@ -166,9 +166,9 @@ def test_hmdb51(hmdb51, layout):
             "brush_hair/#20_brush_hair",
             {"2": "test", "3": "train"},
         ),
-        # The same movie in another class is another group: the splits are drawn class by class.
+        # The same movie in another class is another group, because the splits are drawn per class.
         "wave/April_09_wave_f_cm_np1_ba_med_0.avi": ("wave", "wave/April_09", {"1": "test"}),
-        # A group that split 1 cuts through is none.
+        # Split 1 divides this group, so its videos have no group.
         "wave/cut_wave_f_cm_np1_ba_med_0.avi": ("wave", None, {"1": "train", "2": "train"}),
         "wave/cut_wave_f_cm_np1_ba_med_1.avi": ("wave", None, {"1": "test", "2": "train"}),
         "wave/new_wave_f_cm_np1_ba_med_0.avi": ("wave", "wave/new", {}),
@@ -222,7 +222,7 @@ def test_kinetics(kinetics, layout):
     }
     assert corpus.split_note == (
         f"official split of Kinetics, from {kinetics}/annotations"
-        "; 3 listed videos are not there; 2 videos in no list left out"
+        "; 3 listed videos are missing; 2 unlisted videos left out"
     )
 
 
@@ -281,7 +281,7 @@ def test_ssv2(ssv2, layout):
     }
     assert corpus.split_note == (
         f"official split of Something-Something V2, from {ssv2.parent}/labels"
-        "; 1 listed video is not there; 1 video in no split"
+        "; 1 listed video is missing; 1 video in no split"
     )
 
 
@@ -309,7 +309,7 @@ def test_annotations_that_are_none_are_refused(tmp_path):
 def test_a_manifest_has_no_layout(tmp_path):
     write(tmp_path / "m.csv", "path\na.mp4\n")
     for options in (CorpusOptions(layout="ucf101"), CorpusOptions(annotations=str(tmp_path))):
-        with pytest.raises(UserError, match="expected them with a folder or a glob, found the manifest"):
+        with pytest.raises(UserError, match="expected a folder or a glob with them, found the manifest"):
             read_corpus(str(tmp_path / "m.csv"), options)
 
 
@@ -320,14 +320,16 @@ def test_lists_of_other_videos_beside_a_folder_do_not_matter(ucf101):
     write(ucf101.parent / "train.json", '{"id": 3}')
     assert "by a hash" in read_corpus(str(other)).split_note
     with pytest.raises(
-        UserError, match=r"expected the videos of the UCF-101 lists .* found 0 of 2 videos named there$"
+        UserError, match=r"expected the videos of the UCF-101 lists .* found 0 of 2 videos in these lists$"
     ):
         read_corpus(str(other), CorpusOptions(layout="ucf101"))
 
 
-def test_lists_that_name_few_of_the_videos_have_to_be_asked_for(ucf101):
+def test_lists_that_name_few_of_the_videos_need_an_explicit_layout(ucf101):
     make(ucf101, *(f"Mine/{number}.mp4" for number in range(9)))
-    with pytest.raises(UserError, match="found 4 of 14 videos named there; --layout says whether they count"):
+    with pytest.raises(
+        UserError, match="found 4 of 14 videos in these lists; use --layout to accept or ignore the lists"
+    ):
         read_corpus(str(ucf101))
     corpus = read_corpus(str(ucf101), CorpusOptions(layout="ucf101"))
     assert rows_of(corpus)["Mine/3.mp4"] == ("Mine", None, {})
@@ -349,8 +351,16 @@ def test_a_folder_above_that_cannot_be_listed_does_not_matter(tmp_path, monkeypa
     [
         ("trainlist01.txt", "v_Archery_g01_c01.avi 1\n", r"trainlist01.txt: expected lines such as .*, found 'v_Arch"),
         ("wave_test_split1.txt", "a.avi 3\n", "wave_test_split1.txt: expected lines such as NAME.avi 1.*'a.avi 3'"),
-        ("train.csv", "youtube_id,split\na,tset\n", "train.csv, line 2: expected a split, found 'tset'"),
-        ("train.csv", "youtube_id,time_start,time_end\na,x,9\n", "line 2: expected seconds, found 'x' and '9'"),
+        (
+            "train.csv",
+            "youtube_id,split\na,tset\n",
+            "train.csv, line 2: expected one of train, validation, test as split, found 'tset'",
+        ),
+        (
+            "train.csv",
+            "youtube_id,time_start,time_end\na,x,9\n",
+            "line 2: expected start and end in seconds, found 'x' and '9'",
+        ),
         ("train.csv", "youtube_id,label\n,run\n", "line 2: expected a youtube_id, found none"),
         ("train.json", '[{"id": "1"', "train.json: expected a list of objects with an id, found"),
         ("train.json", '[{"id": "1"}, 3]', "train.json: expected a list of objects with an id, found"),
@@ -359,15 +369,15 @@ def test_a_folder_above_that_cannot_be_listed_does_not_matter(tmp_path, monkeypa
 def test_a_damaged_list_is_refused_in_one_line(tmp_path, name, text, message):
     make(tmp_path / "videos", "a/1.mp4")
     write(tmp_path / name, text)
-    with pytest.raises(UserError, match=message) as refused:
+    with pytest.raises(UserError, match=message) as caught:
         read_corpus(str(tmp_path / "videos"))
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_list_that_is_no_text_is_refused(tmp_path):
     make(tmp_path / "videos", "a/1.mp4")
     (tmp_path / "trainlist01.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(UserError, match=r"trainlist01\.txt: expected a text in UTF-8"):
+    with pytest.raises(UserError, match=r"trainlist01\.txt: expected text in UTF-8"):
         read_corpus(str(tmp_path / "videos"))
 
 

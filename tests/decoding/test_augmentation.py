@@ -1,4 +1,4 @@
-"""Mode augmented: the boxes, the looks and their odds, and each change against torchvision's."""
+"""Mode augmented: the boxes, the appearances and their probabilities, and each change compared with torchvision's."""
 
 import itertools
 import math
@@ -34,7 +34,7 @@ def test_boxes_have_the_areas_and_aspects_of_the_method():
     assert areas.max() < 0.767
     assert 0.745 < aspects.min() < 0.76
     assert 1.32 < aspects.max() < 1.34
-    # Uniform in area, but for large boxes that do not fit; even in the logarithm of the aspect.
+    # Uniform in area, except for large boxes that do not fit; uniform in the logarithm of the aspect.
     small = areas[areas < 0.4]
     assert np.mean(small < 0.3) == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(len(small)))
     assert np.mean(np.log(aspects[areas < 0.4])) == pytest.approx(0, abs=4 * 0.17 / math.sqrt(len(small)))
@@ -61,19 +61,21 @@ def test_looks_are_as_frequent_as_the_method_says():
     clips = plans(num_videos=400)
     looks = [clip.appearance for clip in clips]
     assert all(look is not None for look in looks)
-    for share, seen in [
+    for probability, drawn in [
         (0.8, [bool(look.jitter) for look in looks]),
         (0.2, [look.grey for look in looks]),
         (0.5, [look.blur_px > 0 for look in looks]),
         (0.5, [clip.flipped for clip in clips]),
     ]:
-        assert np.mean(seen) == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / len(looks)))
+        assert np.mean(drawn) == pytest.approx(
+            probability, abs=4 * math.sqrt(probability * (1 - probability) / len(looks))
+        )
     amounts: dict[str, list[float]] = {}
     for name, amount in itertools.chain.from_iterable(look.jitter for look in looks):
         amounts.setdefault(name, []).append(amount)
     ranges = {name: (0.4, 1.6) for name in ("brightness", "contrast", "saturation")} | {"hue": (-0.15, 0.15)}
     blurs = [look.blur_px for look in looks if look.blur_px > 0]
-    for values, (low, high) in [*((amounts[name], reach) for name, reach in ranges.items()), (blurs, (0.1, 2.0))]:
+    for values, (low, high) in [*((amounts[name], limits) for name, limits in ranges.items()), (blurs, (0.1, 2.0))]:
         span = high - low
         assert low <= min(values) < low + 0.02 * span
         assert high - 0.02 * span < max(values) <= high
@@ -81,7 +83,7 @@ def test_looks_are_as_frequent_as_the_method_says():
     orders = [tuple(name for name, _ in look.jitter) for look in looks if look.jitter]
     counts = [orders.count(order) for order in itertools.permutations(ranges)]
     expected = len(orders) / 24
-    assert sum((count - expected) ** 2 / expected for count in counts) < 58, "not every order is as likely"
+    assert sum((count - expected) ** 2 / expected for count in counts) < 58, "not every order is equally likely"
 
 
 def test_the_draws_of_one_plan_are_pinned():
@@ -98,14 +100,14 @@ def test_the_draws_of_one_plan_are_pinned():
 
 @pytest.fixture
 def frame() -> np.ndarray:
-    """A colourful picture, darker at the left, so that a part of it has another mean than the whole."""
+    """A colourful picture, darker at the left, so that the mean of a crop differs from the mean of the whole."""
     y, x = np.mgrid[0:120, 0:160].astype(float)
     waves = np.stack([np.sin(x / 17 + y / 29), np.sin(y / 13), np.sin((x - y) / 23)], -1)
     return (20 + 1.0 * x[..., None] + 40 * (1 + waves)).clip(0, 255).astype(np.uint8)
 
 
 def changed(image: np.ndarray, name: str, amount: float) -> np.ndarray:
-    """Torchvision's, on a PIL image as the authors used it."""
+    """The change by torchvision, on a PIL image as the authors used it."""
     return np.asarray(getattr(functional, f"adjust_{name}")(Image.fromarray(image), amount))
 
 
@@ -118,7 +120,7 @@ def test_each_change_is_torchvisions_on_the_whole_frame(frame, name, amount):
     cut = frame[10:74, 6:70]
     ours = apply_augmentation(cut, frame, replace(PLAIN, jitter=((name, amount),)), (1.0, 1.0))
     assert np.abs(ours.astype(int) - changed(frame, name, amount)[10:74, 6:70]).max() <= 2
-    assert np.abs(ours.astype(int) - cut).mean() > 2, "no change at all"
+    assert np.abs(ours.astype(int) - cut).mean() > 2, "nothing changed"
     tensor = functional.to_image(Image.fromarray(frame))
     theirs = getattr(functional, f"adjust_{name}")(tensor, amount).permute(1, 2, 0).numpy()[10:74, 6:70]
     assert np.abs(ours.astype(int) - theirs).mean() < 3
@@ -132,11 +134,11 @@ def test_contrast_turns_about_the_mean_of_the_frame_as_it_is_by_then(frame):
             whole = changed(whole, name, amount)
         ours = apply_augmentation(cut, frame, replace(PLAIN, jitter=order), (1.0, 1.0))
         assert np.abs(ours.astype(int) - whole[:40, :40]).max() <= 3
-    one, other = (
+    first, second = (
         apply_augmentation(cut, frame, replace(PLAIN, jitter=jitter), (1.0, 1.0))
         for jitter in ((("brightness", 1.6), ("contrast", 0.4)), (("contrast", 0.4), ("brightness", 1.6)))
     )
-    assert np.abs(one.astype(int) - other).mean() > 5, "the order matters"
+    assert np.abs(first.astype(int) - second).mean() > 5, "the order makes no difference"
 
 
 def test_grey_has_equal_channels_and_comes_after_the_colours(frame):
@@ -149,21 +151,21 @@ def test_grey_has_equal_channels_and_comes_after_the_colours(frame):
 @pytest.mark.parametrize("scale", [(1.0, 1.0), (2.0, 2.0), (0.7, 1.9)])
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0])
 def test_blur_has_its_width_in_pixels_of_the_frame(sigma, scale):
-    """A step's spread, measured on a cut that was resized by `scale`."""
+    """The spread of an edge, measured on a crop that was resized by `scale`."""
     down, across = scale
     cut = np.zeros((64, 64, 3), np.uint8)
     cut[32:, :, 0], cut[:, 32:, 1] = 250, 250
     blurred = apply_augmentation(cut, cut, replace(PLAIN, blur_px=sigma), scale).astype(float)
     for slope, wanted in ((np.diff(blurred[:, 8, 0]), sigma * down), (np.diff(blurred[8, :, 1]), sigma * across)):
-        weights, at = slope / slope.sum(), np.arange(len(slope))
-        centre = (weights * at).sum()
+        weights, index = slope / slope.sum(), np.arange(len(slope))
+        centre = (weights * index).sum()
         assert centre == pytest.approx(31, abs=0.1)
-        spread = math.sqrt((weights * (at - centre) ** 2).sum())
+        spread = math.sqrt((weights * (index - centre) ** 2).sum())
         assert spread == pytest.approx(wanted, rel=0.08, abs=0.06)
 
 
 def test_all_frames_of_a_clip_look_alike_and_are_those_of_the_plan(tmp_path):
-    """Of a picture that stands still, every frame is the plain cut with the look of the plan."""
+    """In a video of one still picture, every frame is the plain crop with the planned appearance."""
     y, x = np.mgrid[0:120, 0:160]
     still = np.stack([60 + x / 2, 200 - y, 40 + (x + y) / 2], -1).astype(np.uint8)
     path = tmp_path / "still.mp4"

@@ -1,4 +1,4 @@
-"""A cut is the whole frame converted, turned, cropped and resized, in whatever format it was decoded."""
+"""A crop equals the whole frame converted, turned, cropped and resized, for every decoded pixel format."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -42,7 +42,7 @@ def encode(path: Path, *, size=(120, 180), pix_fmt="yuv420p", codec="libx264", d
 
 
 def whole_frames(path: Path, degrees: int) -> list[np.ndarray]:
-    """Every frame as it is shown: RGB, turned counter-clockwise as the display matrix asks for."""
+    """Every frame as it is shown: RGB, turned counter-clockwise by the display matrix."""
     with av.open(str(path)) as container:
         return [np.rot90(frame.to_ndarray(format="rgb24"), degrees // 90) for frame in container.decode(video=0)]
 
@@ -86,7 +86,7 @@ def test_cuts_of_odd_sizes(tmp_path, codec, pix_fmt, degrees):
 @pytest.mark.parametrize("size", [(96, 400), (300, 90), (40, 34)])
 @pytest.mark.parametrize("input_size_px", [32, 112])
 def test_cuts_of_wide_tall_and_small_frames(tmp_path, size, input_size_px):
-    # Boxes that are cut together lie up to half a pixel of the cut beside their places: here 1.5 of the frame.
+    # Boxes that are cut together may be off by half a pixel of the crop: here 1.5 pixels of the frame.
     assert_cuts_are_right(encode(tmp_path / "video.mp4", size=size), input_size_px=input_size_px, tolerance=4.5)
 
 
@@ -116,7 +116,7 @@ def test_cuts_have_the_colours_of_the_whole_frame(tmp_path, pix_fmt, colours):
 )
 def test_cuts_of_rare_formats(tmp_path, suffix, codec, pix_fmt):
     path = encode(tmp_path / f"video{suffix}", codec=codec, pix_fmt=pix_fmt)
-    # Their chroma is coarse: resized before or after makes a difference.
+    # Their chroma is coarse, so the order of cropping and resizing makes a difference.
     assert_cuts_are_right(path, tolerance=6.0)
 
 
@@ -126,6 +126,6 @@ def test_a_stamp_rounded_to_a_millisecond_means_the_same_frame(tmp_path):
         decode_clips(str(encode(tmp_path / f"video{suffix}")), "id", "eval", sampling, [64]).pixels[0].astype(float)
         for suffix in (".mp4", ".mkv")
     ]
-    # Encoded twice, which is not the same to the last bit; another frame would differ far more.
+    # The two encodings are not bit-identical, but a different frame would differ far more.
     frames_apart = np.abs(np.diff(clips[0], axis=1)).mean()
     assert np.abs(clips[0] - clips[1]).mean() < 0.1 * frames_apart

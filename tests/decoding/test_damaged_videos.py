@@ -1,4 +1,4 @@
-"""Damaged files: clips of the right shape, or an error with its reason; never the end of the decoder."""
+"""Damaged files give clips of the right shape or an error with a reason, and never end the decoder."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
 
 
 def damaged(content: bytes, rng: np.random.Generator, *, header_too: bool) -> bytes:
-    """Cut short at a random place, or with random bytes changed; or both."""
+    """The content cut short at a random place, with random bytes changed, or both."""
     data = np.frombuffer(content, np.uint8).copy()
     kind = rng.integers(3)
     if kind != 0:
@@ -69,7 +69,7 @@ def test_of_sixty_damaged_files_each_gives_clips_or_a_reason(whole, tmp_path):
                 continue
             assert decoded.positions.shape == (4, 7)
             assert np.isfinite(decoded.positions).all()
-            assert decoded.geometry.duration_s < 3600, "a changed byte made hours of seconds"
+            assert decoded.geometry.duration_s < 3600, "a changed byte turned seconds into hours"
         after = attempt(decoder, good, pixels)[0]
     expected = decode_clips(str(good), "id", "train", SAMPLING, [32])
     np.testing.assert_array_equal(after.positions, expected.positions)
@@ -84,14 +84,14 @@ def test_half_of_a_file_that_begins_with_its_index_is_cut_short(tmp_path, mode):
     half.write_bytes(_faststart(path, tmp_path))
     for source in (str(half), lambda: half.open("rb")):
         with pytest.raises(
-            VideoError, match=r"^(cut short: 10\.\d+ s promised, frames end at [3-6]|damaged)"
+            VideoError, match=r"^(cut short: expected 10\.\d+ s, found frames up to [3-6]|damaged)"
         ) as caught:
             decode_clips(source, "id", mode, Sampling(clips=16), [32])
         assert caught.value.stage == "decode"
 
 
 def _faststart(path: Path, folder: Path) -> bytes:
-    """The first half of the same video with its index at the front."""
+    """The first half of the same video after its index has been moved to the front."""
     moved = folder / "moved.mp4"
     with av.open(str(path)) as source, av.open(str(moved), "w", options={"movflags": "faststart"}) as out:
         target = out.add_stream_from_template(source.streams.video[0])

@@ -1,4 +1,4 @@
-"""The right frames, the right box, and a reason for every video that has none."""
+"""The right frames and the right boxes, and a reason for every video that cannot be decoded."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +18,7 @@ SAMPLING = Sampling(clips=4, frames=4, stride=2, fps=30.0)
 
 
 def numbered_frames(count: int, height: int = 64, width: int = 96) -> np.ndarray:
-    """Frames whose brightness is their number: 5 grey levels apart, far above what the codec blurs."""
+    """Frames whose brightness encodes their number: 5 grey levels apart, far more than the loss of the codec."""
     assert 10 + 5 * count < 256
     levels = (10 + 5 * np.arange(count, dtype=np.uint8))[:, None, None, None]
     return np.broadcast_to(levels, (count, height, width, 3)).copy()
@@ -111,7 +111,7 @@ def broken(folder: Path, kind: str) -> Path:
     ("kind", "stage", "reason"),
     [
         ("empty", "open", "not a readable video: the file is empty"),
-        ("text", "open", "not a readable video: damaged, cut short, or no video at all"),
+        ("text", "open", "not a readable video: damaged, cut short, or not a video"),
         ("head", "open", "not a readable video|no video stream"),
         ("cut", "decode", "cut short|damaged"),
     ],
@@ -146,7 +146,7 @@ def test_odd_files_decode_or_have_a_reason(path):
 
 
 def test_scrambled_stamps_fall_back_on_the_decoders_order(real_media):
-    """The presentation stamps of these files are not monotonic; neighbouring frames must still be alike."""
+    """The presentation stamps of these files are not monotonic; neighbouring frames must still be similar."""
     path = real_media / "videos/ut_interaction/kick/13_3_2.avi"
     clips = decode_clips(str(path), "id", "eval", Sampling(stride=1), [64])
     video = clips.pixels[0][1].astype(float)

@@ -1,4 +1,4 @@
-"""A decoder that crashes, hangs or takes all memory costs one video."""
+"""A decoder that crashes, hangs or uses all memory costs only one video."""
 
 import os
 import signal
@@ -18,13 +18,13 @@ from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
 from scale_ray.errors import VideoError
 
 SAMPLING = Sampling(clips=3, frames=4)
-SIDES = (32, 48)
-SIZES = [int(np.prod(pixel_shape("train", SAMPLING, side))) for side in SIDES]
+INPUT_SIZES_PX = (32, 48)
+NUM_BYTES = [int(np.prod(pixel_shape("train", SAMPLING, size))) for size in INPUT_SIZES_PX]
 
 
 @pytest.fixture
 def pixels() -> SharedPixels:
-    return SharedPixels(sum(SIZES))
+    return SharedPixels(sum(NUM_BYTES))
 
 
 @pytest.fixture
@@ -33,16 +33,16 @@ def whole(videos: Path) -> str:
 
 
 def request(path: str) -> Request:
-    return Request(path, "id", "train", SAMPLING, SIDES, (0, SIZES[0]))
+    return Request(path, "id", "train", SAMPLING, INPUT_SIZES_PX, (0, NUM_BYTES[0]))
 
 
 def test_the_child_writes_the_pixels_of_a_plain_call(whole, pixels):
     with Decoder(timeout_s=60, memory_gib=8) as decoder:
         decoded = decoder.decode(request(whole), pixels)
-    expected = decode_clips(whole, "id", "train", SAMPLING, SIDES)
+    expected = decode_clips(whole, "id", "train", SAMPLING, INPUT_SIZES_PX)
     np.testing.assert_array_equal(decoded.positions, expected.positions)
     assert decoded.geometry == expected.geometry
-    for array, offset, size in zip(expected.pixels, (0, SIZES[0]), SIZES, strict=True):
+    for array, offset, size in zip(expected.pixels, (0, NUM_BYTES[0]), NUM_BYTES, strict=True):
         assert bytes(pixels.memory[offset : offset + size]) == array.tobytes()
 
 
@@ -59,7 +59,7 @@ def test_a_bad_video_comes_back_as_its_reason_and_the_child_lives_on(videos, who
 
 @pytest.fixture
 def broken(tmp_path, monkeypatch):
-    """Children whose decoding of `broken:...` misbehaves as the path says."""
+    """Child processes in which decoding misbehaves in the way that the path names."""
     code = tmp_path / "sitecustomize.py"
     code.write_text(
         """

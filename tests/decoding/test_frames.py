@@ -1,4 +1,4 @@
-"""What is skipped changes nothing: frames, positions and time stamps are those of a reading from the start."""
+"""Skipping changes no result: frames, positions and time stamps are the same as when reading from the start."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 from support.command import SHARED
-from support.videos import KEPT_BACK, SIDE, encode
+from support.videos import INPUT_SIZE_PX, KEPT_BACK, encode
 
 from scale_ray.config import Sampling
 from scale_ray.decoding import decode as decoding
@@ -20,7 +20,7 @@ SAMPLING = Sampling(clips=4, frames=4, stride=2)
 
 
 def repeated(once: Path, path: Path, *, times: int = 12, shift_s: float = 0.0, **options: str) -> Path:
-    """The packets of ten seconds over and over, beginning `shift_s` late."""
+    """The packets of ten seconds, repeated `times` times and shifted by `shift_s`."""
     with av.open(str(path), "w", options=options) as out:
         target = None
         for round_ in range(times):
@@ -39,7 +39,7 @@ def repeated(once: Path, path: Path, *, times: int = 12, shift_s: float = 0.0, *
 
 
 class Counted(FrameReader):
-    """Counts what is decoded; reads from the start where `forward`."""
+    """Counts the decoded frames; with `forward`, reads from the start without seeking."""
 
     forward = False
     num_decoded = 0
@@ -63,13 +63,13 @@ def read(
 ) -> tuple[DecodedClips | VideoError, int]:
     Counted.forward, Counted.num_decoded = forward, 0
     try:
-        return decode_clips(str(path), video_id, mode, sampling, [SIDE]), Counted.num_decoded
+        return decode_clips(str(path), video_id, mode, sampling, [INPUT_SIZE_PX]), Counted.num_decoded
     except VideoError as error:
         return error, Counted.num_decoded
 
 
 def assert_exact(path: Path, video_ids: str, **kind) -> tuple[int, int]:
-    """Frames decoded with and without skipping, for all ids together."""
+    """Check that skipping changes no result; return the frames decoded with and without it, for all ids together."""
     sparse_decoded, all_decoded = 0, 0
     for video_id in video_ids:
         (sparse, fewer), (whole, number) = (read(path, video_id, forward=forward, **kind) for forward in (False, True))
@@ -128,24 +128,24 @@ UNINDEXED = {
 def test_without_an_index_the_frames_are_exact(tmp_path, name):
     suffix, codec, options = UNINDEXED[name]
     sparse, whole = assert_exact(video_of(tmp_path, suffix, codec, options), "ace")
-    assert sparse < 1.1 * whole, "a seek that leads astray costs more than it saves"
+    assert sparse < 1.1 * whole, "seeks to the wrong place cost more than they save"
 
 
 def test_a_stream_refreshed_without_key_frames_is_exact(tmp_path):
-    """x264's intra refresh: after a seek, pictures are whole only some seconds later."""
+    """Intra refresh of x264: after a seek, pictures are complete only some seconds later."""
     options = {**KEPT_BACK, "g": "60", "intra-refresh": "1"}
     assert_exact(video_of(tmp_path, ".mp4", "libx264", options), "ab")
 
 
 def test_an_index_that_is_read_late_is_used(tmp_path):
-    """Matroska's index comes into being while the file is read: its end may be where the reader is."""
+    """The index of Matroska is built while the file is read, so it may end at the current position."""
     path = video_of(tmp_path, ".webm", "libvpx-vp9", FAST_VP9)
     sparse, whole = assert_exact(path, "ef")
     assert sparse < whole / 4, f"{sparse} of {whole} frames"
 
 
 def test_clocks_that_start_anew_in_the_middle_are_read_alike(tmp_path):
-    """Two transport streams, one behind the other, as `cat` joins them."""
+    """Two transport streams joined one after the other, as by `cat`."""
     once = encode(tmp_path / "once.ts", *H264_48[:1], **H264_48[1])
     half = repeated(once, tmp_path / "half.ts", times=6).read_bytes()
     (tmp_path / "both.ts").write_bytes(half + half)
@@ -166,9 +166,9 @@ def test_a_frame_size_that_changes_on_the_way_is_no_error(tmp_path):
     for mode in ("train", "augmented", "eval"):
         clips, _ = read(path, "a", forward=False, mode=mode, sampling=Sampling(clips=12))
         assert isinstance(clips, DecodedClips), clips
-        assert clips.positions[:, 6].max() > 10, "no clip of the second half"
+        assert clips.positions[:, 6].max() > 10, "no clip is from the second half"
         if mode == "train":
-            # The pattern is everywhere: a cut beside the frame would be flat.
+            # The pattern covers the frame: a crop outside it would be flat.
             assert clips.pixels[0].std((2, 3)).min() > 5
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from scale_ray.config import Extraction
-from scale_ray.distributed.resources import Size, Sizes, sizes_of
+from scale_ray.distributed.resources import Size, StageSizes, sizes_of
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 16, 96])
@@ -16,11 +16,11 @@ def test_both_stages_fit_into_the_cluster_at_the_same_time(cpus, gpus, options):
     actor_cpus = sizes.actor_resources.get("num_cpus", 0)
     assert sizes.decoders * sizes.decoder_cpus + sizes.actors * actor_cpus <= cpus
     assert sizes.actors * sizes.actor_resources.get("num_gpus", 0) <= gpus
-    assert sizes.decoder_cpus > 0.001, "less is taken off, so that Ray does not fuse the stages"
+    assert sizes.decoder_cpus > 0.001, "0.001 is subtracted from it, so that Ray does not fuse the stages"
 
 
 def test_without_options_every_gpu_has_an_actor_and_the_other_cores_decode():
-    assert sizes_of(Size(16, 4), Extraction()) == Sizes(15, 0.5, 4, {"num_gpus": 1.0}, 1)
+    assert sizes_of(Size(16, 4), Extraction()) == StageSizes(15, 0.5, 4, {"num_gpus": 1.0}, 1)
     assert sizes_of(Size(2, 0), Extraction()).actors == 1
     assert sizes_of(Size(2, 0), Extraction()).actor_threads == 2
 
@@ -35,6 +35,6 @@ def test_without_options_every_gpu_has_an_actor_and_the_other_cores_decode():
         ({"actors": 1}, 1, 4.0),
     ],
 )
-def test_an_actor_may_have_a_share_of_a_gpu_or_several(options, actors, gpus):
+def test_an_actor_may_use_a_fraction_of_a_gpu_or_several(options, actors, gpus):
     sizes = sizes_of(Size(16, 4), Extraction(**options))
     assert (sizes.actors, sizes.actor_resources) == (actors, {"num_gpus": gpus})

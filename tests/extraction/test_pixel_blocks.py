@@ -1,4 +1,4 @@
-"""Blocks: every video a row, in order; the pixels of the good ones one behind the other, and not copied."""
+"""Blocks have one row per video, in order, and the pixels of the good videos are contiguous and not copied."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ from scale_ray.extraction import pixel_blocks
 from scale_ray.extraction.pixel_blocks import decode_videos, pixels_of
 
 SAMPLING = Sampling(clips=3, frames=4)
-SIDES = (32, 48)
+INPUT_SIZES_PX = (32, 48)
 GOOD = [f"approach/approach_00{number}.mp4" for number in range(4)]
 BAD = "approach/empty.mp4"
 
@@ -24,17 +24,17 @@ def decoder():
 
 @pytest.fixture
 def shared(monkeypatch) -> list[SharedPixels]:
-    """Every shared memory that is made."""
-    made: list[SharedPixels] = []
+    """Every piece of shared memory that is created."""
+    created: list[SharedPixels] = []
 
-    class Noted(SharedPixels):
+    class Recorded(SharedPixels):
         def __init__(self, num_bytes: int) -> None:
             super().__init__(num_bytes)
-            made.append(self)
+            created.append(self)
 
-    monkeypatch.setattr(pixel_blocks, "SharedPixels", Noted)
-    monkeypatch.setattr(pixel_blocks, "_rooms", [])
-    return made
+    monkeypatch.setattr(pixel_blocks, "SharedPixels", Recorded)
+    monkeypatch.setattr(pixel_blocks, "_buffers", [])
+    return created
 
 
 def rows(videos, names, mode="train"):
@@ -45,7 +45,7 @@ def rows(videos, names, mode="train"):
 
 
 def blocks_of(videos, decoder, names, per_block, mode="train") -> list[pa.Table]:
-    return list(decode_videos(rows(videos, names, mode), decoder, SAMPLING, SIDES, per_block))
+    return list(decode_videos(rows(videos, names, mode), decoder, SAMPLING, INPUT_SIZES_PX, per_block))
 
 
 CASES = {
@@ -69,11 +69,11 @@ def test_rows_and_pixels_are_those_of_a_plain_call(videos, decoder, names, per_b
     assert set(table["shard"].to_pylist()) == {7}
     for block in blocks:
         good = block["positions"].is_valid().to_pylist()
-        # A block ends with its last good video, but for the last block.
+        # Every block except the last one ends with its last good video.
         assert sum(good) == per_block or block is blocks[-1]
-        for side in SIDES:
-            assert block[f"pixels_{side}"].is_valid().to_pylist() == good
-            assert len(pixels_of(block, SAMPLING, side)) == sum(good) * SAMPLING.num_clips(mode)
+        for size in INPUT_SIZES_PX:
+            assert block[f"pixels_{size}"].is_valid().to_pylist() == good
+            assert len(pixels_of(block, SAMPLING, size)) == sum(good) * SAMPLING.num_clips(mode)
         number = 0
         for row in block.to_pylist():
             if BAD in row["video_id"]:
@@ -82,14 +82,14 @@ def test_rows_and_pixels_are_those_of_a_plain_call(videos, decoder, names, per_b
                 assert {row[name] for name in ("positions", "height_px", "fps", "pixels_32", "pixels_48")} == {None}
                 continue
             name = row["video_id"].partition("-")[2]
-            expected = decode_clips(str(videos / name), row["video_id"], mode, SAMPLING, SIDES)
+            expected = decode_clips(str(videos / name), row["video_id"], mode, SAMPLING, INPUT_SIZES_PX)
             assert row["positions"] == expected.positions.tobytes()
             assert {name: row[name] for name in vars(expected.geometry)} == vars(expected.geometry)
             assert (row["stage"], row["reason"], row["exception"]) == (None, None, None)
-            for side, pixels in zip(SIDES, expected.pixels, strict=True):
+            for size, pixels in zip(INPUT_SIZES_PX, expected.pixels, strict=True):
                 clips = slice(number * len(pixels), (number + 1) * len(pixels))
-                np.testing.assert_array_equal(pixels_of(block, SAMPLING, side)[clips], pixels)
-                assert row[f"pixels_{side}"] == pixels.tobytes()
+                np.testing.assert_array_equal(pixels_of(block, SAMPLING, size)[clips], pixels)
+                assert row[f"pixels_{size}"] == pixels.tobytes()
             number += 1
 
 
@@ -97,8 +97,8 @@ def test_a_block_of_failures_has_no_pixels(videos, decoder):
     [block] = blocks_of(videos, decoder, [BAD, BAD], 3)
     assert block.num_rows == 2
     assert block["reason"].null_count == 0
-    for side in SIDES:
-        assert pixels_of(block, SAMPLING, side).shape == (0, 4, side, side, 3)
+    for size in INPUT_SIZES_PX:
+        assert pixels_of(block, SAMPLING, size).shape == (0, 4, size, size, 3)
 
 
 def test_no_video_makes_no_block(videos, decoder):
@@ -110,16 +110,16 @@ def test_the_pixels_stay_where_the_decoder_wrote_them(videos, decoder, shared):
     assert len(blocks) == 2
     for block, memory in zip(blocks, shared, strict=False):
         whole = np.frombuffer(memory.memory, np.uint8)
-        assert len(whole) == 3 * video_bytes("train", SAMPLING, SIDES)
-        for side in SIDES:
-            pixels = pixels_of(block, SAMPLING, side)
+        assert len(whole) == 3 * video_bytes("train", SAMPLING, INPUT_SIZES_PX)
+        for size in INPUT_SIZES_PX:
+            pixels = pixels_of(block, SAMPLING, size)
             assert np.shares_memory(pixels, whole)
-    first, second = (pixels_of(blocks[0], SAMPLING, side) for side in SIDES)
+    first, second = (pixels_of(blocks[0], SAMPLING, size) for size in INPUT_SIZES_PX)
     assert second.ctypes.data - first.ctypes.data == first.nbytes
 
 
 def test_a_finished_block_is_not_written_again(videos, decoder):
-    stream = decode_videos(rows(videos, GOOD), decoder, SAMPLING, SIDES, 1)
+    stream = decode_videos(rows(videos, GOOD), decoder, SAMPLING, INPUT_SIZES_PX, 1)
     first = next(stream)
     before = pixels_of(first, SAMPLING, 32).copy()
     assert len(list(stream)) == 3
@@ -127,20 +127,20 @@ def test_a_finished_block_is_not_written_again(videos, decoder):
 
 
 def test_memory_that_nobody_looks_at_is_used_again(videos, decoder, shared):
-    stream = decode_videos(rows(videos, GOOD), decoder, SAMPLING, SIDES, 1)
+    stream = decode_videos(rows(videos, GOOD), decoder, SAMPLING, INPUT_SIZES_PX, 1)
     first = next(stream)
     before = pixels_of(first, SAMPLING, 32).copy()
     kept = pixels_of(first, SAMPLING, 32)  # a view outlives its block
     del first
     assert sum(1 for _ in stream) == 3
-    assert len(shared) <= 3, "one that is looked at, one that is decoded into, one under way"
+    assert len(shared) <= 3, "one has a view, one is being decoded into, one is on its way"
     np.testing.assert_array_equal(kept, before)
     del kept
-    assert not any(room.in_use for room in shared)
+    assert not any(buffer.in_use for buffer in shared)
 
 
 def test_parts_of_a_block_and_joined_blocks_are_read_right(videos, decoder):
-    """As a data engine may hand them over: sliced, joined, and through its own memory."""
+    """Sliced, joined and serialised, as a data engine may pass them on."""
     blocks = blocks_of(videos, decoder, [BAD, *GOOD[:2], BAD, GOOD[2]], 2)
     joined = pa.concat_tables(blocks)
     assert joined.num_rows == 5

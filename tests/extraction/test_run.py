@@ -1,4 +1,4 @@
-"""The plan and the commit of an extraction, without Ray: the stream is replaced by a loop."""
+"""The plan and the commits of an extraction, without Ray: a loop replaces the stream."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Killed(Exception):
 def run(
     videos: Path, store: Path, monkeypatch, *, dies_after: int | None = None, backbone: str = SMALL, **options
 ) -> Sequence[ExtractionSummary]:
-    """Extract with made-up features; broken files fail, and after `dies_after` shards the run dies."""
+    """Extract invented features; broken files fail, and the run dies after `dies_after` shards."""
 
     def stream(run, sampling, extraction, size, progress):
         for number, shard in enumerate(run.shards):
@@ -99,8 +99,8 @@ def test_many_failures_are_counted_and_some_shown():
 
 def test_the_plan_covers_every_video_once_in_order(videos, tmp_path, monkeypatch):
     seen: list[Shard] = []
-    made = ExtractionRun.__init__
-    monkeypatch.setattr(ExtractionRun, "__init__", lambda run, *given: made(run, *given) or seen.extend(run.shards))
+    original = ExtractionRun.__init__
+    monkeypatch.setattr(ExtractionRun, "__init__", lambda run, *given: original(run, *given) or seen.extend(run.shards))
     run(videos, tmp_path / "s", monkeypatch)
     planned = [video_id for shard in seen for video_id in shard.video_ids]
     assert sorted(planned) == FeatureStore(str(tmp_path / "s")).videos()["video_id"].to_pylist()
@@ -122,11 +122,11 @@ def test_another_mode_extracts_the_difference(videos, tmp_path, monkeypatch):
 def test_several_backbones_share_the_decoding_and_have_a_store_each(videos, tmp_path, monkeypatch):
     run(videos, tmp_path / "both" / SMALL, monkeypatch)
     first, second = run(videos, tmp_path / "both", monkeypatch, backbone=f"{SMALL},squeezenet1_1")
-    assert (first.num_extracted, second.num_extracted) == (0, 32), "the first one's store was there already"
+    assert (first.num_extracted, second.num_extracted) == (0, 32), "the store of the first backbone is not complete"
     stores = [FeatureStore(str(tmp_path / "both" / name)) for name in (SMALL, "squeezenet1_1")]
     assert [store.fingerprint["backbone"] for store in stores] == [SMALL, "squeezenet1_1"]
     assert [store.feature_width() for store in stores] == [4, 5]
-    with pytest.raises(UserError, match="expected a folder for the stores of 2 backbones, found a store itself"):
+    with pytest.raises(UserError, match="expected a folder for the stores of 2 backbones, found a single store"):
         run(videos, tmp_path / "both" / SMALL, monkeypatch, backbone=f"{SMALL},squeezenet1_1")
 
 
@@ -134,7 +134,7 @@ def test_a_store_that_somebody_writes_to_is_left_alone(videos, tmp_path, monkeyp
     run(videos, tmp_path / "s", monkeypatch)
     with (
         lease.write_lease(str(tmp_path / "s")),
-        pytest.raises(UserError, match="expected to write to this store alone, found process"),
+        pytest.raises(UserError, match="expected no other writer of this store, found process"),
     ):
         run(videos, tmp_path / "s", monkeypatch, mode="augmented")
     assert not FeatureStore(str(tmp_path / "s")).stored_ids("augmented")

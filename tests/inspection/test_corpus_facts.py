@@ -1,4 +1,4 @@
-"""What a corpus holds, from its headers, and what its extraction is said to cost."""
+"""Facts of a corpus from its headers, and the estimated cost of its extraction."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from scale_ray.console import Console
 from scale_ray.corpus.corpus import read_corpus
 from scale_ray.corpus.sample_videos import BROKEN, MOTIONS
 from scale_ray.errors import VideoError
-from scale_ray.inspection import trials as measuring
+from scale_ray.inspection import trials as trials_module
 from scale_ray.inspection.corpus_facts import Spread
 from scale_ray.inspection.cost import (
     BackboneTrial,
@@ -39,17 +39,17 @@ SAMPLING = Sampling(clips=2, frames=4, eval_times=3, eval_crops=1)
 
 
 def inspect(*arguments: object) -> Result:
-    """The command in this process: `return_value` is its exit code."""
-    ended = CliRunner().invoke(cli, ["inspect", *map(str, arguments)], standalone_mode=False)
-    if ended.exception is not None:
-        raise ended.exception
-    return ended
+    """Run the command in this process; `return_value` of the result is its exit code."""
+    result = CliRunner().invoke(cli, ["inspect", *map(str, arguments)], standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_batches():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "_BATCHES", (3, 3))
+        patch.setattr(trials_module, "_MAX_BATCHES", 3)
         yield
 
 
@@ -59,17 +59,17 @@ def inspected(videos):
 
 
 def test_the_headers_of_a_corpus_are_counted(inspected, videos):
-    found = json.loads(inspected.stdout)["corpus"]
-    assert (found["num_files"], found["num_opened"], found["num_readable"]) == (35, 35, 32)
-    assert found["size_bytes"] == sum(path.stat().st_size for path in videos.rglob("*") if path.is_file())
-    assert found["hours"] == pytest.approx(32 * 8 / 3600, rel=0.01)
-    assert found["duration_s"] == pytest.approx({"min": 8, "median": 8, "max": 8}, abs=0.1)
-    assert found["fps"] == {"min": 15, "median": 15, "max": 15}
-    assert (found["sizes"], found["codecs"]) == ({"160x120": 32}, {"h264": 32})
-    assert found["containers"] == {"QuickTime / MOV": 32}
-    assert found["labels"] == {motion: 11 if motion == "approach" else 8 for motion in MOTIONS}
-    splits = [dict(sides)["default"] for sides in read_corpus(str(videos)).videos["splits"].to_pylist()]
-    assert found["splits"] == {"default": {side: splits.count(side) for side in ("train", "test")}}
+    facts = json.loads(inspected.stdout)["corpus"]
+    assert (facts["num_files"], facts["num_opened"], facts["num_readable"]) == (35, 35, 32)
+    assert facts["size_bytes"] == sum(path.stat().st_size for path in videos.rglob("*") if path.is_file())
+    assert facts["hours"] == pytest.approx(32 * 8 / 3600, rel=0.01)
+    assert facts["duration_s"] == pytest.approx({"min": 8, "median": 8, "max": 8}, abs=0.1)
+    assert facts["fps"] == {"min": 15, "median": 15, "max": 15}
+    assert (facts["sizes"], facts["codecs"]) == ({"160x120": 32}, {"h264": 32})
+    assert facts["containers"] == {"QuickTime / MOV": 32}
+    assert facts["labels"] == {motion: 11 if motion == "approach" else 8 for motion in MOTIONS}
+    subsets = [dict(splits)["default"] for splits in read_corpus(str(videos)).videos["splits"].to_pylist()]
+    assert facts["splits"] == {"default": {subset: subsets.count(subset) for subset in ("train", "test")}}
 
 
 def test_unreadable_files_are_named_with_their_reasons_and_end_in_exit_code_3(inspected):
@@ -83,24 +83,24 @@ def test_unreadable_files_are_named_with_their_reasons_and_end_in_exit_code_3(in
 
 def test_the_estimate_is_of_the_readable_videos_and_their_modes(inspected, videos):
     values = json.loads(inspected.stdout)
-    expected = values["estimate"]
+    cost = values["estimate"]
     rows = [row for row in read_corpus(str(videos)).videos.to_pylist() if not row["path"].endswith(BROKEN)]
-    test = sum(dict(row["splits"]) == {"default": "test"} for row in rows)
-    assert expected["num_videos"] == {"train": 32 - test, "eval": test}
-    assert expected["num_clips"] == 16 * (32 - test) + 15 * test
-    tried = values["sample"]["decoding"]
-    assert len(tried) == 3 * 2
-    assert {trial["mode"] for trial in tried} == {"train", "eval"}
-    assert expected["read_s"] is None
+    num_test = sum(dict(row["splits"]) == {"default": "test"} for row in rows)
+    assert cost["num_videos"] == {"train": 32 - num_test, "eval": num_test}
+    assert cost["num_clips"] == 16 * (32 - num_test) + 15 * num_test
+    decoding = values["sample"]["decoding"]
+    assert len(decoding) == 3 * 2
+    assert {trial["mode"] for trial in decoding} == {"train", "eval"}
+    assert cost["read_s"] is None
     for name in ("decode_core_s", "backbone_device_s", "wall_s"):
-        assert 0 < expected[name]["low"] <= expected[name]["estimate"] <= expected[name]["high"]
+        assert 0 < cost[name]["low"] <= cost[name]["estimate"] <= cost[name]["high"]
     [backbone] = values["sample"]["backbones"]
     assert backbone["feature_width"] == 1024
 
 
 def test_the_text_is_short_and_says_it_all(videos):
-    ended = inspect(videos, *SMALL, "--frames", 2, "--clips", 2, "--inspect-sample", 1, "--mode", "train")
-    lines = ended.stdout.splitlines()
+    result = inspect(videos, *SMALL, "--frames", 2, "--clips", 2, "--inspect-sample", 1, "--mode", "train")
+    lines = result.stdout.splitlines()
     assert len(lines) <= 30
     assert "35 files" in lines[0]
     assert "32 readable videos" in lines[0]
@@ -109,36 +109,36 @@ def test_the_text_is_short_and_says_it_all(videos):
         *("length", "containers", "codecs", "sizes", "frame rate", "classes", "split", "unreadable"),
         *("to do", "decoding", "reading", "backbone", "wall time", "bottleneck"),
     ]
-    assert "32 in mode train: 64 clips" in ended.stdout
-    assert "not measured: local files" in ended.stdout
-    assert "headers: 35 files" in ended.stderr
+    assert "32 in mode train: 64 clips" in result.stdout
+    assert "not measured: local files" in result.stdout
+    assert "headers: 35 files" in result.stderr
     assert max(map(len, lines)) <= 150
 
 
 def test_without_a_sample_there_is_no_estimate_and_good_videos_end_in_0(videos, tmp_path):
     shutil.copytree(videos / "recede", tmp_path / "good")
-    ended = inspect(tmp_path / "good", "--inspect-sample", 0, "--json", "--quiet")
-    assert ended.return_value == 0
-    assert ended.stderr == ""
-    values = json.loads(ended.stdout)
+    result = inspect(tmp_path / "good", "--inspect-sample", 0, "--json", "--quiet")
+    assert result.return_value == 0
+    assert result.stderr == ""
+    values = json.loads(result.stdout)
     assert (values["sample"], values["estimate"]) == (None, None)
     assert values["corpus"]["unreadable"] == []
     assert values["corpus"]["labels"] == {}
 
 
 def test_of_a_large_corpus_a_seeded_sample_is_opened_and_scaled_up(videos):
-    def found(seed: int) -> dict:
-        ended = inspect(videos, "--inspect-headers", 7, "--inspect-seed", seed, "--inspect-sample", 0, "--json")
-        return json.loads(ended.stdout)["corpus"]
+    def facts(seed: int) -> dict:
+        result = inspect(videos, "--inspect-headers", 7, "--inspect-seed", seed, "--inspect-sample", 0, "--json")
+        return json.loads(result.stdout)["corpus"]
 
-    first = found(0)
+    first = facts(0)
     assert (first["num_files"], first["num_opened"]) == (35, 7)
     readable = 7 - len(first["unreadable"])
     assert first["num_readable"] == 5 * readable
     assert first["hours"] == pytest.approx(5 * readable * 8 / 3600, rel=0.01)
     assert sum(first["labels"].values()) == 35
-    assert found(0) == first
-    assert any(found(seed)["unreadable"] != first["unreadable"] for seed in range(1, 6))
+    assert facts(0) == first
+    assert any(facts(seed)["unreadable"] != first["unreadable"] for seed in range(1, 6))
     text = inspect(videos, "--inspect-headers", 7, "--inspect-sample", 0).stdout
     assert f"about {first['num_readable']} readable videos" in text
     assert "7 files drawn at random" in text
@@ -181,18 +181,18 @@ def test_the_sample_is_spread_over_the_lengths():
     assert [int(header.duration_s // 10) for header in drawn] == list(range(10))
     assert spread_sample(shuffled, 10, 0) == drawn
     assert spread_sample(shuffled, 10, 1) != drawn
-    few = headers(1.0, None)
-    assert sorted(h.video_id for h in spread_sample(few, 12, 0)) == ["000", "001"]
+    two_videos = headers(1.0, None)
+    assert sorted(header.video_id for header in spread_sample(two_videos, 12, 0)) == ["000", "001"]
 
 
 def test_decoding_is_tried_in_every_mode_and_reading_where_files_are_remote(videos):
-    whole, empty = videos / "approach" / "approach_001.mp4", videos / "approach" / "empty.mp4"
+    intact, empty = videos / "approach" / "approach_001.mp4", videos / "approach" / "empty.mp4"
     local, remote, bad, absent = headers(8.0, 8.0, 0.0, 0.0)
     trials, unreadable, num_turned = try_decoding(
         [
             (bad, str(empty)),
-            (local, str(whole)),
-            (remote, f"file://{whole}"),
+            (local, str(intact)),
+            (remote, f"file://{intact}"),
             (absent, f"file://{videos}/none.mp4"),
         ],
         ("train", "eval"),
@@ -207,7 +207,7 @@ def test_decoding_is_tried_in_every_mode_and_reading_where_files_are_remote(vide
     ]
     assert all(0 < trial.decode_s < 30 for trial in trials)
     assert [trial.read_s is None for trial in trials] == [True, True, False, False]
-    assert [(u.video_id, u.stage) for u in unreadable] == [(bad.video_id, "open"), (absent.video_id, "open")]
+    assert [(file.video_id, file.stage) for file in unreadable] == [(bad.video_id, "open"), (absent.video_id, "open")]
     assert num_turned == 0
 
 
@@ -237,16 +237,16 @@ def test_a_backbone_is_timed_and_leaves_the_threads_alone():
     assert torch.get_num_threads() == 2
 
 
-def test_a_mean_of_a_sample_comes_with_its_reach():
+def test_a_mean_of_a_sample_comes_with_its_interval():
     assert Range.of_mean([4.0, 4.0, 4.0]) == Range(4, 4, 4)
-    reach = 4.30 / math.sqrt(3)  # the standard deviation is 1
-    assert Range.of_mean([9.0, 10.0, 11.0]) == Range(10, 9, pytest.approx(10 + reach))
+    half_width = 4.3027 / math.sqrt(3)  # Student's t for 2 degrees of freedom; the standard deviation is 1
+    assert Range.of_mean([9.0, 10.0, 11.0]) == Range(10, 9, pytest.approx(10 + half_width, abs=1e-3))
     assert Range.of_mean([5.0]) == Range(5, 2.5, 10)
     wide = Range.of_mean([1.0, 3.0] * 20)
     assert (wide.estimate, wide.high - 2, 2 - wide.low) == (
         2,
-        pytest.approx(0.357, abs=0.01),
-        pytest.approx(0.357, abs=0.01),
+        pytest.approx(0.324, abs=1e-3),
+        pytest.approx(0.324, abs=1e-3),
     )
 
 
@@ -269,41 +269,41 @@ CPU = Machine(cores=4, decoders=2, devices=2, device="cpu", threads=2)
         (GPU, trials(4.0), backbone(0.1, 9.9), 50, "decoding"),
         (GPU, trials(1.0, 7.0), backbone(0.1, 9.9), 100, "reading"),
         (GPU, trials(4.0), backbone(1.0, 9.9), 100, "backbone"),
-        # Decoding alone 100 / 2, the backbone alone 200 x 0.5 / 2; together 100 + 200 x 1 core-seconds on 4 cores.
+        # Decoding bound 100 / 2, backbone bound 200 x 0.5 / 2, cores bound (100 + 200 x 1) / 4 core-seconds.
         (CPU, trials(1.0), backbone(0.5, 1.0), 75, "backbone"),
         (CPU, trials(1.0), backbone(0.25, 0.5), 50, "decoding"),
     ],
 )
 def test_the_slower_side_decides_and_cpus_are_shared(machine, decoding, encoder, wall_s, bottleneck):
-    found = estimate({"train": 100}, decoding, [encoder], machine, SAMPLING, 64)
-    assert found is not None
-    assert found.wall_s == Range(*[pytest.approx(wall_s)] * 3)
-    assert found.bottleneck == bottleneck
-    assert found.num_clips == 200
+    cost = estimate({"train": 100}, decoding, [encoder], machine, SAMPLING, 64)
+    assert cost is not None
+    assert cost.wall_s == Range(*[pytest.approx(wall_s)] * 3)
+    assert cost.bottleneck == bottleneck
+    assert cost.num_clips == 200
 
 
 def test_modes_and_backbones_add_up():
     decoding = [*trials(1.0), *trials(2.0, modes=("eval",))]
-    found = estimate({"train": 10, "eval": 5}, decoding, [backbone(0.1), backbone(0.3, width=8)], GPU, SAMPLING, 64)
-    assert found is not None
-    assert found.num_clips == 10 * 2 + 5 * 3
-    assert found.decode_core_s.estimate == pytest.approx(10 * 1 + 5 * 2)
-    assert found.backbone_device_s.estimate == pytest.approx(35 * 0.4)
-    assert found.decoder_clips_per_s.estimate == pytest.approx(35 / 20)
-    assert found.device_clips_per_s.estimate == pytest.approx(1 / 0.4)
-    # One device takes 2.5 clips/s, one decoding core gives 1.75.
-    assert found.decoders_per_device.estimate == pytest.approx(2.5 / 1.75)
-    assert found.store_bytes == sum(store_bytes(found.num_videos, SAMPLING, width, 64) for width in (512, 8))
-    assert found.read_s is None
+    cost = estimate({"train": 10, "eval": 5}, decoding, [backbone(0.1), backbone(0.3, width=8)], GPU, SAMPLING, 64)
+    assert cost is not None
+    assert cost.num_clips == 10 * 2 + 5 * 3
+    assert cost.decode_core_s.estimate == pytest.approx(10 * 1 + 5 * 2)
+    assert cost.backbone_device_s.estimate == pytest.approx(35 * 0.4)
+    assert cost.decoder_clips_per_s.estimate == pytest.approx(35 / 20)
+    assert cost.device_clips_per_s.estimate == pytest.approx(1 / 0.4)
+    # One device encodes 2.5 clips/s, one core decodes 1.75 clips/s.
+    assert cost.decoders_per_device.estimate == pytest.approx(2.5 / 1.75)
+    assert cost.store_bytes == sum(store_bytes(cost.num_videos, SAMPLING, width, 64) for width in (512, 8))
+    assert cost.read_s is None
 
 
 def test_a_range_of_the_sample_becomes_one_of_the_estimate():
     decoding = [DecodingTrial(str(n), "train", seconds, None) for n, seconds in enumerate((1.0, 2.0, 3.0))]
-    found = estimate({"train": 8}, decoding, [backbone(0.1)], GPU, SAMPLING, 64)
-    assert found is not None
-    assert found.wall_s == Range(*(pytest.approx(end) for end in vars(Range.of_mean([1.0, 2.0, 3.0])).values()))
-    assert found.decoders_per_device.low < found.decoders_per_device.estimate < found.decoders_per_device.high
-    assert "(1 to 4.5)" in "\n".join(found.lines())
+    cost = estimate({"train": 8}, decoding, [backbone(0.1)], GPU, SAMPLING, 64)
+    assert cost is not None
+    assert cost.wall_s == Range(*(pytest.approx(value) for value in vars(Range.of_mean([1.0, 2.0, 3.0])).values()))
+    assert cost.decoders_per_device.low < cost.decoders_per_device.estimate < cost.decoders_per_device.high
+    assert "(1 to 4.5)" in "\n".join(cost.lines())
 
 
 def test_there_is_no_estimate_for_a_mode_that_nothing_was_measured_in():
@@ -339,7 +339,7 @@ def test_the_bytes_of_a_store_are_about_those_of_a_real_one(videos, tmp_path, rn
 
 @pytest.fixture
 def broken(tmp_path, monkeypatch):
-    """Children in which opening `crash` or `hang` does so."""
+    """Child processes that crash or hang when they open a file named `crash` or `hang`."""
     code = tmp_path / "sitecustomize.py"
     code.write_text(
         """
@@ -360,8 +360,8 @@ if "scale_ray.decoding.decoder_process" in " ".join(sys.orig_argv):
 def test_a_header_that_crashes_or_hangs_costs_one_video(broken, videos):
     paths = ["crash", "hang", *map(str, sorted((videos / "recede").glob("*.mp4")))]
     rows = [{"video_id": path, "path": path} for path in paths]
-    found, unreadable = read_headers(rows, Extraction(decode_timeout_s=3), Console(quiet=True))
-    assert [header.video_id for header in found] == sorted(paths[2:])
+    readable, unreadable = read_headers(rows, Extraction(decode_timeout_s=3), Console(quiet=True))
+    assert [header.video_id for header in readable] == sorted(paths[2:])
     assert [entry.video_id for entry in unreadable] == ["crash", "hang"]
     assert "signal SIGSEGV" in unreadable[0].reason
     assert "took longer than 3 s" in unreadable[1].reason

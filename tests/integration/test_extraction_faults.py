@@ -1,4 +1,4 @@
-"""Kill the driver and an actor once each, as `benchmarks/faults.py` does ten times each."""
+"""Kill the driver once and an actor once; `benchmarks/faults.py` kills each ten times."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def test_whatever_is_killed_the_same_command_ends_with_the_same_rows(tmp_path):
     figures = json.loads(ended.stdout)["figures"]
     assert figures["rows"] == 24
     for kind in ("driver", "actor"):
-        [tried] = figures[kind]
-        assert (tried["rows"], tried["missing"], tried["twice"]) == (24, 0, 0)
-        assert tried["killed_after_s"] is not None, f"{kind}: the run was over before the kill"
+        [result] = figures[kind]
+        assert (result["rows"], result["missing"], result["twice"]) == (24, 0, 0)
+        assert result["killed_after_s"] is not None, f"{kind}: the run ended before the kill"

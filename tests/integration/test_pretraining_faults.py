@@ -1,4 +1,4 @@
-"""Pretraining under faults: it continues exactly, or ends in one clear line, and no earlier checkpoint is lost."""
+"""Pretraining under faults: it resumes exactly or ends with a one-line error, and no earlier checkpoint is lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from scale_ray.store.schema import VideoFeatures
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 SMALL = ("--prediction-hidden", 32, "--target-hidden", 32, "--width", 32, "--layers", 1, "--batch", 8)
-# Five steps an epoch: checkpoints fall into the middle of epochs.
+# With five steps per epoch, checkpoints are saved within epochs.
 RUN = (*SMALL, "--epochs", 24, "--checkpoint-steps", 12, "--checkpoint-epochs", 0, "--monitor-epochs", 8)
 NUM_STEPS = 24 * 5
 
@@ -34,7 +34,7 @@ NUM_STEPS = 24 * 5
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty videos in four shards, of two classes."""
     rng = np.random.default_rng(0)
-    made = FeatureStore.create(
+    store = FeatureStore.create(
         str(tmp_path_factory.mktemp("faults") / "store"), {"backbone": "b", "weights": "w", "sampling": {}}
     )
     ids = [f"video-{number:02d}" for number in range(40)]
@@ -48,12 +48,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             for video_id in ids[start : start + 10]
         ]
-        made.commit(made.part_name("train", [v.video_id for v in videos]), "train", videos)
+        store.commit(store.part_name("train", [video.video_id for video in videos]), "train", videos)
     rows = [
-        {"video_id": i, "path": i, "label": "ab"[n % 2], "splits": [("default", "train")]} for n, i in enumerate(ids)
+        {"video_id": video_id, "path": video_id, "label": "ab"[number % 2], "splits": [("default", "train")]}
+        for number, video_id in enumerate(ids)
     ]
-    made.replace_videos(pa.Table.from_pylist(rows, schema=pa.schema(list(COLUMNS))))
-    return Path(made.location)
+    store.replace_videos(pa.Table.from_pylist(rows, schema=pa.schema(list(COLUMNS))))
+    return Path(store.location)
 
 
 def arguments(store: Path, runs: Path, name: str) -> list[str]:
@@ -72,19 +73,19 @@ def history(runs: Path, name: str) -> list[dict]:
 
 
 def checkpoints(runs: Path, name: str) -> list[Path]:
-    """The folders of all whole checkpoints, oldest first."""
+    """The folders of all complete checkpoints, oldest first."""
     snapshot = runs / name / "checkpoints" / "checkpoint_manager_snapshot.json"
     if not snapshot.exists():
         return []
-    known = json.loads(snapshot.read_text())["checkpoint_results"]
-    return [snapshot.parent / one["checkpoint_dir_name"] for one in known]
+    results = json.loads(snapshot.read_text())["checkpoint_results"]
+    return [snapshot.parent / result["checkpoint_dir_name"] for result in results]
 
 
-def when(process: subprocess.Popen, holds: Callable[[], object]) -> None:
-    end_s = time.monotonic() + 200
-    while not holds():
-        assert process.poll() is None, f"over before the fault: {process.stderr.read()}"
-        assert time.monotonic() < end_s
+def wait_until(condition: Callable[[], object], process: subprocess.Popen) -> None:
+    deadline_s = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, f"the run ended before the fault: {process.stderr.read()}"
+        assert time.monotonic() < deadline_s
         time.sleep(0.02)
 
 
@@ -93,52 +94,52 @@ def undisturbed(store: Path, scale_ray: Command, tmp_path_factory: pytest.TempPa
     runs = tmp_path_factory.mktemp("undisturbed")
     ended = scale_ray(*arguments(store, runs, "run"))
     assert ended.code == 0, ended.err
-    found = history(runs, "run")
-    assert len(found) == 24
-    assert found[-1]["loss"] < found[0]["loss"]
-    assert "monitor_knn_top1" in found[7]
-    return found
+    epochs = history(runs, "run")
+    assert len(epochs) == 24
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+    assert "monitor_knn_top1" in epochs[7]
+    return epochs
 
 
 def test_a_killed_worker_is_replaced_and_nothing_changes(store, undisturbed, tmp_path):
     driver = started(store, tmp_path, "run")
-    when(driver, lambda: len(checkpoints(tmp_path, "run")) == 2)
+    wait_until(lambda: len(checkpoints(tmp_path, "run")) == 2, driver)
     workers = [
         p for p in psutil.Process(driver.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
     ]
     assert workers
     workers[-1].kill()
-    _, said = driver.communicate(timeout=200)
-    assert driver.returncode == 0, said
+    _, errors = driver.communicate(timeout=200)
+    assert driver.returncode == 0, errors
     assert history(tmp_path, "run") == undisturbed
 
 
 def test_a_killed_driver_and_a_checkpoint_cut_in_half_change_nothing(store, scale_ray, undisturbed, tmp_path):
     driver = started(store, tmp_path, "run")
-    when(driver, lambda: len(checkpoints(tmp_path, "run")) == 2)
-    others = psutil.Process(driver.pid).children(recursive=True)
+    wait_until(lambda: len(checkpoints(tmp_path, "run")) == 2, driver)
+    children = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.wait()
     driver.stderr.close()
-    psutil.wait_procs(others, timeout=60)  # a worker that outlives the driver may still be writing
+    psutil.wait_procs(children, timeout=60)  # a worker that outlives the driver may still be writing
     _, newest = checkpoints(tmp_path, "run")
     state = newest / "state.pt"
     state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
     ended: Ended = scale_ray(*arguments(store, tmp_path, "run"))
     assert ended.code == 0, ended.err
     assert f"checkpoint {newest.name} cannot be read" in ended.err
-    assert "going on from the one before it" in ended.err
+    assert "resuming from the one before it" in ended.err
     assert history(tmp_path, "run") == undisturbed
 
 
 def test_a_damaged_shard_is_named_in_one_line(store, scale_ray, tmp_path):
     part = sorted((store / "features").iterdir())[1]
-    whole = part.read_bytes()
-    part.write_bytes(whole[:200] + bytes(byte ^ 255 for byte in whole[200:400]) + whole[400:])
+    intact = part.read_bytes()
+    part.write_bytes(intact[:200] + bytes(byte ^ 255 for byte in intact[200:400]) + intact[400:])
     try:
         ended = scale_ray(*arguments(store, tmp_path, "run"))
     finally:
-        part.write_bytes(whole)
+        part.write_bytes(intact)
     assert ended.code == 2, ended.err
     [line] = [line for line in ended.err.splitlines() if line.startswith("Error")]
     assert f"{part.name}: expected a whole shard, found one that cannot be read" in line
@@ -146,7 +147,7 @@ def test_a_damaged_shard_is_named_in_one_line(store, scale_ray, tmp_path):
 
 
 def test_a_full_disk_ends_in_one_line_and_keeps_what_was_saved(store, scale_ray, undisturbed, tmp_path):
-    """On a small file system of its own, which is filled while the training goes on."""
+    """On a small file system, which is filled during the training."""
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(
@@ -158,17 +159,17 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_saved(store, scale_ray,
     try:
         os.environ["MLFLOW_TRACKING_URI"] = database
         driver = started(store, small, "run")
-        when(driver, lambda: checkpoints(small, "run"))
+        wait_until(lambda: checkpoints(small, "run"), driver)
         filler = os.open(small / "filler", os.O_CREAT | os.O_WRONLY)
         with contextlib.suppress(OSError):
             while True:
                 os.write(filler, bytes(4096))
         os.close(filler)
-        _, said = driver.communicate(timeout=300)
-        assert driver.returncode == 1, said
-        [line] = [line for line in said.splitlines() if line.startswith("Error")]
+        _, errors = driver.communicate(timeout=300)
+        assert driver.returncode == 1, errors
+        [line] = [line for line in errors.splitlines() if line.startswith("Error")]
         assert "No space left on device" in line
-        assert "Traceback" not in said
+        assert "Traceback" not in errors
         assert all((folder / "state.pt").exists() for folder in checkpoints(small, "run"))
         (small / "filler").unlink()
         ended = scale_ray(*arguments(store, small, "run"))

@@ -1,4 +1,4 @@
-"""Videos and store in an S3 bucket, served on this host; who may read it is said in the environment alone."""
+"""Videos and a store in an S3 bucket, served on this host; the credentials are only in the environment."""
 
 import dataclasses
 import io
@@ -33,7 +33,7 @@ SAMPLING = Sampling(clips=3, frames=4)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What the bucket holds: five videos and a file that is cut short."""
+    """The content of the bucket: five videos and a file that is cut short."""
     folder = tmp_path_factory.mktemp("local") / "videos"
     for _ in make_samples(folder, 1):
         pass
@@ -57,7 +57,7 @@ def bucket(folder):
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         locations._pyarrow_filesystem.cache_clear()
-        # pyarrow takes the endpoint from the environment for URIs alone, not for `S3FileSystem()`.
+        # pyarrow takes the endpoint from the environment only for URIs, not for `S3FileSystem()`.
         filesystem, _ = fs.FileSystem.from_uri("s3://bucket/?allow_bucket_creation=true")
         filesystem.create_dir("bucket")
         fs.copy_files(str(folder), "bucket/videos", destination_filesystem=filesystem)
@@ -92,15 +92,15 @@ def die_writing(location: str, content: bytes) -> None:
 
 @pytest.mark.parametrize("size", [4, 12 * 2**20])
 def test_a_write_that_dies_leaves_what_was_there(size):
-    place = f"s3://bucket/dies-{size}.txt"
+    location = f"s3://bucket/dies-{size}.txt"
     with pytest.raises(OSError, match="died"):
-        die_writing(place, b"half" * (size // 4))
-    assert not exists(place)
-    with atomic_write(place) as file:
+        die_writing(location, b"half" * (size // 4))
+    assert not exists(location)
+    with atomic_write(location) as file:
         file.write(b"before")
     with pytest.raises(OSError, match="died"):
-        die_writing(place, b"half" * (size // 4))
-    assert read_bytes(place) == b"before"
+        die_writing(location, b"half" * (size // 4))
+    assert read_bytes(location) == b"before"
 
 
 @pytest.mark.parametrize("small_bytes", [0, 2**30])
@@ -109,9 +109,9 @@ def test_a_video_is_read_at_any_place(folder, monkeypatch, small_bytes):
     path = folder / "recede" / "recede_000.mp4"
     content = path.read_bytes()
     with open_input(f"{VIDEOS}/recede/recede_000.mp4") as file:
-        for place in (len(content) - 10, 0, len(content) // 2, 3):
-            assert file.seek(place) == place
-            assert file.read(7) == content[place : place + 7]
+        for offset in (len(content) - 10, 0, len(content) // 2, 3):
+            assert file.seek(offset) == offset
+            assert file.read(7) == content[offset : offset + 7]
         assert file.seek(0, io.SEEK_END) == len(content)
         assert file.read(5) == b""
     remote, local = (
@@ -144,13 +144,13 @@ def test_a_store_in_the_bucket(rng):
     location = "s3://bucket/stores/one"
     assert not FeatureStore.is_store(location)
     store = FeatureStore.create(location, FINGERPRINT)
-    made = {video.video_id: video for video in features_of(rng, *"abcde")}
+    video_features = {video.video_id: video for video in features_of(rng, *"abcde")}
     for ids in ("ab", "cd", "de"):
-        store.commit(store.part_name("train", ids), "train", [made[video_id] for video_id in ids])
+        store.commit(store.part_name("train", ids), "train", [video_features[video_id] for video_id in ids])
     store.replace_videos(corpus_of(**dict.fromkeys("abcde", "x")))
     again = FeatureStore.create(location, FINGERPRINT)
     assert again.stored_ids("train") == set("abcde")
-    assert len(verify(again)) == 1, "a video is there twice"
+    assert len(verify(again)) == 1, "expected one fault: a video in two shards"
     repair(again)
     assert verify(again) == []
     before, after = compact(again)
@@ -158,7 +158,7 @@ def test_a_store_in_the_bucket(rng):
     clips = read_clips(again, "train")
     assert clips.video_ids == list("abcde")
     for row, video_id in enumerate(clips.video_ids):
-        np.testing.assert_array_equal(clips.features[row], made[video_id].features)
+        np.testing.assert_array_equal(clips.features[row], video_features[video_id].features)
     assert verify(again) == []
     assert again.labels() == dict.fromkeys("abcde", "x")
     assert again.size_bytes() == sum(info.size for info in list_files(location)) > 1000
@@ -186,7 +186,7 @@ def test_one_writer_a_store(monkeypatch):
 
 
 def test_a_silent_writer_loses_the_bucket_and_a_living_one_does_not(monkeypatch):
-    """The server stamps claims with whole seconds."""
+    """The server stamps claims in whole seconds."""
     store = "s3://bucket/stores/silent"
     monkeypatch.setattr(lease, "_PATIENCE_S", 0.2)
     monkeypatch.setattr(lease, "SILENCE_S", 2.0)
@@ -198,7 +198,7 @@ def test_a_silent_writer_loses_the_bucket_and_a_living_one_does_not(monkeypatch)
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.5)
     with lease.write_lease(store) as mine:
         assert "0.json" not in claims(store)
-        time.sleep(3.1)  # the heart beats: nobody takes this one for dead
+        time.sleep(3.1)  # it rewrites its claim, so that it does not count as dead
         with pytest.raises(UserError, match="found process"), lease.write_lease(store):
             pytest.fail("two writers at once")
         mine.check()
@@ -230,11 +230,11 @@ def test_the_command_reads_and_writes_the_bucket(folder, scale_ray: Command):
     again = scale_ray(*arguments)
     assert again.code == 3, again.err
     assert "everything was done already" in again.out + again.err
-    told = [ended.out, ended.err, again.out, again.err]
+    outputs = [ended.out, ended.err, again.out, again.err]
     stored = [read_bytes(f"s3://{path}") for path in names("s3://bucket/store")]
     assert len(stored) > 3
     for secret in (KEY, SECRET):
-        assert not any(secret in text for text in told)
+        assert not any(secret in text for text in outputs)
         assert not any(secret.encode() in content for content in stored)
 
 
@@ -253,15 +253,15 @@ def test_a_run_trains_from_the_bucket_and_keeps_its_checkpoints_there(scale_ray:
     kept = names("s3://bucket/runs/first")
     assert any(name.endswith("/state.pt") for name in kept)
     assert Aggregator.load("s3://bucket/runs/first/aggregator").origin == FINGERPRINT
-    # Without its aggregator the run is not finished: its last checkpoint is read back and it is written again.
+    # Without its aggregator the run is unfinished: it resumes from the last checkpoint and writes the aggregator again.
     filesystem, path = locations.filesystem_of("s3://bucket/runs/first/aggregator")
     before = read_bytes("s3://bucket/runs/first/aggregator/model.safetensors")
     filesystem.delete_dir(path)
     again = scale_ray(*arguments)
     assert again.code == 0, again.err
     assert read_bytes("s3://bucket/runs/first/aggregator/model.safetensors") == before
-    told = [ended.out, ended.err, again.out, again.err]
+    outputs = [ended.out, ended.err, again.out, again.err]
     stored = [read_bytes(f"s3://{name}") for name in kept]
     for secret in (KEY, SECRET):
-        assert not any(secret in text for text in told)
+        assert not any(secret in text for text in outputs)
         assert not any(secret.encode() in content for content in stored)

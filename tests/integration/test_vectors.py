@@ -1,4 +1,4 @@
-"""Vectors of videos: from a store and from the files, per clip, again, and as a model that others load and serve."""
+"""Vectors of videos: from a store and from files, per clip, in repeated runs, and as a model that MLflow serves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scale_ray.config import AggregatorOptions, Representing
 from scale_ray.console import Progress
 from scale_ray.embedding.neighbours import find_neighbours
 from scale_ray.embedding.vector_store import VectorStore, embed_store, fingerprint_of_vectors
-from scale_ray.embedding.video_model import VideoModel, vectors_of
+from scale_ray.embedding.video_model import VideoModel, clip_vectors
 from scale_ray.errors import UserError
 from scale_ray.store.feature_store import FeatureStore
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def checkpoint(extracted: Extracted, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An aggregator for the sample videos' store; untrained, which does not matter here."""
+    """An untrained aggregator for the store of the sample videos; its quality does not matter here."""
     folder = tmp_path_factory.mktemp("checkpoint") / "aggregator"
     store = FeatureStore(str(extracted.store))
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def test_a_store_becomes_one_vector_a_video(embedded: Path, extracted: Extracted
     store = FeatureStore(str(extracted.store))
     assert sorted(table.index) == sorted(store.labels().keys() & store.stored_ids("train") | store.stored_ids("eval"))
     assert table["label"].to_dict() == {i: label for i, label in store.labels().items() if i in table.index}
-    assert table["split"].to_dict() == {i: side for i, side in store.splits().items() if i in table.index}
+    assert table["split"].to_dict() == {i: subset for i, subset in store.splits().items() if i in table.index}
     assert set(zip(table["mode"], table["split"], strict=True)) == {("train", "train"), ("eval", "test")}
     aggregator = Aggregator.load(str(checkpoint))
     clips = read_clips(store, "train")
@@ -76,15 +76,15 @@ def test_vectors_with_other_labels_than_are_known_now_are_refused(tmp_path: Path
 
     def embed_labelled(name: str, labels: list[str]) -> int:
         store = make_store(tmp_path / name, features, sides=sides, label=labels)
-        made = fingerprint_of_vectors(aggregator, Representing(), per_clip=False)
-        vectors = VectorStore.create(out, made)
+        fingerprint = fingerprint_of_vectors(aggregator, Representing(), per_clip=False)
+        vectors = VectorStore.create(out, fingerprint)
         vectors.prepare(aggregator, Representing(), per_clip=False, split="default")
         with Progress("embed", 4, "videos", quiet=True) as progress:
             return embed_store(store, vectors, progress)
 
     assert embed_labelled("first", ["a", "b", "a", "b"]) == 4
     assert embed_labelled("same", ["a", "b", "a", "b"]) == 4
-    with pytest.raises(UserError, match="found 1 with others, such as that of 'v0'; give another --out"):
+    with pytest.raises(UserError, match="found 1 that differ, such as that of 'v0'; give another --out"):
         embed_labelled("corrected", ["b", "b", "a", "b"])
     assert VectorStore(out).labels()["v0"] == "a", "refused before anything is changed"
 
@@ -93,9 +93,9 @@ def test_the_vectors_of_the_clips_have_the_video_s_as_their_mean(embedded: Path)
     videos = pd.read_parquet(embedded / "vectors").set_index("video_id")["vector"]
     clips = pd.read_parquet(embedded / "clips")
     assert (clips["end_s"] > clips["start_s"]).all()
-    for video_id, of in clips.groupby("video_id"):
-        assert sorted(of["clip"]) == list(range(len(of)))
-        np.testing.assert_allclose(np.stack(of["vector"].tolist()).mean(0), videos[video_id], atol=1e-5)
+    for video_id, rows in clips.groupby("video_id"):
+        assert sorted(rows["clip"]) == list(range(len(rows)))
+        np.testing.assert_allclose(np.stack(rows["vector"].tolist()).mean(0), videos[video_id], atol=1e-5)
 
 
 def test_what_is_there_is_not_done_again_and_another_aggregator_is_refused(
@@ -121,7 +121,7 @@ def test_what_is_there_is_not_done_again_and_another_aggregator_is_refused(
 def test_videos_straight_through_give_the_vectors_of_the_store(
     scale_ray: Command, videos: Path, extracted: Extracted, checkpoint: Path, embedded: Path, tmp_path: Path
 ):
-    """Of the test videos, whose eval clips the store holds; a file that is none is an entry of the ledger."""
+    """For test videos, whose eval clips are in the store; a file that is not a video becomes an entry of the ledger."""
     store = FeatureStore(str(extracted.store))
     test = sorted(store.stored_ids("eval"))[:3]
     manifest = tmp_path / "new.csv"
@@ -146,13 +146,13 @@ def test_neighbours_of_a_file_and_of_a_stored_video(
     store = FeatureStore(str(extracted.store))
     video_id = min(store.stored_ids("eval"))
     common = ("--store", extracted.store, "--checkpoint", checkpoint, "--count", 4, "--json")
-    found = {}
+    neighbours = {}
     for query in (video_id, videos / video_id):
         ended = scale_ray("neighbours", query, *common, "--picture", tmp_path / "sheet.png")
         assert ended.code == 0, ended.err
-        found[str(query)] = json.loads(ended.out)["neighbours"]
+        neighbours[str(query)] = json.loads(ended.out)["neighbours"]
         assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
-    by_id, by_file = found.values()
+    by_id, by_file = neighbours.values()
     assert len(by_id) == 4
     assert [near["video_id"] for near in by_id] == [near["video_id"] for near in by_file]
     assert video_id not in [near["video_id"] for near in by_id]
@@ -248,9 +248,9 @@ def test_a_long_video_is_one_set_or_an_ensemble_of_sets():
     assert torch.equal(whole[:, 0], whole[:, 39])
     ensemble = tokens_of_clips(aggregator, features, positions, 16)
     for first in range(3):  # 40 clips in three sets of 14, 13 and 13
-        of_set = set_tokens(aggregator, features[:, first::3], positions[:, first::3])
+        token = set_tokens(aggregator, features[:, first::3], positions[:, first::3])
         for clip in range(first, 40, 3):
-            torch.testing.assert_close(ensemble[:, clip], of_set)
+            torch.testing.assert_close(ensemble[:, clip], token)
     assert not torch.allclose(ensemble[:, 0], ensemble[:, 1])
     assert torch.equal(tokens_of_clips(aggregator, features, positions, 40), whole)
 
@@ -258,10 +258,10 @@ def test_a_long_video_is_one_set_or_an_ensemble_of_sets():
 def test_an_aggregator_without_a_known_backbone_asks_for_its_weights(tmp_path: Path):
     store = make_store(tmp_path / "s", {"v": np.zeros((4, 6))}, sides=["train"])
     aggregator = Aggregator(6, AggregatorOptions(width=32), store.origin)
-    with pytest.raises(UserError, match="expected --weights-at default or FILE, since the aggregator does not say"):
-        VideoModel.of(aggregator)
-    with pytest.raises(UserError, match="expected an aggregator that knows its backbone"):
-        VideoModel.of(Aggregator(6, AggregatorOptions(width=32)))
+    with pytest.raises(UserError, match="expected --weights-at default or FILE, since the aggregator does not record"):
+        VideoModel.from_aggregator(aggregator)
+    with pytest.raises(UserError, match="expected an aggregator that records its backbone"):
+        VideoModel.from_aggregator(Aggregator(6, AggregatorOptions(width=32)))
 
 
 def test_vectors_are_no_features_and_features_no_vectors(tmp_path: Path):
@@ -279,6 +279,6 @@ def test_features_are_rounded_as_in_a_store():
     rng = np.random.default_rng(0)
     features, positions = rng.normal(size=(2, 4, 6)), rng.random((2, 4, 7), np.float32)
     np.testing.assert_array_equal(
-        vectors_of(aggregator, features, positions, 0),
-        vectors_of(aggregator, features.astype(np.float16), positions, 0),
+        clip_vectors(aggregator, features, positions, 0),
+        clip_vectors(aggregator, features.astype(np.float16), positions, 0),
     )

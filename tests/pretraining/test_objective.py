@@ -1,4 +1,4 @@
-"""The objective against a literal transcription of its formulas, alone and over workers."""
+"""The objective against a literal transcription of its formulas, on one worker and on several."""
 
 import math
 from dataclasses import replace
@@ -44,61 +44,62 @@ def inputs(videos: int, clips: int = 4, ratio: float = 0.4) -> list[Tensor]:
     ]
 
 
-def made(options: ObjectiveOptions = OPTIONS) -> Objective:
+def objective_of(options: ObjectiveOptions = OPTIONS) -> Objective:
     torch.manual_seed(0)
     return Objective(FEATURES, WIDTH, options).double()
 
 
 def literal(objective: Objective, c: Tensor, h: Tensor, x: Tensor, masked: Tensor) -> Tensor:
-    """Section 4 word by word: every prediction, every logit, sums in loops."""
+    """Section 4 of the paper, literally: every prediction, every logit, sums in loops."""
     options = objective.options
     unit = torch.nn.functional.normalize
     videos = len(c) // 2
-    wanted = [i for i in range(masked.numel()) if masked.flatten()[i]]
+    masked_rows = [i for i in range(masked.numel()) if masked.flatten()[i]]
     clip_loss = set_loss = torch.zeros((), dtype=torch.float64)
     if options.clip_weight:
         predicted, features = objective.clip_head(h).flatten(0, 1), x.flatten(0, 1)
         terms = []
         if options.clip_objective == "cosine":
-            terms = [1 - predicted[i] @ features[i] / (predicted[i].norm() * features[i].norm()) for i in wanted]
+            terms = [1 - predicted[i] @ features[i] / (predicted[i].norm() * features[i].norm()) for i in masked_rows]
         elif options.clip_objective == "smooth_l1":
-            for i in wanted:
+            for i in masked_rows:
                 target = (features[i] - features[i].mean()) / (features[i].var(unbiased=False) + 1e-5).sqrt()
-                away = (predicted[i] - target).abs()
-                terms.append(torch.where(away < 1, 0.5 * away**2, away - 0.5).mean())
+                distance = (predicted[i] - target).abs()
+                terms.append(torch.where(distance < 1, 0.5 * distance**2, distance - 0.5).mean())
         else:
             p, q = unit(predicted, dim=-1), unit(objective.target_head(features), dim=-1)
-            others = wanted if options.candidates == "masked" else range(len(q))
+            others = masked_rows if options.candidates == "masked" else range(len(q))
             terms = [
-                -(p[i] @ q[i] / 0.15) + torch.log(sum(torch.exp(p[i] @ q[j] / 0.15) for j in others)) for i in wanted
+                -(p[i] @ q[i] / 0.15) + torch.log(sum(torch.exp(p[i] @ q[j] / 0.15) for j in others))
+                for i in masked_rows
             ]
         clip_loss = sum(terms) / len(terms)
     if options.set_weight:
         s = unit(objective.set_head(c), dim=-1)
         first, second = s[:videos], s[videos:]
-        both = []
+        terms = []
         for anchors, others in ((first, second), (second, first)):
-            both += [
+            terms += [
                 -(anchors[i] @ others[i] / 0.3)
                 + torch.log(sum(torch.exp(anchors[i] @ others[j] / 0.3) for j in range(videos)))
                 for i in range(videos)
             ]
-        set_loss = sum(both) / len(both)
+        set_loss = sum(terms) / len(terms)
     total = options.set_weight + options.clip_weight
     return (options.set_weight * set_loss + options.clip_weight * clip_loss) / total
 
 
 def gradients(objective: Objective, loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    wanted = [*objective.parameters(), *leaves]
-    found = torch.autograd.grad(loss, wanted, allow_unused=True)
-    return [torch.zeros_like(of) if grad is None else grad for of, grad in zip(wanted, found, strict=True)]
+    tensors = [*objective.parameters(), *leaves]
+    grads = torch.autograd.grad(loss, tensors, allow_unused=True)
+    return [torch.zeros_like(tensor) if grad is None else grad for tensor, grad in zip(tensors, grads, strict=True)]
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_loss_and_every_gradient_equal_the_literal_formulas(options):
-    objective = made(options)
+    objective = objective_of(options)
     c, h, x, masked = inputs(5)
-    # A regression's target is the feature as it is stored: nothing flows into it.
+    # The target of a regression is the stored feature, which has no gradient.
     leaves = [tensor.requires_grad_() for tensor in ((c, h, x) if options.clip_objective == "contrast" else (c, h))]
     losses = objective(c, h, x, masked)
     expected = literal(objective, c, h, x, masked)
@@ -112,18 +113,18 @@ def test_loss_and_every_gradient_equal_the_literal_formulas(options):
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_a_batch_in_parts_is_the_batch(options):
-    objective = made(options)
+    objective = objective_of(options)
     c, h, x, masked = inputs(5)
     whole = objective(c, h, x, masked)
-    rows = [torch.tensor([0, 1, 5, 6]), torch.tensor([2, 3, 4, 7, 8, 9])]
-    parts = [objective.project(c[some], h[some], x[some], masked[some]) for some in rows]
+    rows_of_parts = [torch.tensor([0, 1, 5, 6]), torch.tensor([2, 3, 4, 7, 8, 9])]
+    parts = [objective.project(c[rows], h[rows], x[rows], masked[rows]) for rows in rows_of_parts]
     joined = objective.losses(Projections.joined(parts))
     torch.testing.assert_close(vars(joined), vars(whole), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_nothing_masked_is_a_zero_with_zero_gradients(options):
-    objective = made(options)
+    objective = objective_of(options)
     c, h, x, _ = inputs(3)
     losses = objective(c, h.requires_grad_(), x, torch.zeros(6, 4, dtype=torch.bool))
     assert losses.clip_loss == 0
@@ -133,26 +134,26 @@ def test_nothing_masked_is_a_zero_with_zero_gradients(options):
 
 
 def test_accuracy_is_one_for_perfect_and_chance_for_random_predictions():
-    objective = made()
+    objective = objective_of()
     objective.set_head = objective.clip_head = objective.target_head = torch.nn.Identity()
     x = torch.randn(20, 4, WIDTH, dtype=torch.float64)
     c = torch.randn(10, WIDTH, dtype=torch.float64).repeat(2, 1)
-    everything = torch.ones(20, 4, dtype=torch.bool)
-    perfect = objective(c, x, x, everything)
+    all_masked = torch.ones(20, 4, dtype=torch.bool)
+    perfect = objective(c, x, x, all_masked)
     assert (perfect.set_top1, perfect.clip_top1) == (1.0, 1.0)
-    random = objective(torch.randn_like(c), torch.randn_like(x), x, everything)
+    random = objective(torch.randn_like(c), torch.randn_like(x), x, all_masked)
     assert random.clip_top1 < 0.2
     assert random.clip_loss > math.log(20)
 
 
 def _worker(rank: int, workers: int, folder: Path) -> None:
-    """All variants, on seven videos: the workers have unequal shares, and mask unequal numbers of clips."""
+    """All variants on seven videos: the workers have unequal numbers of videos and of masked clips."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     try:
-        told = []
+        results = []
         for options in VARIANTS.values():
-            objective = made(options)
+            objective = objective_of(options)
             c, h, x, masked = inputs(7)
             videos = torch.arange(rank * 7 // workers, (rank + 1) * 7 // workers)
             rows = torch.cat([videos, videos + 7])
@@ -160,9 +161,9 @@ def _worker(rank: int, workers: int, folder: Path) -> None:
             losses.loss.backward()
             flat = torch.cat([p.grad.flatten() for p in objective.parameters()])
             dist.all_reduce(flat)
-            told.append((flat / workers, [float(losses.mean_loss), float(losses.clip_top1)]))
+            results.append((flat / workers, [float(losses.mean_loss), float(losses.clip_top1)]))
         if rank == 0:
-            torch.save(told, folder / "told.pt")
+            torch.save(results, folder / "results.pt")
     finally:
         dist.destroy_process_group()
 
@@ -170,8 +171,8 @@ def _worker(rank: int, workers: int, folder: Path) -> None:
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_together_give_the_loss_and_gradients_of_one(workers, tmp_path):
     mp.spawn(_worker, (workers, tmp_path), nprocs=workers)
-    for options, (flat, values) in zip(VARIANTS.values(), torch.load(tmp_path / "told.pt"), strict=True):
-        objective = made(options)
+    for options, (flat, values) in zip(VARIANTS.values(), torch.load(tmp_path / "results.pt"), strict=True):
+        objective = objective_of(options)
         losses = objective(*inputs(7))
         losses.loss.backward()
         expected = torch.cat([p.grad.flatten() for p in objective.parameters()])

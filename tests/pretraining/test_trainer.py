@@ -20,34 +20,34 @@ CPU = torch.device("cpu")
 
 def config(dropout: float = 0.1, **training) -> PretrainConfig:
     return PretrainConfig(
-        Sets(set_size=3, mask_ratio=0.3),
-        AggregatorOptions(width=32, layers=1, dropout=dropout),
-        ObjectiveOptions(prediction_hidden=32, target_hidden=32, contrast_width=16),
-        Training(**{"epochs": 6, "batch": 8, "learning_rate": 1e-3} | training),
+        sets=Sets(set_size=3, mask_ratio=0.3),
+        aggregator=AggregatorOptions(width=32, layers=1, dropout=dropout),
+        objective=ObjectiveOptions(prediction_hidden=32, target_hidden=32, contrast_width=16),
+        training=Training(**{"epochs": 6, "batch": 8, "learning_rate": 1e-3} | training),
     )
 
 
 def clips(videos: int = 20, clips: int = 8, first: int = 0) -> ClipFeatures:
-    """Clips of a video are alike: what the losses ask for can be learnt."""
+    """Clips of one video are similar, so that both losses can be learnt."""
     rng = np.random.default_rng(first)
     features = rng.normal(size=(videos, 1, 10)) + 0.3 * rng.normal(size=(videos, clips, 10))
     return ClipFeatures(
-        [str(first + n) for n in range(videos)],
+        [str(first + number) for number in range(videos)],
         features.astype(np.float16),
         rng.random((videos, clips, 7), dtype=np.float32),
     )
 
 
-def held(videos: int = 20, first: int = 0, clips_of_video: int = 8) -> ResidentClips:
-    return ResidentClips.of(clips(videos, clips_of_video, first), CPU)
+def resident_clips(videos: int = 20, first: int = 0, clips_of_video: int = 8) -> ResidentClips:
+    return ResidentClips.from_clips(clips(videos, clips_of_video, first), CPU)
 
 
 def trainer_of(setting: PretrainConfig, videos: int = 20, **options) -> Trainer:
-    return Trainer(held(videos), setting, device=CPU, **options)
+    return Trainer(resident_clips(videos), setting, device=CPU, **options)
 
 
 class History:
-    """Gathers what a training tells; stops it, as a crash would, after so many steps."""
+    """Collects the metrics of a training; raises an error, like a crash, after `crash_at` steps."""
 
     def __init__(self, crash_at: int = -1) -> None:
         self.losses: list[float] = []
@@ -60,7 +60,9 @@ class History:
             raise InterruptedError
 
     def after_epoch(self, trainer, metrics) -> None:
-        self.epochs.append({name: v for name, v in metrics.items() if "_per_s" not in name and name != "memory_mib"})
+        self.epochs.append(
+            {name: value for name, value in metrics.items() if "_per_s" not in name and name != "memory_mib"}
+        )
 
 
 def history_of(trainer: Trainer) -> History:
@@ -84,15 +86,15 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
 
 @pytest.mark.parametrize("crash_at", [3, 4, 7], ids=lambda step: f"after step {step}")
 def test_a_resumed_run_equals_an_undisturbed_one(crash_at, tmp_path):
-    """In mid-epoch and between two, with a moving average and early stopping under way."""
+    """Within an epoch and between epochs, with a moving average and early stopping."""
     setting = config(batch=5, ema_decay=0.9, held_out_share=0.5, patience=5, monitor_epochs=1)
-    undisturbed = history_of(trainer_of(setting, held_out=held(6, first=100)))
-    crashed, before = trainer_of(setting, held_out=held(6, first=100)), History(crash_at)
+    undisturbed = history_of(trainer_of(setting, held_out=resident_clips(6, first=100)))
+    crashed, before = trainer_of(setting, held_out=resident_clips(6, first=100)), History(crash_at)
     with pytest.raises(InterruptedError):
         fit(crashed, before)
     torch.save(crashed.state(), tmp_path / "state.pt")
     torch.manual_seed(99)
-    resumed = trainer_of(setting, held_out=held(6, first=100))
+    resumed = trainer_of(setting, held_out=resident_clips(6, first=100))
     resumed.restore(torch.load(tmp_path / "state.pt", weights_only=True))
     after = history_of(resumed)
     assert before.losses + after.losses == undisturbed.losses
@@ -103,7 +105,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(crash_at, tmp_path):
 def test_a_batch_in_parts_gives_the_same_loss_and_gradients(accumulate):
     def gradients(**training) -> tuple[float, torch.Tensor]:
         trainer = trainer_of(config(dropout=0.0, batch=7, **training))
-        [batch, *_] = trainer.source.batches(trainer.share, trainer.config.sets, seed=0, epoch=0, first_step=0)
+        [batch, *_] = trainer.source.batches(trainer.worker_slice, trainer.config.sets, seed=0, epoch=0, first_step=0)
         loss = trainer.step(batch)["loss"]
         return float(loss), torch.cat([p.grad.flatten() for p in trainer.parameters])
 
@@ -113,14 +115,14 @@ def test_a_batch_in_parts_gives_the_same_loss_and_gradients(accumulate):
 
 
 def test_a_part_is_dropped_out_alike_when_it_comes_again():
-    """Otherwise its gradients would be those of another function than its loss."""
+    """Otherwise the gradients would not belong to the loss."""
     first, second = (history_of(trainer_of(config(dropout=0.5, accumulate=3))).losses for _ in range(2))
     assert first == second
     trainer = trainer_of(config(dropout=0.5))
-    [batch, *_] = trainer.source.batches(trainer.share, trainer.config.sets, seed=0, epoch=0, first_step=0)
-    one, again, other = (trainer._seeded(batch, part).first_BC for part in (0, 0, 1))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
+    [batch, *_] = trainer.source.batches(trainer.worker_slice, trainer.config.sets, seed=0, epoch=0, first_step=0)
+    first, again, second = (trainer._seeded(batch, part).first_BC for part in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
 
 
 def _worker(rank: int, workers: int, folder: Path) -> None:
@@ -128,26 +130,26 @@ def _worker(rank: int, workers: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     try:
         setting = config(dropout=0.0, batch=7, held_out_share=0.5, monitor_epochs=2)
-        history = history_of(trainer_of(setting, held_out=held(5, first=100)))
+        history = history_of(trainer_of(setting, held_out=resident_clips(5, first=100)))
         broken = clips(8)
         broken.features[5, :] = np.nan
         with pytest.raises(RunFailed) as failed:
-            fit(Trainer(ResidentClips.of(broken, CPU), config(batch=8), device=CPU), History())
+            fit(Trainer(ResidentClips.from_clips(broken, CPU), config(batch=8), device=CPU), History())
         if rank == 0:
-            torch.save([history.losses, history.epochs, str(failed.value)], folder / "told.pt")
+            torch.save([history.losses, history.epochs, str(failed.value)], folder / "results.pt")
     finally:
         dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_several_workers_train_as_one_does(workers, tmp_path):
-    """A batch of seven: the workers' shares are unequal."""
+    """A batch of seven, so that the workers' slices differ in size."""
     setting = config(dropout=0.0, batch=7, held_out_share=0.5, monitor_epochs=2)
-    alone = history_of(trainer_of(setting, held_out=held(5, first=100)))
+    alone = history_of(trainer_of(setting, held_out=resident_clips(5, first=100)))
     mp.spawn(_worker, (workers, tmp_path), nprocs=workers)
-    losses, epochs, failure = torch.load(tmp_path / "told.pt", weights_only=True)
-    told = failure.partition("the batch's videos: ")[2].split(", ")
-    assert sorted(told) == list("01234567"), "all workers' videos are named, the broken one among them"
+    losses, epochs, failure = torch.load(tmp_path / "results.pt", weights_only=True)
+    named = failure.partition("the batch's videos: ")[2].split(", ")
+    assert sorted(named) == list("01234567"), "the videos of all workers are named, including the broken one"
     assert losses == pytest.approx(alone.losses, rel=1e-5)
     for ours, theirs in zip(epochs, alone.epochs, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
@@ -159,7 +161,7 @@ def test_the_moving_average_follows_the_weights_and_is_what_is_kept():
     fit(trainer, History())
     after = trainer.aggregator.embed.weight
     kept = final_weights(trainer.state(), trainer.config)["embed.weight"]
-    # The first update copies, as torch's averaging does; a second one averages.
+    # The first update of torch's moving average copies the weights; the second one averages.
     torch.testing.assert_close(kept, after)
     trainer = trainer_of(config(ema_decay=0.5, epochs=2, batch=20))
     assert torch.equal(trainer.aggregator.embed.weight, before)
@@ -172,11 +174,11 @@ def test_the_moving_average_follows_the_weights_and_is_what_is_kept():
 
 def test_training_stops_when_validation_does_not_gain_and_the_best_weights_are_kept():
     setting = config(epochs=400, held_out_share=0.5, patience=3, monitor_epochs=1, learning_rate=0.02)
-    trainer = trainer_of(setting, held_out=held(6, first=100))
+    trainer = trainer_of(setting, held_out=resident_clips(6, first=100))
     epochs = history_of(trainer).epochs
-    told = [row["validation_loss"] for row in epochs]
-    best = int(np.argmin(told))
-    assert len(told) == best + 1 + 3 < 400
+    validation_losses = [row["validation_loss"] for row in epochs]
+    best = int(np.argmin(validation_losses))
+    assert len(validation_losses) == best + 1 + 3 < 400
     assert trainer.best["epoch"] == best + 1
     again = trainer_of(setting)
     for _ in range(best + 1):
@@ -185,8 +187,8 @@ def test_training_stops_when_validation_does_not_gain_and_the_best_weights_are_k
 
 
 def test_validation_is_the_same_each_time_and_changes_nothing():
-    trainer = trainer_of(config(held_out_share=0.5), held_out=held(9, first=100))
-    first, second = trainer.validation(), trainer.validation()
+    trainer = trainer_of(config(held_out_share=0.5), held_out=resident_clips(9, first=100))
+    first, second = trainer.validate(), trainer.validate()
     assert first == second
     assert set(first) == {f"validation_{name}" for name in ("loss", "set_loss", "clip_loss", "set_top1", "clip_top1")}
     undisturbed = history_of(trainer_of(config()))
@@ -201,17 +203,17 @@ def test_patience_needs_something_to_judge_by():
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_videos():
     broken = clips(6)
     broken.features[4, :] = np.nan
-    trainer = Trainer(ResidentClips.of(broken, CPU), config(batch=2), device=CPU)
+    trainer = Trainer(ResidentClips.from_clips(broken, CPU), config(batch=2), device=CPU)
     with pytest.raises(RunFailed, match=r"the loss is nan at step \d, in epoch 1; the batch's videos: (4, \d|\d, 4)$"):
         fit(trainer, History())
 
 
 def test_gradients_are_clipped_to_the_norm_that_is_asked_for():
     trainer = trainer_of(config(gradient_clip=0.01))
-    [batch, *_] = trainer.source.batches(trainer.share, trainer.config.sets, seed=0, epoch=0, first_step=0)
-    told = trainer.step(batch)["gradient_norm"]
+    [batch, *_] = trainer.source.batches(trainer.worker_slice, trainer.config.sets, seed=0, epoch=0, first_step=0)
+    reported_norm = trainer.step(batch)["gradient_norm"]
     norm = torch.cat([p.grad.flatten() for p in trainer.parameters]).norm()
-    assert told > 0.1
+    assert reported_norm > 0.1
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
 
 
@@ -225,13 +227,13 @@ def test_bfloat16_learns_the_same_and_leaves_float32_weights():
     assert {p.dtype for p in trainer.parameters} == {torch.float32}
 
 
-def test_only_what_an_objective_has_is_told():
+def test_only_the_metrics_of_the_objective_are_reported():
     regression = replace(config(), objective=ObjectiveOptions(clip_objective="cosine", prediction_hidden=16))
-    told = history_of(Trainer(held(), regression, device=CPU)).epochs
-    assert "clip_top1" not in told[0]
-    assert told[-1]["clip_loss"] < told[0]["clip_loss"]
+    epochs = history_of(Trainer(resident_clips(), regression, device=CPU)).epochs
+    assert "clip_top1" not in epochs[0]
+    assert epochs[-1]["clip_loss"] < epochs[0]["clip_loss"]
     alone = replace(config(), objective=replace(config().objective, clip_weight=0.0))
-    assert "clip_loss" not in history_of(Trainer(held(), alone, device=CPU)).epochs[0]
+    assert "clip_loss" not in history_of(Trainer(resident_clips(), alone, device=CPU)).epochs[0]
 
 
 def test_only_matrices_decay():
@@ -247,20 +249,20 @@ def test_only_matrices_decay():
 
 def test_the_batch_is_at_most_the_number_of_videos():
     trainer = trainer_of(config(batch=512))
-    assert (trainer.share.batch, trainer.steps_per_epoch) == (20, 1)
+    assert (trainer.worker_slice.batch_size, trainer.steps_per_epoch) == (20, 1)
     assert trainer_of(config(batch=8)).steps_per_epoch == 2
 
 
 def test_too_few_clips_or_videos_are_refused_with_both_numbers():
     with pytest.raises(UserError, match=r"expected at most 2, half of the 5 clips .* found 3"):
-        Trainer(held(clips_of_video=5), config(), device=CPU)
+        Trainer(resident_clips(clips_of_video=5), config(), device=CPU)
     with pytest.raises(UserError, match="expected at least 2 training videos in the store, found 1"):
         trainer_of(config(), videos=1)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
-    shares = [warmup_then_cosine(step, 5, 100) for step in range(101)]
-    assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert shares[5] == 1.0
-    assert shares[52] == pytest.approx(0.5 * (1 + math.cos(math.pi * 47 / 95)))
-    assert shares[100] == pytest.approx(0.0)
+    fractions = [warmup_then_cosine(step, 5, 100) for step in range(101)]
+    assert fractions[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert fractions[5] == 1.0
+    assert fractions[52] == pytest.approx(0.5 * (1 + math.cos(math.pi * 47 / 95)))
+    assert fractions[100] == pytest.approx(0.0)

@@ -162,7 +162,7 @@ def test_pretraining_sees_the_training_split_alone_or_says_so(tmp_path):
     [note] = notes_on(everything, store, "default")
     assert note == "transductive: the aggregator also saw 15 test videos, without labels"
     [note] = notes_on({}, store, "default")
-    assert "does not say" in note
+    assert "does not record" in note
     grown = make_store(tmp_path / "grown", {"w": np.zeros((4, 6))}, sides=["train"])
     [note] = notes_on(seen, grown, "default")
     assert "of another corpus" in note

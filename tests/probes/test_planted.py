@@ -57,13 +57,13 @@ def scene_after_scene(folder: Path, num_videos: int, *, labels_known: bool) -> F
 
 def trained(store: FeatureStore, epochs: int) -> Aggregator:
     config = PretrainConfig(
-        Sets(),
-        AggregatorOptions(width=64),
-        ObjectiveOptions(prediction_hidden=128, target_hidden=128),
-        Training(epochs=epochs, batch=100, monitor_epochs=0, learning_rate=2e-3),
+        sets=Sets(),
+        aggregator=AggregatorOptions(width=64),
+        objective=ObjectiveOptions(prediction_hidden=128, target_hidden=128),
+        training=Training(epochs=epochs, batch=100, monitor_epochs=0, learning_rate=2e-3),
     )
     clips, _ = training_clips(store)
-    trainer = Trainer(ResidentClips.of(clips.read(), CPU), config, device=CPU, origin=store.origin)
+    trainer = Trainer(ResidentClips.from_clips(clips.read(), CPU), config, device=CPU, origin=store.origin)
     fit(trainer, Silent())
     return trainer.model.eval()
 

@@ -19,7 +19,7 @@ def claims(store: Path) -> list[Path]:
 
 
 def leave_claim(store: Path, *, token: str = "0", silent_s: float = 0.0, **changes) -> lease.Claim:
-    """A claim as another writer left it; of a living process of another host unless changed."""
+    """Leave the claim of another writer: a running process of another host, unless changed."""
     claim = dataclasses.replace(lease.Claim.mine(), token=token, **{"host": "elsewhere"} | changes)
     lease._write(f"{store}/leases", claim)
     then = time.time() - silent_s
@@ -88,7 +88,7 @@ def test_the_heart_keeps_a_claim_fresh(tmp_path, monkeypatch):
 
 
 def test_of_many_that_begin_at_once_never_two_hold_the_store(tmp_path):
-    """Eight processes try over and over; each notes when it held the store."""
+    """Six processes try repeatedly; each prints when it held the lease."""
     code = f"""
 import time
 from scale_ray.store import lease
@@ -103,8 +103,8 @@ while time.monotonic() < end:
         time.sleep(0.01)
 """
     writers = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
-    told = [writer.communicate(timeout=60)[0] for writer in writers]
+    outputs = [writer.communicate(timeout=60)[0] for writer in writers]
     assert [writer.returncode for writer in writers] == [0] * 6
-    spans = sorted(tuple(map(float, line.split())) for text in told for line in text.splitlines())
+    spans = sorted(tuple(map(float, line.split())) for text in outputs for line in text.splitlines())
     assert len(spans) > 3
     assert all(before[1] < after[0] for before, after in itertools.pairwise(spans))

@@ -1,4 +1,4 @@
-"""The command line in a process of its own, as a user runs it, and where the real media are."""
+"""Runs the command line in a separate process, as a user does, and locates the real media."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BACKBONE = ("--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--input-px
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """The outcome of a command: exit code and output."""
 
     code: int
     out: str
@@ -27,14 +27,14 @@ Command = Callable[..., Ended]
 
 @dataclass(frozen=True)
 class Extracted:
-    """A store, and how the command that made it ended."""
+    """A store, and the outcome of the command that made it."""
 
     store: Path
     ended: Ended
 
 
 def run_command(*arguments: object, cwd: Path | None = None, timeout_s: float = 200) -> Ended:
-    """Run `scale-ray ARGUMENTS` to its end."""
+    """Run `scale-ray ARGUMENTS` and wait until it ends."""
     ended = subprocess.run(
         [sys.executable, "-m", "scale_ray", *map(str, arguments)],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Servers that a test starts on loopback, and stops again."""
+"""Servers that tests start on the loopback interface and stop again."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def free_port() -> int:
 
 @contextmanager
 def serving(program: str, *arguments: str, port: int, within_s: float) -> Iterator[None]:
-    """A program of this environment with all that it starts, from when it answers on a port."""
+    """Run a program of this environment; enter when it answers on its port, stop it and its children at the end."""
     here = Path(sys.executable).parent
     process = subprocess.Popen(
         [str(here / program), *arguments],
-        env={**os.environ, "PATH": f"{here}:{os.environ['PATH']}"},  # it calls others by their names
+        env={**os.environ, "PATH": f"{here}:{os.environ['PATH']}"},  # it starts other programs by name
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

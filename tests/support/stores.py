@@ -1,4 +1,4 @@
-"""Stores of made-up features, for tests of what comes after extraction."""
+"""Stores with invented features, for tests of the stages after extraction."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def corpus_of(**labels: str) -> pa.Table:
 
 
 def positions_of(rng: np.random.Generator, clips: int, starts_s: np.ndarray | None = None) -> np.ndarray:
-    """Positions of clips of the whole frame, 2 s long, at random or given starts: float32 (clips, 7)."""
+    """Positions of whole-frame clips of 2 s, with random or given starts: float32 (clips, 7)."""
     starts_s = rng.uniform(0, 6, clips) if starts_s is None else starts_s
     flip = rng.choice([-1.0, 1.0], clips)
     box = np.tile([0.0, 0.0, 120.0, 160.0], (clips, 1))
@@ -59,15 +59,15 @@ def make_store(
     groups: Sequence[str | None] | None = None,
     **columns: Sequence[Any],
 ) -> FeatureStore:
-    """A store of these videos' features (clips, D), by id: `train` clips of training videos, `eval` of test videos.
+    """A store of these features (clips, D) by video id: `train` clips of training videos, `eval` clips of test videos.
 
-    `sides` are train, validation or test of each, or of each split by its name; then both modes are stored.
-    `columns` are label, labels, target or the manifest's own.
+    `sides` is the subset (train, validation or test) of each video, or its subset per split name; for videos in several
+    splits, both modes are stored. `columns` are label, labels, target or the manifest's own columns.
     """
     store = FeatureStore.create(str(folder), fingerprint_of(BACKBONE, Sampling()))
     rng = np.random.default_rng(1)
     ids = list(features)
-    known = [{"default": side} if isinstance(side, str) else dict(side) for side in sides]
+    splits = [{"default": subsets} if isinstance(subsets, str) else dict(subsets) for subsets in sides]
     types = {"label": pa.string(), "labels": pa.list_(pa.string()), "target": pa.float64()}
     corpus = {
         "video_id": pa.array(ids),
@@ -75,16 +75,17 @@ def make_store(
         "size_bytes": pa.array([1] * len(ids), pa.int64()),
         **{name: pa.array(columns.pop(name, [None] * len(ids)), type_) for name, type_ in types.items()},
         "group": pa.array(groups or [None] * len(ids), pa.string()),
-        "splits": pa.array([list(of.items()) for of in known], pa.map_(pa.string(), pa.string())),
+        "splits": pa.array([list(subset_of.items()) for subset_of in splits], pa.map_(pa.string(), pa.string())),
         **{name: pa.array(values) for name, values in columns.items()},
     }
     wanted: dict[str, list[str]] = {}
-    for video_id, of in zip(ids, known, strict=True):
-        for mode in ("train", "eval") if len(of) > 1 else ("eval",) if "test" in of.values() else ("train",):
+    for video_id, subset_of in zip(ids, splits, strict=True):
+        both, test = len(subset_of) > 1, "test" in subset_of.values()
+        for mode in ("train", "eval") if both else ("eval",) if test else ("train",):
             wanted.setdefault(mode, []).append(video_id)
-    for mode, of_mode in wanted.items():
-        for start in range(0, len(of_mode), 64):
-            part = of_mode[start : start + 64]
+    for mode, mode_ids in wanted.items():
+        for start in range(0, len(mode_ids), 64):
+            part = mode_ids[start : start + 64]
             videos = [
                 VideoFeatures(
                     video_id,

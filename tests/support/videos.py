@@ -1,4 +1,4 @@
-"""Videos whose frames can be told apart, for tests of the decoder."""
+"""Videos with distinguishable frames, for tests of the decoder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import av
 import numpy as np
 
 FPS = 30
-SIDE = 32
+INPUT_SIZE_PX = 32
 KEPT_BACK = {"preset": "veryfast", "bf": "3", "sc_threshold": "0"}
 
 
 def picture(number: int, height: int = 64, width: int = 96) -> np.ndarray:
-    """Waves that move, and a square whose colour tells neighbouring frames apart."""
+    """Moving waves, and a square whose colour differs between neighbouring frames."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin((x + 2 * number) / 9), np.sin((y - 1.5 * number) / 11), np.sin((x + y + number) / 13)]
     image = 127 + 60 * np.stack(waves, -1)

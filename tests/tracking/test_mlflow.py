@@ -36,7 +36,7 @@ def test_a_run_holds_options_metrics_and_its_end(tmp_path):
 
 
 def test_the_page_is_served_on_loopback_and_only_where_there_are_runs(tmp_path):
-    with pytest.raises(UserError, match="expected a folder with runs, found no data base"):
+    with pytest.raises(UserError, match="expected a folder with runs, found no database"):
         server_command(Tracking(), str(tmp_path / "typo"), "127.0.0.1", 5000)
     assert not (tmp_path / "typo").exists()
     Experiment(Tracking(), str(tmp_path))
