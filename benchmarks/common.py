@@ -28,7 +28,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         description=(description or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    arguments.add_argument("--folder", type=Path, help="folder in which videos are made and kept; default: temporary")
+    arguments.add_argument("--folder", type=Path, help="folder for the videos, which are kept; temporary if not given")
     arguments.add_argument("--save", action="store_true", help="write the raw figures to benchmarks/results")
     return arguments
 

@@ -41,7 +41,7 @@ def trivial() -> Backbone:
     return Trivial("trivial", torch.nn.Identity(), input_px=224, weights_id="none")
 
 
-def corpus(folder: Path, count: int, *, width: int, height: int) -> Path:
+def linked_videos(folder: Path, count: int, *, width: int, height: int) -> Path:
     """A folder with `count` videos of ten seconds, all links to one file."""
     videos = folder / f"videos-{width}x{height}-{count}"
     videos.mkdir(exist_ok=True)
@@ -99,17 +99,17 @@ def stream_rate(
     from scale_ray.store.lease import write_lease
     from scale_ray.store.schema import fingerprint_of
 
-    all_videos = read_corpus(str(videos), CorpusOptions())
+    corpus = read_corpus(str(videos), CorpusOptions())
     features = FeatureStore.create(str(store), fingerprint_of(encoder.identity(), SAMPLING))
     arrivals = Arrivals()
     with write_lease(str(store)) as lease:
-        run = ExtractionRun(all_videos, [Target(encoder, features, lease)], extraction)
+        run = ExtractionRun(corpus, [Target(encoder, features, lease)], extraction)
         began_s = time.perf_counter()
         with connected(Cluster(cpus=cores)) as size:
             ray_stream._stream(run, SAMPLING, extraction, size, arrivals)  # type: ignore[arg-type]
         assert not run.incomplete()
         [summary] = run.finish()
-        assert summary.num_done == len(all_videos.videos)
+        assert summary.num_done == len(corpus.videos)
     first_s, last_s = arrivals.at_s[0], arrivals.at_s[-1]
     in_first_block = sum(at_s - first_s < 0.05 for at_s in arrivals.at_s)
     rate = (len(arrivals.at_s) - in_first_block) / (last_s - first_s)
@@ -130,12 +130,12 @@ def main() -> None:
         cases = {
             "heavy": (
                 load_backbone(BackboneOptions(backbone=given.heavy, weights="none"), SAMPLING.frames),
-                corpus(folder, given.heavy_videos, width=320, height=240),
+                linked_videos(folder, given.heavy_videos, width=320, height=240),
                 Extraction(mode="train"),
             ),
             "trivial": (
                 trivial(),
-                corpus(folder, given.trivial_videos, width=320, height=240),
+                linked_videos(folder, given.trivial_videos, width=320, height=240),
                 Extraction(mode="train", decoders=given.cores),
             ),
         }

@@ -1,4 +1,4 @@
-"""`scale-ray extract` as a Ray job: the same options, but paths must be absolute or URIs.
+"""The command `scale-ray extract` as a Ray job: the same options; paths must be absolute or URIs.
 
 ray job submit --working-dir . -- python jobs/extract.py ARGUMENTS
 """

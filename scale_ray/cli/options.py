@@ -111,7 +111,7 @@ def run_option(default: str | None = None) -> Callable[[Command], Command]:
     )
 
 
-class ValueList(click.ParamType):
+class ValueList(click.ParamType):  # type: ignore[type-arg]
     """Numbers or names separated by commas."""
 
     name = "LIST"
@@ -128,7 +128,7 @@ class ValueList(click.ParamType):
             self.fail(f"expected {self.plain.__name__}s separated by commas, found {value!r}", param, context)
 
 
-def _click_option(name: str, section: type[Options], field: dataclasses.Field) -> Callable[[Command], Command]:
+def _click_option(name: str, section: type[Options], field: dataclasses.Field[Any]) -> Callable[[Command], Command]:
     plain, _, item = option_types(section)[field.name]
     unit, default = field.metadata["unit"], field.default
     if plain is bool:

@@ -141,7 +141,7 @@ def _decode(
 
 
 def _crop_groups(clips: Sequence[Clip], geometry: VideoGeometry, input_sizes_px: Sequence[int]) -> list[_CropGroup]:
-    groups: dict[tuple, list[int]] = {}
+    groups: dict[tuple[tuple[float, ...], int, int], list[int]] = {}
     for c, clip in enumerate(clips):
         y0, x0, y1, x1 = clip.box_px
         groups.setdefault((clip.times_s, y1 - y0, x1 - x0), []).append(c)

@@ -107,7 +107,7 @@ class Decoder:
 
     def __init__(self, *, timeout_s: float, memory_gib: float) -> None:
         self._timeout_s, self._memory_gib = timeout_s, memory_gib
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._pixels: SharedPixels | None = None
 
@@ -168,7 +168,7 @@ class Decoder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ready(self, pixels: SharedPixels | None) -> tuple[Connection, subprocess.Popen]:
+    def _ready(self, pixels: SharedPixels | None) -> tuple[Connection, subprocess.Popen[bytes]]:
         """A running child and the connection to it; the child has mapped `pixels`, if given."""
         if self._process is not None and self._process.poll() is not None:
             self.close()
@@ -180,7 +180,7 @@ class Decoder:
             self._pixels = pixels
         return self._connection, self._process
 
-    def _start(self) -> tuple[subprocess.Popen, Connection]:
+    def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
         parent_end, child_end = socket.socketpair()
         with tempfile.TemporaryFile() as errors, child_end:
             process = subprocess.Popen(

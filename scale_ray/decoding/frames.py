@@ -181,7 +181,7 @@ class FrameReader:
             landed = next(self._frames, None)
             if landed is not None and landed[0] <= time_s + _SAME_TIME_S:
                 self._shown, self._following = landed, next(self._frames, None)
-                # A seek that leads backwards makes frames be decoded twice: do not seek again in this file.
+                # A seek that lands earlier causes frames to be decoded twice: do not seek again in this file.
                 self._may_seek = landed[0] > reached_s
                 return
         raise ReadAgain(by_stamp=True)

@@ -39,6 +39,6 @@ def sizes_of(size: Size, extraction: Extraction) -> StageSizes:
     actors = extraction.actors or max(size.cpus // max(threads, 2), 1)
     decoders = extraction.decoders or max(size.cpus - actors, 1)
     # Only half of the CPUs is requested: Ray Data reserves some CPUs for each stage, and on two cores requests of
-    # whole CPUs were seen to starve the decoders for ever.
+    # whole CPUs were seen to starve the decoders.
     cpus = min(size.cpus / (actors + decoders), 1.0) / 2
     return StageSizes(decoders, cpus, actors, {"num_cpus": cpus}, threads)

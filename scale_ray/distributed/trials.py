@@ -40,17 +40,17 @@ class Trial:
     loss: float
 
 
-def validation_split(store: FeatureStore, share: float, name: str | None = None) -> tuple[StoredClips, StoredClips]:
+def validation_split(store: FeatureStore, fraction: float, split: str | None = None) -> tuple[StoredClips, StoredClips]:
     """Split the training subset into clips to train on and clips to rank settings with.
 
-    About the fraction `share` of the videos is used for validation; `name` is the official split to use.
+    About `fraction` of the videos is used for validation; `split` names one of several official splits.
 
     Raises
     ------
     UserError
         If either part would be empty.
     """
-    train, validation = training_clips(store, share, split=name)
+    train, validation = training_clips(store, fraction, split=split)
     if not len(train) or not len(validation):
         raise UserError(
             f"validation_share: expected videos for both training and validation, found {len(train)} and "

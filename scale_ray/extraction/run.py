@@ -44,8 +44,8 @@ class ExtractionRun:
         self._corpus, self._extraction = corpus, extraction
         for target in targets:
             _check_unchanged_videos(target.store, corpus)
-        # Written before any video is read, so that the table is complete even if the run dies; updated at the end, when
-        # sizes and lengths are known.
+        # Written before any video is read, so that the store lists its videos even if the run dies; updated at the end,
+        # when sizes and lengths are known.
         self._corrected = [target.store.replace_videos(corpus.videos) for target in targets]
         several = len(corpus.split_names) > 1
         ids, splits = (corpus.videos[name].to_pylist() for name in ("video_id", "splits"))

@@ -72,7 +72,8 @@ def probe_table(
     targets = read_targets(store, probing.target)
     if split is None:
         raise UserError(f"expected labelled training videos, found none in {store.location}")
-    evaluation = _Evaluation(load_probe_split(store, targets, split, ingest or Ingest()), aggregators, probing, ensemble)
+    probe_split = load_probe_split(store, targets, split, ingest or Ingest())
+    evaluation = _Evaluation(probe_split, aggregators, probing, ensemble)
     done = 0
     for number in range(evaluation.num_seeds):
         for name in evaluation.run_seed(number):
@@ -103,9 +104,7 @@ class _Representation:
 class _Evaluation:
     """The metrics of all representations of a split, collected seed by seed."""
 
-    def __init__(
-        self, split: ProbeSplit, aggregators: Sequence[Aggregator], probing: Probing, ensemble: int
-    ) -> None:
+    def __init__(self, split: ProbeSplit, aggregators: Sequence[Aggregator], probing: Probing, ensemble: int) -> None:
         self.split, self.probing, self.figures = split, probing, FigureData(split)
         self.num_seeds = max(probing.probe_seeds, len(aggregators))
         # representation -> name of the metric -> the metric of each seed
@@ -254,8 +253,8 @@ def _clustering(run: _Run) -> list[Metric]:
     return cluster_metrics(suite.clusters(run.row.test, num_classes, run.task.seed), targets)
 
 
-# The probes by their names in `PROBES`, in the order in which they run. To add one, write a function and add a line here.
-# Those without random draws run once per representation, the others once per seed.
+# The probes by their names in `config.PROBES`, in the order in which they run. To add one, write a function and add a
+# line here. Those without random draws run once per representation, the others once per seed.
 _DETERMINISTIC_PROBES: Mapping[str, _Probe] = {
     "knn": _knn,
     "retrieval": _retrieval,

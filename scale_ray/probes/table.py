@@ -1,4 +1,4 @@
-"""The table of the probes: on the screen, as Markdown, as CSV and as plain values."""
+"""The table of the probes: as text, Markdown, CSV and plain values."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from scale_ray.probes.targets import CLASSES, MULTILABEL
 if TYPE_CHECKING:
     import pandas as pd
 
-_COLUMNS_OF_SCREEN = 5
-_MEASURES = {"top1": "top-1", "map": "mAP", "mse": "MSE"}
+_COLUMNS_PER_BLOCK = 5
+_METRIC_TITLES = {"top1": "top-1", "map": "mAP", "mse": "MSE"}
 _VARIANTS = ("knn_k", "retrieval_recall_at_5", "retrieval_recall_at_10", "clustering_v_measure")
 _GAIN = "gain over the feature alone"
-_PROBES = {"knn": "k-NN", "mlp": "MLP"}
+_PROBE_TITLES = {"knn": "k-NN", "mlp": "MLP"}
 
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """One representation: the estimate of every metric, by its name."""
+    """One representation: the estimate of every metric, by the name of the metric."""
 
     representation: str
     metrics: dict[str, Estimate]
@@ -33,10 +33,10 @@ class ProbeRow:
 
 @dataclass(frozen=True)
 class ProbeTable:
-    """What came out of the probes of one split.
+    """The results of the probes of one split.
 
-    `gains` say how much the trained aggregator is ahead of the backbone's feature alone, in each metric (of errors
-    how much lower); `chance` is what is reached without looking at a video. `notes` are told below the table.
+    `gains` are the improvements of the trained aggregator over the backbone's feature alone, by metric (for errors,
+    the decrease). `chance` is the metric reached without seeing a video. `notes` are printed below the table.
     """
 
     rows: list[ProbeRow]
@@ -52,11 +52,11 @@ class ProbeTable:
     notes: list[str] = field(default_factory=list)
 
     def values(self) -> dict[str, Any]:
-        """Plain values, as for JSON."""
+        """Plain values that can be written as JSON."""
         return asdict(self)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row per representation and metric: `value`, and `low` and `high` of the 95 % interval."""
+        """One row per representation and metric: `value`, and `low` and `high` of the 95 % interval."""
         import pandas as pd
 
         rows = [
@@ -68,29 +68,30 @@ class ProbeTable:
         return pd.DataFrame(rows)
 
     def metric_names(self, *, main: bool = False) -> list[str]:
-        """Every metric of any row; or only those that are shown on the screen, the variants left out."""
+        """Names of the metrics that any row has, in the order of the probes; with `main` without the variants."""
         names = dict.fromkeys(name for row in self.rows for name in row.metrics)
         kept = [name for name in names if not main or not name.startswith(_VARIANTS)]
         return sorted(kept, key=lambda name: PROBES.index(name.partition("_")[0]))
 
     def lines(self) -> list[str]:
-        """The table as text, the variants of a metric left out; several blocks where it is wide."""
+        """The table as lines of text, without variants of metrics; in several blocks if it is wide."""
         names = self.metric_names(main=True)
-        blocks: list[str] = []
-        for start in range(0, len(names), _COLUMNS_OF_SCREEN):
-            some = names[start : start + _COLUMNS_OF_SCREEN]
-            widths = [max(len(title_of(name)), 12) + 2 for name in some]
-            head = f"{'representation':<37}" + "".join(f"{title_of(n):>{w}}" for n, w in zip(some, widths, strict=True))
-            blocks += ["", head, "-" * len(head)] if start else [head, "-" * len(head)]
+        lines: list[str] = []
+        for start in range(0, len(names), _COLUMNS_PER_BLOCK):
+            block = names[start : start + _COLUMNS_PER_BLOCK]
+            widths = [max(len(title_of(name)), 12) + 2 for name in block]
+            titles = "".join(f"{title_of(name):>{width}}" for name, width in zip(block, widths, strict=True))
+            head = f"{'representation':<37}{titles}"
+            lines += ["", head, "-" * len(head)] if start else [head, "-" * len(head)]
             for row in [*self.rows, ProbeRow(_GAIN, self.gains)]:
                 sign = "+" if row.representation == _GAIN else ""
-                cells = [_cell(name, row.metrics.get(name), sign) for name in some]
-                told = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-                blocks.append(f"{row.representation:<37}{told}")
-        return [*blocks, *self.footnotes()]
+                cells = [_cell(name, row.metrics.get(name), sign) for name in block]
+                values = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+                lines.append(f"{row.representation:<37}{values}")
+        return [*lines, *self.footnotes()]
 
     def markdown(self) -> str:
-        """Every metric with its interval."""
+        """The table in Markdown, with every metric and its interval."""
         names = self.metric_names()
         lines = [
             "| representation | " + " | ".join(map(title_of, names)) + " |",
@@ -108,51 +109,52 @@ class ProbeTable:
         return "\n".join([*lines, "", *self.footnotes()]) + "\n"
 
     def csv(self) -> str:
-        """A line a representation and metric: value, interval, and the value of each seed."""
+        """One line per representation and metric: value, interval, and the value of each seed."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["split", "representation", "metric", "value", "low", "high", "seeds"])
         gains = ProbeRow(_GAIN, self.gains)
         for row in [*self.rows, gains]:
-            for name, of in row.metrics.items():
-                each = " ".join(f"{value:.6g}" for value in of.each)
-                writer.writerow(
-                    [self.split, row.representation, name, f"{of.value:.6g}", f"{of.low:.6g}", f"{of.high:.6g}", each]
-                )
+            for name, estimate in row.metrics.items():
+                values = [f"{value:.6g}" for value in (estimate.value, estimate.low, estimate.high)]
+                seeds = " ".join(f"{value:.6g}" for value in estimate.each)
+                writer.writerow([self.split, row.representation, name, *values, seeds])
         return out.getvalue()
 
     def footnotes(self) -> list[str]:
-        what = {
+        """Lines below the table: numbers of videos, chance, how the intervals were computed, notes."""
+        chance = {
             CLASSES: f"{self.num_classes} classes; always the most frequent class: {self.chance:.3f}",
             MULTILABEL: f"{self.num_classes} labels; equal scores: mAP {self.chance:.3f}",
         }.get(self.kind, f"numbers; always the training mean: MSE {self.chance:.4g}")
         groups = f" in {self.num_test_groups} groups" if self.num_test_groups < self.num_test_videos else ""
         seeds = "1 seed" if self.num_seeds == 1 else f"{self.num_seeds} seeds"
         return [
-            f"{self.num_train_videos} training and {self.num_test_videos} test videos{groups}, {what}",
+            f"{self.num_train_videos} training and {self.num_test_videos} test videos{groups}, {chance}",
             f"{seeds}; ±: half of the 95 % interval, by bootstrap over the test {'groups' if groups else 'videos'}"
             + (" and the seeds" if self.num_seeds > 1 else ""),
-            *(["one test group: its draws are all alike, and the intervals say nothing"] * (self.num_test_groups == 1)),
+            *(["only one test group: all draws are equal, so intervals mean nothing"] * (self.num_test_groups == 1)),
             *self.notes,
         ]
 
 
 def mean_table(tables: Sequence[ProbeTable]) -> ProbeTable:
-    """The mean over several official splits; its intervals are the means of theirs, hence too wide if anything.
+    """The mean over several official splits, of the metrics that all of them have.
 
-    Of the metrics that every split has: one whose test videos are of one class has no clustering.
+    A split with test videos of one class has no clustering. Intervals are the means of the intervals of the splits, so
+    they are rather too wide than too narrow.
     """
     first = tables[0]
     rows = [
         ProbeRow(
             row.representation,
             {
-                n: _mean([t.rows[place].metrics[n] for t in tables])
-                for n in row.metrics
-                if all(n in t.rows[place].metrics for t in tables)
+                name: _mean([table.rows[index].metrics[name] for table in tables])
+                for name in row.metrics
+                if all(name in table.rows[index].metrics for table in tables)
             },
         )
-        for place, row in enumerate(first.rows)
+        for index, row in enumerate(first.rows)
     ]
     notes = [f"mean over the splits {', '.join(table.split for table in tables)}"]
     return replace(
@@ -182,7 +184,7 @@ def _mean(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def title_of(name: str) -> str:
-    """A column's head: `lowshot_5_per_class_top1` is `5 a class top-1`."""
+    """The column title of a metric: `5 a class top-1` for `lowshot_5_per_class_top1`."""
     probe, _, metric = name.rpartition("_")
     if name.startswith("retrieval_"):
         return "mAP" if metric == "map" else f"recall@{metric}"
@@ -193,23 +195,23 @@ def title_of(name: str) -> str:
         probe = f"k-NN, k {k}, t {temperature},"
     if probe.startswith("lowshot_"):
         amount = probe.removeprefix("lowshot_")
-        few = amount.removesuffix("_per_class")
-        probe = f"{few} a class" if few != amount else f"{float(amount):.0%} labels"
-    return f"{_PROBES.get(probe, probe.replace('_', ' '))} {_MEASURES[metric]}"
+        per_class = amount.removesuffix("_per_class")
+        probe = f"{per_class} a class" if per_class != amount else f"{float(amount):.0%} labels"
+    return f"{_PROBE_TITLES.get(probe, probe.replace('_', ' '))} {_METRIC_TITLES[metric]}"
 
 
 def _cell(name: str, estimate: Estimate | None, sign: str = "") -> str:
     if estimate is None:
         return "-"
-    shape = _shape(name)
-    return f"{estimate.value:{sign}{shape}} ±{(estimate.high - estimate.low) / 2:{shape}}"
+    spec = _format_spec(name)
+    return f"{estimate.value:{sign}{spec}} ±{(estimate.high - estimate.low) / 2:{spec}}"
 
 
 def _interval(name: str, estimate: Estimate, *, sign: str = "") -> str:
-    shape = sign + _shape(name)
-    return f"{estimate.value:{shape}} [{estimate.low:{shape}}, {estimate.high:{shape}}]"
+    spec = sign + _format_spec(name)
+    return f"{estimate.value:{spec}} [{estimate.low:{spec}}, {estimate.high:{spec}}]"
 
 
-def _shape(name: str) -> str:
-    """Shares have three places; errors are in units of their own, and may be small or large."""
+def _format_spec(name: str) -> str:
+    """Fractions get three decimals, errors three digits, since they may be of any size."""
     return ".3g" if name.endswith("_mse") else ".3f"

@@ -1,4 +1,4 @@
-"""Tables and pictures for people."""
+"""Reports of results: figures, contact sheets, and the files of a probe report."""
 
 from scale_ray.reports.contact_sheet import Tile, contact_sheet, frames_of, thumbnails
 from scale_ray.reports.figures import losses_figure

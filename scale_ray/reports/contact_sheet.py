@@ -1,4 +1,4 @@
-"""Contact sheets: a frame of each video, for people."""
+"""Contact sheets, which show a frame of each video."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import numpy as np
 from scale_ray.config import Extraction, Sampling
 from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
 from scale_ray.errors import VideoError
-from scale_ray.reports.figures import (
-    drawn,
-)
+from scale_ray.reports.figures import drawn
 from scale_ray.store import FeatureStore
 
-# Two starts, at the beginning and in the middle, of clips of one frame; a square from its centre.
+# Clips of one frame, at the beginning and in the middle of the video; the central square of each.
 _TWO_FRAMES = Sampling(frames=1, stride=1, eval_times=2, eval_crops=1)
 
 
 def thumbnails(paths: Sequence[str], input_size_px: int = 160) -> Iterator[np.ndarray | None]:
-    """The central square of each video's middle frame, uint8 (side, side, 3), RGB; None where it cannot be read."""
+    """The central square of each video's middle frame, RGB, uint8 (input_size_px, input_size_px, 3).
+
+    None for a video that cannot be read.
+    """
     limits = Extraction()
     pixels = SharedPixels(video_bytes("eval", _TWO_FRAMES, [input_size_px]))
     with Decoder(timeout_s=limits.decode_timeout_s, memory_gib=limits.decode_memory_gib) as decoder:
@@ -37,7 +38,10 @@ def thumbnails(paths: Sequence[str], input_size_px: int = 160) -> Iterator[np.nd
 
 @dataclass(frozen=True)
 class Tile:
-    """A video on a contact sheet: a frame of it, if there is one, words, and whether it agrees with its query."""
+    """A video on a contact sheet: its frame or None, a caption, and whether its label agrees with the query's.
+
+    `agrees` is None if that is unknown, and for the query itself.
+    """
 
     image: np.ndarray | None
     caption: str
@@ -45,15 +49,18 @@ class Tile:
 
 
 def contact_sheet(rows: Sequence[Sequence[Tile]], title: str) -> bytes:
-    """Each row a query and its nearest neighbours, framed green where they agree with it and red where not."""
+    """Draw each row as a query and its nearest neighbours: with a green frame if they agree with it, red if not.
+
+    Returns a PNG file.
+    """
     columns = max(map(len, rows))
     with drawn(1.75 * columns + 0.2, 2.15 * len(rows) + 0.5) as (figure, picture):
         figure.suptitle(title, fontsize=10)
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
-        for tiles, line in zip(rows, grid, strict=True):
-            for tile, axes in zip(tiles, line, strict=False):
+        for tiles, axes_of_row in zip(rows, grid, strict=True):
+            for tile, axes in zip(tiles, axes_of_row, strict=False):
                 axes.set_axis_on()
                 axes.set_xticks([])
                 axes.set_yticks([])
@@ -72,8 +79,8 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], title: str) -> bytes:
 
 
 def frames_of(store: FeatureStore, video_ids: list[str]) -> dict[str, np.ndarray | None]:
-    """A frame of each of some videos of a store; None where the file is not there any more or cannot be read."""
+    """A frame of each of these videos of a store, by id; None if its file is missing or cannot be read."""
     videos = store.videos()
     paths = dict(zip(videos["video_id"].to_pylist(), videos["path"].to_pylist(), strict=True))
-    wanted = list(dict.fromkeys(video_ids))
-    return dict(zip(wanted, thumbnails([paths[video_id] for video_id in wanted]), strict=True))
+    unique_ids = list(dict.fromkeys(video_ids))
+    return dict(zip(unique_ids, thumbnails([paths[video_id] for video_id in unique_ids]), strict=True))

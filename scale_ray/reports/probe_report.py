@@ -1,4 +1,4 @@
-"""What came out, for people: tables and pictures in files and in MLflow."""
+"""The report of a probe run: tables and figures as files, and metrics for MLflow."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def report_files(
     store: FeatureStore,
     history: Sequence[Mapping[str, float]] | None,
 ) -> dict[str, bytes]:
-    """The files of a report by name: pictures of every split, and the tables as text, Markdown, CSV and JSON.
+    """The files of a report by name: figures of every split, and the tables as text, Markdown, CSV and JSON.
 
-    With several splits the last table is their mean, which has no pictures. With `history` the losses of the
-    pretraining stand beside the results.
+    With several splits the last table is their mean, which has no figures. With `history` the losses of the
+    pretraining are drawn beside the results.
     """
     files: dict[str, bytes] = {}
     for table, data in zip(tables, figures, strict=False):
-        suffix = f"-{_plain(table.split)}" if len(figures) > 1 else ""
-        files |= {f"{kind}{suffix}.png": png for kind, png in _pictures(table, data, store, history)}
+        suffix = f"-{_safe_name(table.split)}" if len(figures) > 1 else ""
+        files |= {f"{name}{suffix}.png": png for name, png in _figures(table, data, store, history)}
     return files | _texts(tables)
 
 
 def probe_metrics(tables: Sequence[ProbeTable]) -> dict[str, float]:
-    """Every estimate with its interval, under names that MLflow accepts."""
+    """Every estimate and its interval, by names that MLflow accepts."""
     values: dict[str, float] = {}
     for table in tables:
-        prefix = f"{_plain(table.split)}." if len(tables) > 1 else ""
-        rows = [(_plain(row.representation), row.metrics) for row in table.rows]
+        prefix = f"{_safe_name(table.split)}." if len(tables) > 1 else ""
+        rows = [(_safe_name(row.representation), row.metrics) for row in table.rows]
         for row, metrics in [*rows, ("gain_over_backbone", table.gains)]:
             for name, estimate in metrics.items():
                 key = f"{prefix}{row}.{name}"
@@ -46,30 +46,31 @@ def probe_metrics(tables: Sequence[ProbeTable]) -> dict[str, float]:
     return values
 
 
-def _pictures(
-    table: ProbeTable, pictured: FigureData, store: FeatureStore, history: Sequence[Mapping[str, float]] | None
+def _figures(
+    table: ProbeTable, data: FigureData, store: FeatureStore, history: Sequence[Mapping[str, float]] | None
 ) -> Iterator[tuple[str, bytes]]:
+    """The figures of one split that apply to its targets, by name."""
     yield "results", results_figure(table, history)
-    sides = pictured.sides
-    if sides.targets.kind == CLASSES:
-        true, names = sides.test.targets.numpy(), sides.targets.names
-        if pictured.predictions:
-            predicted = {name: of.numpy() for name, of in pictured.predictions.items()}
-            told = f"Linear probe {TRAINED_AGGREGATOR}"
-            yield "confusion", confusion_figure(names, true, predicted[TRAINED_AGGREGATOR], told)
+    targets = data.split.targets
+    if targets.kind == CLASSES:
+        true, names = data.split.test.targets.numpy(), targets.names
+        if data.predictions:
+            predicted = {name: classes.numpy() for name, classes in data.predictions.items()}
+            title = f"Which class was predicted\nlinear probe {TRAINED_AGGREGATOR}"
+            yield "confusion", confusion_figure(names, true, predicted[TRAINED_AGGREGATOR], title)
             yield "classes", classes_figure(names, true, predicted, TRAINED_AGGREGATOR, BACKBONE_ALONE)
-        vectors = {n: pictured.test_vectors[n].numpy() for n in (BACKBONE_ALONE, TRAINED_AGGREGATOR)}
+        vectors = {name: data.test_vectors[name].numpy() for name in (BACKBONE_ALONE, TRAINED_AGGREGATOR)}
         if len(true) > 3:
             yield "map", map_figure(vectors, true, names)
-    if sides.targets.kind != NUMBERS:
-        yield "neighbours", _neighbours_picture(pictured, store)
+    if targets.kind != NUMBERS:
+        yield "neighbours", _neighbours_sheet(data, store)
 
 
 def _texts(tables: Sequence[ProbeTable]) -> dict[str, bytes]:
-    """The tables as text, Markdown, CSV and JSON; of several splits one after the other."""
+    """The tables as text, Markdown, CSV and JSON, those of all splits in one file each."""
     heads = [f"split {table.split}\n" if len(tables) > 1 else "" for table in tables]
     text = "\n".join(head + "\n".join(table.lines()) + "\n" for head, table in zip(heads, tables, strict=True))
-    markdown = "\n".join(head + "\n" * bool(head) + of.markdown() for head, of in zip(heads, tables, strict=True))
+    markdown = "\n".join(head + "\n" * bool(head) + table.markdown() for head, table in zip(heads, tables, strict=True))
     first, *others = (table.csv() for table in tables)
     values = tables[0].values() if len(tables) == 1 else {"splits": [table.values() for table in tables]}
     return {
@@ -80,38 +81,41 @@ def _texts(tables: Sequence[ProbeTable]) -> dict[str, bytes]:
     }
 
 
-def _neighbours_picture(pictured: FigureData, store: FeatureStore) -> bytes:
-    """Some test videos, drawn by their ids and of different classes where there are any, and their nearest."""
-    sides = pictured.sides
-    train, test, targets = sides.train, sides.test, sides.targets
-    bank = pictured.train_vectors[TRAINED_AGGREGATOR]
-    queries = pictured.test_vectors[TRAINED_AGGREGATOR]
-    order = sorted(range(len(test)), key=lambda row: uniform_hash(f"shown\0{test.video_ids[row]}"))
-    first_of: dict[str, int] = {}
-    for row in order:
-        first_of.setdefault(str(targets.of[test.video_ids[row]]), row)
-    chosen = [*first_of.values(), *(row for row in order if row not in first_of.values())][:_QUERIES_SHOWN]
-    cosine, nearest = (queries[chosen] @ bank.T).topk(min(_NEIGHBOURS_SHOWN, len(bank)), dim=1)
-    shared = targets.dense(test.targets)[chosen] @ targets.dense(train.targets).T > 0
-    ids = [test.video_ids[row] for row in chosen] + [train.video_ids[row] for row in nearest.flatten().tolist()]
+def _neighbours_sheet(data: FigureData, store: FeatureStore) -> bytes:
+    """A contact sheet of a few test videos, of different targets as far as possible, and their nearest neighbours."""
+    train, test, targets = data.split.train, data.split.test, data.split.targets
+    bank, queries = data.train_vectors[TRAINED_AGGREGATOR], data.test_vectors[TRAINED_AGGREGATOR]
+    query_rows = _query_rows(test.video_ids, targets.values)
+    cosine, nearest = (queries[query_rows] @ bank.T).topk(min(_NEIGHBOURS_SHOWN, len(bank)), dim=1)
+    shared = targets.dense(test.targets)[query_rows] @ targets.dense(train.targets).T > 0
+    ids = [test.video_ids[row] for row in query_rows] + [train.video_ids[row] for row in nearest.flatten().tolist()]
     frames = frames_of(store, ids)
-    rows = []
-    for place, row in enumerate(chosen):
-        query = test.video_ids[row]
-        tiles = [Tile(frames[query], f"query\n{_told(targets.of[query])}")]
-        for near, of in zip(nearest[place].tolist(), cosine[place].tolist(), strict=True):
-            video_id = train.video_ids[near]
-            caption = f"{of:.2f}\n{_told(targets.of[video_id])}"
-            tiles.append(Tile(frames[video_id], caption, bool(shared[place, near])))
-        rows.append(tiles)
-    return contact_sheet(rows, "Test videos and their nearest training videos, with cosine; green: shares the label")
+    sheet = []
+    for index, query_row in enumerate(query_rows):
+        query = test.video_ids[query_row]
+        tiles = [Tile(frames[query], f"query\n{_short_text(targets.values[query])}")]
+        for row, similarity in zip(nearest[index].tolist(), cosine[index].tolist(), strict=True):
+            video_id = train.video_ids[row]
+            caption = f"{similarity:.2f}\n{_short_text(targets.values[video_id])}"
+            tiles.append(Tile(frames[video_id], caption, bool(shared[index, row])))
+        sheet.append(tiles)
+    return contact_sheet(sheet, "Test videos and their nearest training videos, with cosine; green frame: shared label")
 
 
-def _told(target: object) -> str:
+def _query_rows(video_ids: Sequence[str], targets: Mapping[str, object]) -> list[int]:
+    """Rows of at most `_QUERIES_SHOWN` videos, in the order of a hash of the ids: one per target, then others."""
+    order = sorted(range(len(video_ids)), key=lambda row: uniform_hash(f"shown\0{video_ids[row]}"))
+    first_rows: dict[str, int] = {}
+    for row in order:
+        first_rows.setdefault(str(targets[video_ids[row]]), row)
+    return [*first_rows.values(), *(row for row in order if row not in first_rows.values())][:_QUERIES_SHOWN]
+
+
+def _short_text(target: object) -> str:
     text = ", ".join(map(str, target)) if isinstance(target, list) else str(target)
     return text if len(text) <= 24 else text[:23] + "…"
 
 
-def _plain(name: str) -> str:
-    """A name as MLflow and file systems take it."""
+def _safe_name(name: str) -> str:
+    """A name without characters that MLflow or file systems reject."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name.replace("'", ""))

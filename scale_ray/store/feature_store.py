@@ -30,7 +30,7 @@ class FeatureStore(ShardStore):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What an aggregator trained on this store records: the fingerprint and how the backbone was loaded."""
+        """The data an aggregator records about this store: the fingerprint and how the backbone was loaded."""
         return {**self.fingerprint, **({"made_with": self.loading_options} if self.loading_options else {})}
 
     def commit(self, part_name: str, mode: str, videos: Sequence[VideoFeatures]) -> None:

@@ -65,7 +65,7 @@ def broken(tmp_path, monkeypatch):
         """
 import os, signal, sys, time
 if "scale_ray.decoding.decoder_process" in " ".join(sys.orig_argv):
-    import scale_ray.decoding as decoding
+    import scale_ray.decoding.decoder_process as decoding
     real = decoding.decode_clips
     def decode_clips(source, *rest):
         if source == "crash": os.kill(os.getpid(), signal.SIGSEGV)

@@ -196,7 +196,7 @@ def test_validation_is_the_same_each_time_and_changes_nothing():
 
 
 def test_patience_needs_something_to_judge_by():
-    with pytest.raises(UserError, match="patience: expected a --held-out-share"):
+    with pytest.raises(UserError, match="patience: expected --held-out-share"):
         Training(patience=3)
 
 

@@ -18,19 +18,19 @@ def test_resamples_draw_whole_groups_with_replacement():
     members = {"a": [0, 1], "b": [2], "c": [3, 4, 5]}
     drawn = list(resamples_of(groups, 50, 0))
     for rows in drawn:
-        counts = {name: np.isin(rows, of).sum() / len(of) for name, of in members.items()}
+        counts = {name: np.isin(rows, group).sum() / len(group) for name, group in members.items()}
         assert all(count == int(count) for count in counts.values()), "whole groups"
-        assert sum(counts.values()) == 3, "as many groups as there are"
+        assert sum(counts.values()) == 3, "as many draws as groups"
     assert len({tuple(rows) for rows in drawn}) > 5
     again = list(resamples_of(groups, 50, 0))
-    assert all((one == other).all() for one, other in zip(drawn, again, strict=True))
+    assert all((rows == same).all() for rows, same in zip(drawn, again, strict=True))
 
 
 def test_the_interval_of_a_mean_is_that_of_its_standard_error():
     rng = np.random.default_rng(0)
     values = (rng.random(400) < 0.7).astype(float)
     rows = list(resamples_of([str(n) for n in range(400)], 2000, 1))
-    estimate = BootstrapSamples.of([mean_metric("p_top1", values)], rows).estimate(0)
+    estimate = BootstrapSamples.from_metrics([mean_metric("p_top1", values)], rows).estimate(0)
     error = values.std() / np.sqrt(400)
     assert estimate.value == values.mean()
     assert estimate.low == pytest.approx(values.mean() - 1.96 * error, abs=0.005)
@@ -38,24 +38,25 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error():
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    """200 experiments of 100 videos in 20 groups that agree within themselves, as the same scene does."""
+    """200 experiments of 100 videos in 20 groups; all videos of a group agree, as clips of the same scene may do."""
     rng = np.random.default_rng(0)
     groups = [str(n // 5) for n in range(100)]
     covered = {"grouped": 0, "single": 0}
     for _ in range(200):
         values = np.repeat((rng.random(20) < 0.6).astype(float), 5)
-        for name, of in (("grouped", groups), ("single", [str(n) for n in range(100)])):
-            estimate = BootstrapSamples.of([mean_metric("m", values)], list(resamples_of(of, 200, 2))).estimate(0)
+        for name, units in (("grouped", groups), ("single", [str(n) for n in range(100)])):
+            draws = list(resamples_of(units, 200, 2))
+            estimate = BootstrapSamples.from_metrics([mean_metric("m", values)], draws).estimate(0)
             covered[name] += estimate.low <= 0.6 <= estimate.high
     assert covered["grouped"] / 200 > 0.88
-    assert covered["single"] / 200 < 0.75, "videos taken for independent would promise too much"
+    assert covered["single"] / 200 < 0.75, "intervals of videos treated as independent are too narrow"
 
 
 def test_the_spread_over_the_seeds_is_in_the_interval():
     steady = [mean_metric("m", np.full(50, 0.5)) for _ in range(5)]
     moved = [mean_metric("m", np.full(50, value)) for value in (0.3, 0.4, 0.5, 0.6, 0.7)]
     rows = list(resamples_of([str(n) for n in range(50)], 500, 0))
-    first, second = BootstrapSamples.of(steady, rows).estimate(0), BootstrapSamples.of(moved, rows).estimate(0)
+    first, second = (BootstrapSamples.from_metrics(metrics, rows).estimate(0) for metrics in (steady, moved))
     assert (first.low, first.high) == (0.5, 0.5)
     assert second.value == pytest.approx(0.5)
     assert second.low < 0.43
@@ -63,13 +64,13 @@ def test_the_spread_over_the_seeds_is_in_the_interval():
 
 
 def test_a_difference_is_paired():
-    """Two probes that are right on the same videos but one: the difference is known far better than either."""
+    """Two probes that are right on the same videos except one: their difference varies far less than either."""
     ours = (np.random.default_rng(0).random(200) < 0.5).astype(float)
     theirs = ours.copy()
     theirs[np.flatnonzero(ours)[0]] = 0.0
-    measured = mean_metric("m", ours), mean_metric("m", theirs)
+    both = mean_metric("m", ours), mean_metric("m", theirs)
     rows = list(resamples_of([str(n) for n in range(200)], 500, 0))
-    first, second = (BootstrapSamples.of([one], rows) for one in measured)
+    first, second = (BootstrapSamples.from_metrics([metric], rows) for metric in both)
     alone, gain = first.estimate(0), (first - second).estimate(0)
     assert gain.value == pytest.approx(1 / 200)
     assert gain.low >= 0
@@ -79,52 +80,54 @@ def test_a_difference_is_paired():
 def test_mean_average_precision_of_any_draw_is_scikit_learn_s():
     rng = np.random.default_rng(0)
     scores = torch.from_numpy(rng.integers(0, 12, (60, 5)) / 12)  # many of them equal
-    wanted = torch.from_numpy((rng.random((60, 5)) < 0.2).astype(np.float32))
-    wanted[:, 4] = 0
-    [measured] = score_metrics("p", scores, wanted, Targets("multilabel", list("abcde"), {}))
+    targets = torch.from_numpy((rng.random((60, 5)) < 0.2).astype(np.float32))
+    targets[:, 4] = 0
+    [metric] = score_metrics("p", scores, targets, Targets("multilabel", list("abcde"), {}))
     for rows in [np.arange(60), *resamples_of([str(n) for n in range(60)], 10, 0)]:
-        some, found = wanted.numpy()[rows], scores.numpy()[rows]
-        occurs = some.any(0)
-        assert measured.of(rows) == pytest.approx(metrics.average_precision_score(some[:, occurs], found[:, occurs]))
-    assert measured.of(np.flatnonzero(~wanted.numpy().any(1))) == 0.0
-    estimate = BootstrapSamples.of([measured], list(resamples_of([str(n) for n in range(60)], 200, 0))).estimate(0)
-    assert estimate.low < measured.value() < estimate.high
+        drawn_targets, drawn_scores = targets.numpy()[rows], scores.numpy()[rows]
+        occurs = drawn_targets.any(0)
+        expected = metrics.average_precision_score(drawn_targets[:, occurs], drawn_scores[:, occurs])
+        assert metric.compute(rows) == pytest.approx(expected)
+    assert metric.compute(np.flatnonzero(~targets.numpy().any(1))) == 0.0
+    draws = list(resamples_of([str(n) for n in range(60)], 200, 0))
+    estimate = BootstrapSamples.from_metrics([metric], draws).estimate(0)
+    assert estimate.low < metric.value() < estimate.high
 
 
 def test_the_interval_of_an_agreement_lies_around_it():
-    """Clusters by chance, in which a video that is drawn twice agrees with itself: each draw for itself is higher."""
+    """Random clusters: a video drawn twice agrees with itself, so the value of every draw is too high."""
     rng = np.random.default_rng(0)
     [nmi, _] = cluster_metrics(rng.integers(6, size=60), torch.from_numpy(rng.integers(6, size=60)))
-    rows = list(resamples_of([str(n) for n in range(60)], 300, 0))
-    assert np.mean([nmi.of(some) for some in rows]) > nmi.value() + 0.05
-    estimate = BootstrapSamples.of([nmi], rows).estimate(0)
+    draws = list(resamples_of([str(n) for n in range(60)], 300, 0))
+    assert np.mean([nmi.compute(draw) for draw in draws]) > nmi.value() + 0.05
+    estimate = BootstrapSamples.from_metrics([nmi], draws).estimate(0)
     assert estimate.low < nmi.value() < estimate.high
     assert (estimate.low + estimate.high) / 2 == pytest.approx(nmi.value(), abs=0.02)
 
 
 def test_a_measure_that_is_no_mean_is_asked_again_for_each_draw():
-    asked = []
-    measured = Metric("m", lambda rows: asked.append(len(rows)) or float(np.median(rows)), 7)
-    estimate = BootstrapSamples.of([measured], list(resamples_of(list("abcdefg"), 20, 0))).estimate(0)
+    calls = []
+    metric = Metric("m", lambda rows: calls.append(len(rows)) or float(np.median(rows)), 7)
+    estimate = BootstrapSamples.from_metrics([metric], list(resamples_of(list("abcdefg"), 20, 0))).estimate(0)
     assert estimate.value == 3.0
-    assert len(asked) == 21
+    assert len(calls) == 21
 
 
 def table(split: str = "default", shift: float = 0.0) -> ProbeTable:
-    def of(value: float) -> Estimate:
+    def near(value: float) -> Estimate:
         return Estimate(value + shift, value + shift - 0.1, value + shift + 0.1, [value + shift])
 
     metrics = {
-        "retrieval_recall_at_1": of(0.6),
-        "knn_top1": of(0.5),
-        "knn_k5_t0.07_top1": of(0.55),
-        "linear_top1": of(0.7),
-        "lowshot_5_per_class_top1": of(0.4),
-        "lowshot_0.05_top1": of(0.3),
-        "clustering_nmi": of(0.2),
+        "retrieval_recall_at_1": near(0.6),
+        "knn_top1": near(0.5),
+        "knn_k5_t0.07_top1": near(0.55),
+        "linear_top1": near(0.7),
+        "lowshot_5_per_class_top1": near(0.4),
+        "lowshot_0.05_top1": near(0.3),
+        "clustering_nmi": near(0.2),
     }
-    rows = [ProbeRow("backbone feature alone", metrics), ProbeRow("with trained aggregator", {"mlp_top1": of(0.8)})]
-    return ProbeTable(rows, {"knn_top1": of(0.1)}, 0.25, "classes", split, 20, 10, 5, 4, 1, ["a note"])
+    rows = [ProbeRow("backbone feature alone", metrics), ProbeRow("with trained aggregator", {"mlp_top1": near(0.8)})]
+    return ProbeTable(rows, {"knn_top1": near(0.1)}, 0.25, "classes", split, 20, 10, 5, 4, 1, ["a note"])
 
 
 def test_a_table_on_the_screen_has_the_main_measures_in_order_and_fits():
@@ -150,9 +153,9 @@ def test_the_mean_is_of_what_every_split_has():
 
 def test_errors_are_told_in_units_of_their_own():
     errors = {"knn_mse": Estimate(0.000123456, 0.0001, 0.0002, [0.0]), "linear_mse": Estimate(12345.6, 1e4, 2e4, [0.0])}
-    told = ProbeTable([ProbeRow("a", errors)], {}, 1.0, "numbers", "default", 20, 10, 10, 0, 1)
-    assert "0.000123 ±5e-05" in told.lines()[2]
-    assert "| 0.000123 [0.0001, 0.0002] | 1.23e+04 [1e+04, 2e+04] |" in told.markdown()
+    table = ProbeTable([ProbeRow("a", errors)], {}, 1.0, "numbers", "default", 20, 10, 10, 0, 1)
+    assert "0.000123 ±5e-05" in table.lines()[2]
+    assert "| 0.000123 [0.0001, 0.0002] | 1.23e+04 [1e+04, 2e+04] |" in table.markdown()
 
 
 def test_markdown_csv_and_json_hold_everything():
@@ -162,8 +165,8 @@ def test_markdown_csv_and_json_hold_everything():
     assert "| *gain over the feature alone* | +0.100 [+0.000, +0.200] |" in markdown
     rows = list(csv.DictReader(io.StringIO(table().csv())))
     assert len(rows) == 7 + 1 + 1
-    [one] = [row for row in rows if row["measure"] == "linear_top1"]
-    assert (one["value"], one["low"], one["high"], one["seeds"]) == ("0.7", "0.6", "0.8", "0.7")
+    [row] = [row for row in rows if row["metric"] == "linear_top1"]
+    assert (row["value"], row["low"], row["high"], row["seeds"]) == ("0.7", "0.6", "0.8", "0.7")
     values = json.loads(json.dumps(table().values()))
     assert values["rows"][0]["metrics"]["knn_top1"] == {"value": 0.5, "low": 0.4, "high": 0.6, "each": [0.5]}
 

@@ -1,4 +1,4 @@
-"""Cases whose answer is known: a class that only a set of clips can tell, and labels that nothing can tell."""
+"""Cases with a known answer: classes that only a set of clips can predict, and labels that nothing can predict."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Silent:
 
 
 def scene_after_scene(folder: Path, num_videos: int, *, labels_known: bool) -> FeatureStore:
-    """Videos that show one of five scenes and then another one; the class is which way round the five they go.
+    """Videos that show one of five scenes and then another; the class is the direction of this step around the five.
 
-    Any two scenes occur in either order, and every scene as first and as second of either class. So a clip says
-    nothing, with or without its time, nor do all clips without their times: it takes a clip of each scene, and
-    which of them came first.
+    Any two scenes occur in either order, and every scene occurs as the first and the second of either class. So a
+    single clip does not predict the class, with or without its time, and neither do all clips without their times: it
+    takes a clip of each scene, and which of them came first.
     """
     rng = np.random.default_rng(0)
     scenes = rng.normal(size=(SCENES, 16))
@@ -51,8 +51,8 @@ def scene_after_scene(folder: Path, num_videos: int, *, labels_known: bool) -> F
         positions[video_id] = positions_of(rng, CLIPS, times_s)
         forward = step <= SCENES // 2
         labels.append(("forward" if forward else "back") if labels_known else str(rng.integers(2)))
-    sides = ["test" if number % 3 == 0 else "train" for number in range(num_videos)]
-    return make_store(folder / "store", features, positions=positions, sides=sides, label=labels)
+    subsets = ["test" if number % 3 == 0 else "train" for number in range(num_videos)]
+    return make_store(folder / "store", features, positions=positions, sides=subsets, label=labels)
 
 
 def trained(store: FeatureStore, epochs: int) -> Aggregator:
@@ -81,12 +81,12 @@ PROBING = Probing(
 def test_what_only_a_set_can_tell_is_told_by_the_trained_aggregator_and_not_by_the_feature(tmp_path):
     store = scene_after_scene(tmp_path, 600, labels_known=True)
     table, _ = probe_table(store, [trained(store, 200)], PROBING)
-    worth = {row.representation: {name: of.value for name, of in row.metrics.items()} for row in table.rows}
+    values = {row.representation: {name: e.value for name, e in row.metrics.items()} for row in table.rows}
     for name in (GEOMETRY_ALONE, BACKBONE_ALONE):
-        for measure in ("knn_top1", "linear_top1", "mlp_top1"):
-            assert worth[name][measure] < 0.62, (name, worth[name])
-    assert worth[TRAINED_AGGREGATOR]["linear_top1"] > 0.85, worth
-    assert worth[TRAINED_AGGREGATOR]["linear_top1"] > worth[RANDOM_AGGREGATOR]["linear_top1"] + 0.1, worth
+        for metric in ("knn_top1", "linear_top1", "mlp_top1"):
+            assert values[name][metric] < 0.62, (name, values[name])
+    assert values[TRAINED_AGGREGATOR]["linear_top1"] > 0.85, values
+    assert values[TRAINED_AGGREGATOR]["linear_top1"] > values[RANDOM_AGGREGATOR]["linear_top1"] + 0.1, values
     assert table.gains["linear_top1"].low > 0.2
 
 

@@ -16,7 +16,7 @@ from scale_ray.probes.targets import read_targets
 from scale_ray.stages.probe import probe
 
 IDS = [f"v{n:02d}" for n in range(24)]
-SIDES = ["test" if n % 3 == 0 else "train" for n in range(24)]
+SUBSETS = ["test" if n % 3 == 0 else "train" for n in range(24)]
 FEATURES = {video_id: np.random.default_rng(n).normal(size=(4, 6)) for n, video_id in enumerate(IDS)}
 QUICK = Probing(
     probes=("all",), probe_min_steps=5, deep_min_steps=2, probe_epochs=1, deep_epochs=1, resamples=20,
@@ -26,11 +26,11 @@ QUICK = Probing(
 
 def test_the_first_known_of_label_labels_and_target_counts(tmp_path):
     labels = [["a"], ["a", "b"], [], None] * 6
-    store = make_store(tmp_path / "s", FEATURES, sides=SIDES, labels=labels, target=[1.5] * 23 + [None])
+    store = make_store(tmp_path / "s", FEATURES, sides=SUBSETS, labels=labels, target=[1.5] * 23 + [None])
     targets = read_targets(store)
     assert (targets.kind, targets.names) == ("multilabel", ["a", "b"])
     assert targets.tensor(["v00", "v01", "v02"]).tolist() == [[1, 0], [1, 1], [0, 0]]
-    assert "v03" not in targets.of
+    assert "v03" not in targets.values
     with pytest.raises(UserError, match="numbers of at least 2 values in column target, found 1"):
         read_targets(store, "target")
 
@@ -39,7 +39,7 @@ def test_a_column_of_the_manifest_is_a_target_too(tmp_path):
     store = make_store(
         tmp_path / "s",
         FEATURES,
-        sides=SIDES,
+        sides=SUBSETS,
         director=[f"director {n % 3}" for n in range(24)],
         like_ratio=np.linspace(0, 1, 24),
         tags=[["x", "y"][: n % 3] for n in range(24)],
@@ -59,7 +59,7 @@ def test_what_is_no_target_is_left_out(tmp_path):
     store = make_store(
         tmp_path / "s",
         FEATURES,
-        sides=SIDES,
+        sides=SUBSETS,
         director=["", "one", "two"] * 8,
         ratio=[float("nan"), 1.0, 2.0] * 8,
         tags=pa.array([None, ["x", None], ["y"]] * 8, pa.large_list(pa.string())),
@@ -67,20 +67,20 @@ def test_what_is_no_target_is_left_out(tmp_path):
     for column, names in (("director", ["one", "two"]), ("ratio", ["ratio"]), ("tags", ["x", "y"])):
         targets = read_targets(store, column)
         assert targets.names == names
-        assert sorted(targets.of) == [i for n, i in enumerate(IDS) if n % 3]
-    assert read_targets(store, "tags").of["v01"] == ["x"]
+        assert sorted(targets.values) == [i for n, i in enumerate(IDS) if n % 3]
+    assert read_targets(store, "tags").values["v01"] == ["x"]
 
 
 def test_a_gain_of_errors_is_how_much_lower_they_are(tmp_path):
-    store = make_store(tmp_path / "s", FEATURES, sides=SIDES, target=np.arange(24.0))
+    store = make_store(tmp_path / "s", FEATURES, sides=SUBSETS, target=np.arange(24.0))
     aggregator = Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()
     table, _ = probe_table(store, [aggregator], Probing(**{**QUICK.to_dict(), "probes": ("knn", "linear")}))
-    alone, trained = (table.rows[place].metrics["linear_mse"] for place in (1, 3))
+    alone, trained = (table.rows[index].metrics["linear_mse"] for index in (1, 3))
     assert table.gains["linear_mse"].value == pytest.approx(alone.value - trained.value)
 
 
 def test_probes_that_do_not_apply_are_told(tmp_path):
-    store = make_store(tmp_path / "s", FEATURES, sides=SIDES, target=np.arange(24.0))
+    store = make_store(tmp_path / "s", FEATURES, sides=SUBSETS, target=np.arange(24.0))
     aggregator = Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()
     with pytest.raises(UserError, match="probes: expected one that applies to numbers, found clustering"):
         probe_table(store, [aggregator], Probing(probes=("clustering",)))
@@ -95,22 +95,22 @@ def test_probes_that_do_not_apply_are_told(tmp_path):
 )
 def test_several_labels_and_numbers_go_through_the_suite(tmp_path, column, metrics):
     labels = [["a", "b", "c"][: 1 + n % 3] for n in range(24)]
-    store = make_store(tmp_path / "s", FEATURES, sides=SIDES, labels=labels, target=np.arange(24.0))
+    store = make_store(tmp_path / "s", FEATURES, sides=SUBSETS, labels=labels, target=np.arange(24.0))
     probing = Probing(**{**QUICK.to_dict(), "target": column})
-    table, pictured = probe_table(store, [Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()], probing)
+    table, figures = probe_table(store, [Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()], probing)
     backbone = table.rows[1].metrics
     assert [name for name in metrics if name not in backbone] == []
     assert not any(name.startswith("clustering") or "per_class" in name for name in backbone)
-    assert all(np.isfinite([of.value, of.low, of.high]).all() for of in backbone.values())
+    assert all(np.isfinite([estimate.value, estimate.low, estimate.high]).all() for estimate in backbone.values())
     assert {"multilabel": "labels; equal scores: mAP", "numbers": "numbers; always the training mean: MSE"}[
         table.kind
     ] in " ".join(table.footnotes())
-    assert pictured.predictions == {}
+    assert figures.predictions == {}
 
 
 def test_every_official_split_is_reported_apart_and_averaged(tmp_path):
-    sides = [{"1": "test" if n % 3 == 0 else "train", "2": "test" if n % 3 == 1 else "train"} for n in range(24)]
-    store = make_store(tmp_path / "s", FEATURES, sides=sides, label=[f"{n % 2}" for n in range(24)])
+    splits = [{"1": "test" if n % 3 == 0 else "train", "2": "test" if n % 3 == 1 else "train"} for n in range(24)]
+    store = make_store(tmp_path / "s", FEATURES, sides=splits, label=[f"{n % 2}" for n in range(24)])
     torch.manual_seed(0)
     Aggregator(6, AggregatorOptions(width=32, layers=1), store.origin).save(str(tmp_path / "a"))
     config = replace(ProbeConfig(probing=QUICK), splits=Splits("all")).replaced(probes=["knn", "clustering"])
@@ -128,13 +128,13 @@ def test_every_official_split_is_reported_apart_and_averaged(tmp_path):
 
 
 def test_a_mapped_store_gives_the_same_table(tmp_path):
-    store = make_store(tmp_path / "s", FEATURES, sides=SIDES, label=[f"{n % 2}" for n in range(24)])
+    store = make_store(tmp_path / "s", FEATURES, sides=SUBSETS, label=[f"{n % 2}" for n in range(24)])
     torch.manual_seed(0)
     aggregator = Aggregator(6, AggregatorOptions(width=32, layers=1)).eval()
     probing = Probing(**{**QUICK.to_dict(), "probes": ["knn", "linear", "retrieval", "clustering"]})
     tables = [
-        probe_table(store, [aggregator], probing, ingest=Ingest(ingest=way, cache=str(tmp_path / "cache")))[0]
-        for way in ("memory", "disk")
+        probe_table(store, [aggregator], probing, ingest=Ingest(ingest=mode, cache=str(tmp_path / "cache")))[0]
+        for mode in ("memory", "disk")
     ]
     assert tables[0].values() == tables[1].values()
     assert list((tmp_path / "cache").glob("scale-ray-clips-*"))

@@ -4,7 +4,7 @@ import pytest
 from scale_ray.config import Tracking
 from scale_ray.errors import UserError
 from scale_ray.tracking import mlflow as tracking
-from scale_ray.tracking.mlflow import Experiment, server_command, tracking_uri, without_password
+from scale_ray.tracking.mlflow import Experiment, artifact_root, server_command, tracking_uri, without_password
 
 
 def test_the_option_comes_before_the_environment_and_that_before_the_runs_folder(monkeypatch, tmp_path):
@@ -49,3 +49,23 @@ def test_the_command_is_told_without_passwords(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/bin/scale-ray", "pretrain", *uris, "--run", "a b"])
     told = tracking._provenance()["scale_ray.command"]
     assert told == "scale-ray pretrain --tracking-uri=postgresql://host/db s3://bucket/videos --run 'a b'"
+
+
+@pytest.mark.parametrize(
+    ("uri", "runs", "root"),
+    [
+        ("sqlite:////elsewhere/mlflow.db", "/runs", "file:///runs/artifacts"),
+        ("postgresql://user:password@host/db", "/runs", "file:///runs/artifacts"),
+        ("mysql+pymysql://host/db", "s3://bucket/runs", "s3://bucket/runs/artifacts"),
+        ("http://127.0.0.1:5000", "/runs", None),
+    ],
+)
+def test_artifacts_of_a_database_are_beside_the_runs_and_a_server_decides_for_itself(uri, runs, root):
+    assert artifact_root(uri, runs) == root
+
+
+def test_an_existing_experiment_is_marked_as_model_training(tmp_path):
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client.create_experiment("e", (tmp_path / "artifacts").as_uri())
+    Experiment(Tracking(experiment="e"), str(tmp_path))
+    assert client.get_experiment_by_name("e").tags["mlflow.experimentKind"] == "custom_model_development"
