@@ -33,8 +33,9 @@ LAYERS = (
 # Packages without a face: each of their modules brings Ray, torch or PyAV.
 BY_MODULE = {"cli", "distributed", "stages"}
 BY_ITSELF = {"scale_ray.corpus.sample_videos"}
-# `scale_ray` itself is no layer: its version, and the names that it resolves when they are asked for.
+# `scale_ray` itself is no layer: its version, and the names that it resolves when they are first used.
 TOP = {"__init__.py", "__main__.py"}
+CONSTANTS = {"scale_ray.__version__", "scale_ray.CLASSES", "scale_ray.STAGES"}
 
 
 def imported(text: str) -> Iterator[str]:
@@ -59,7 +60,7 @@ def against_the_layers(file: str, text: str) -> list[str]:
     return [
         name
         for name in imported(text)
-        if name.startswith("scale_ray.") and name != "scale_ray.__version__"
+        if name.startswith("scale_ray.") and name not in CONSTANTS
         if (other := name.split(".")[1]) != own and layer_of(other) >= layer_of(own)
     ]
 

@@ -164,7 +164,7 @@ def _trial(
     fit(trainer, Reports())
 
 
-class _TrialRecords(ray.tune.Callback):
+class _TrialRecords(ray.tune.Callback):  # type: ignore[misc]  # Ray is not typed for mypy here
     """Records each trial as a child of one MLflow run, from the driver, so that a failed trial ends its run, too."""
 
     def __init__(self, experiment: Experiment, parent: RunRecord, progress: Progress) -> None:
@@ -172,19 +172,21 @@ class _TrialRecords(ray.tune.Callback):
         self._records: dict[str, RunRecord] = {}
         self._epochs: dict[str, int] = {}
 
-    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in trial.config.items())
         self._records[trial.trial_id] = self._experiment.start(name, trial.config, parent=self._parent.run_id)
 
-    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         self._epochs[trial.trial_id] = int(result["epoch"])
         values = {name: result[name] for name in _LOGGED if name in result}
         self._records[trial.trial_id].metrics(values, int(result["epoch"]))
         self._progress.to(sum(self._epochs.values()), f"loss {result['loss']:.3f}")
 
-    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._records[trial.trial_id].end()
 
-    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.trial_id in self._records:
             self._records[trial.trial_id].end(failed=True)

@@ -55,6 +55,11 @@ class Trainer:
     The size of the global batch does not depend on the number of workers: it is the `batch` option, or the number
     of videos if that is smaller. All random numbers depend on (seed, epoch, video) or (seed, step, worker, part),
     so a run that is resumed from a saved state is identical to an uninterrupted one.
+
+    Raises
+    ------
+    UserError
+        If there are too few videos or clips to train, or fewer videos than workers.
     """
 
     def __init__(

@@ -117,7 +117,7 @@ class _Evaluation:
         index, seed = number % len(self._aggregators), self.probing.probe_seed + number
         for row in _representations(self.split, self._aggregators[index], self.probing, self._ensemble, seed):
             collected = self.metrics.setdefault(row.name, {})
-            # Equal for all seeds that have the same aggregator, if the row has one; the random one differs by seed.
+            # Deterministic probes run once per aggregator, once for rows without one; the random one differs by seed.
             aggregator = -1 if row.aggregator is None else index
             key = (row.name, number if row.name == RANDOM_AGGREGATOR else aggregator)
             if key not in self._deterministic:

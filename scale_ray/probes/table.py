@@ -184,7 +184,7 @@ def _mean(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def title_of(name: str) -> str:
-    """The column title of a metric: `5 a class top-1` for `lowshot_5_per_class_top1`."""
+    """The column title of a metric: `5 per class top-1` for `lowshot_5_per_class_top1`."""
     probe, _, metric = name.rpartition("_")
     if name.startswith("retrieval_"):
         return "mAP" if metric == "map" else f"recall@{metric}"
@@ -196,7 +196,7 @@ def title_of(name: str) -> str:
     if probe.startswith("lowshot_"):
         amount = probe.removeprefix("lowshot_")
         per_class = amount.removesuffix("_per_class")
-        probe = f"{per_class} a class" if per_class != amount else f"{float(amount):.0%} labels"
+        probe = f"{per_class} per class" if per_class != amount else f"{float(amount):.0%} labels"
     return f"{_PROBE_TITLES.get(probe, probe.replace('_', ' '))} {_METRIC_TITLES[metric]}"
 
 

@@ -134,7 +134,7 @@ def test_a_table_on_the_screen_has_the_main_measures_in_order_and_fits():
     lines = table().lines()
     assert max(map(len, lines)) <= 120
     text = "\n".join(lines)
-    heads = ["k-NN top-1", "linear top-1", "MLP top-1", "5 a class top-1", "5% labels top-1", "recall@1", "NMI"]
+    heads = ["k-NN top-1", "linear top-1", "MLP top-1", "5 per class top-1", "5% labels top-1", "recall@1", "NMI"]
     assert [text.index(head) for head in heads] == sorted(text.index(head) for head in heads)
     assert "k 5" not in text
     assert "0.500 ±0.100" in text
