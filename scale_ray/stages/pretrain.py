@@ -142,7 +142,8 @@ def _finish(
     with tempfile.TemporaryDirectory() as local:
         aggregator.save(local)
         record.file(local, "aggregator")
-        record.trained_model(local, "aggregator", int(state["epoch"]))
+        # MLflow shows a model's files among its run's: under another name than the run's own.
+        record.trained_model(local, f"{folder.name}-aggregator", int(state["epoch"]))
     if config.tracking.register is not None:
         record.register("aggregator", config.tracking.register)
     # Written last: its presence marks the run as finished.

@@ -45,4 +45,4 @@ def test_the_working_folder_stays_empty_after_each_stage(
     [dataset] = trained.inputs.dataset_inputs
     assert dataset.dataset.name == "store"
     [output] = trained.outputs.model_outputs
-    assert client.get_logged_model(output.model_id).name == "aggregator"
+    assert client.get_logged_model(output.model_id).name == "r-aggregator"
