@@ -120,9 +120,7 @@ def embed_store(store: FeatureStore, vectors: VectorStore, progress: Progress) -
         If existing vectors were written for another split or with other labels.
     """
     vectors.check_labels(store)
-    known = store.videos()
-    corpus = known.drop_columns([name for name in GEOMETRY.names if name in known.column_names])
-    vectors.replace_videos(corpus)
+    vectors.replace_videos(store.videos())
     done = _ids_of_all_modes(vectors)
     geometries = store.geometries()
     progress.to(len(done))
@@ -138,7 +136,7 @@ def embed_store(store: FeatureStore, vectors: VectorStore, progress: Progress) -
                 ]
                 vectors.commit(vectors.part_name(mode, block.video_ids, "embed"), mode, videos)
                 progress.advance(len(videos))
-    vectors.replace_videos(corpus)  # once more: the geometries are read from the new parts
+    vectors.replace_videos(store.videos())  # once more: the geometries are read from the new parts
     return len(_ids_of_all_modes(vectors))
 
 

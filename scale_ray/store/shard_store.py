@@ -182,8 +182,10 @@ class ShardStore:
         """Bring videos.parquet up to date with the corpus; True if that changed anything.
 
         Rows of videos that the corpus does not name are kept. A video that the corpus names gets the corpus's
-        label, group, splits and columns: a corrected manifest corrects the store.
+        label, group, splits and columns: a corrected manifest corrects the store. Size, duration and frame rate are
+        those that were measured, whatever the corpus says.
         """
+        corpus = corpus.drop_columns([name for name in GEOMETRY.names if name in corpus.column_names])
         before = self.videos()
         named = set(corpus["video_id"].to_pylist())
         others = pa.array([video_id not in named for video_id in before["video_id"].to_pylist()], pa.bool_())

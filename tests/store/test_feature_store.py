@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
@@ -87,6 +88,34 @@ def test_a_corrected_corpus_corrects_the_videos_and_keeps_the_others(store, rng)
     assert store.replace_videos(corpus_of(b="z"))
     assert store.labels() == {"a": "x", "b": "z"}
     assert store.videos()["duration_s"].to_pylist() == [8.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '{"fingerprint": {}}', '{"format": 2}', '{"format": 2, "fingerprint": 5}']
+)
+def test_a_damaged_header_is_one_line(tmp_path, text):
+    (tmp_path / "store.json").write_text(text)
+    with pytest.raises(UserError, match=r"store.json: expected .*, found ") as refused:
+        FeatureStore(str(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+def test_the_geometry_is_what_was_measured_whatever_the_manifest_says(store, rng):
+    store.commit(store.part_name("train", ["a"]), "train", features_of(rng, "a"))
+    assert store.replace_videos(corpus_of(a="x").append_column("duration_s", pa.array([99.0])))
+    assert store.videos()["duration_s"].to_pylist() == [8.0]
+
+
+def test_the_table_of_videos_is_read_once_and_again_when_it_has_changed(store, monkeypatch):
+    read = []
+    real = pq.read_table
+    monkeypatch.setattr(pq, "read_table", lambda *given, **options: read.append(given) or real(*given, **options))
+    store.replace_videos(corpus_of(a="x", b="y"))
+    other = FeatureStore(store.location)
+    assert (other.labels(), other.groups(), len(other.splits())) == ({"a": "x", "b": "y"}, {"a": "a", "b": "b"}, 2)
+    assert len(read) == 1
+    store.replace_videos(corpus_of(a="z"))
+    assert other.labels() == {"a": "z", "b": "y"}
 
 
 def test_the_newest_ledger_entry_counts_until_the_video_is_done(store, rng):
