@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from scale_ray.aggregator.model import Aggregator
 from scale_ray.clip_sets.batches import Batch
-from scale_ray.clip_sets.sources import ResidentClips, opened_source
+from scale_ray.clip_sets.sources import ResidentClips, open_source
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import Ingest, ObjectiveOptions, PretrainConfig, Sampling, Sets, Training
 from scale_ray.pretraining.objective import Objective
@@ -193,7 +193,7 @@ def measure_epoch(folder: Path, videos: int, batch: int, repeats: int) -> dict:
     figures: dict[str, dict] = {}
     for mode in ("memory", "disk", "stream"):
         options = Ingest(ingest=mode, cache=str(folder / "cache"), window_mib=16)
-        trainer = Trainer(opened_source(stored, options, CPU), config, device=CPU)
+        trainer = Trainer(open_source(stored, options, CPU), config, device=CPU)
         ready = batch_of(trainer)
         trainer.step(ready)
         rates: dict[str, list[float]] = {"epoch": [], "bare": []}

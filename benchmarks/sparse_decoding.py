@@ -30,7 +30,7 @@ from PIL import Image
 from scale_ray.clips import Clip, plan_clips
 from scale_ray.config import Sampling
 from scale_ray.decoding import decode as decoding
-from scale_ray.decoding.frames import FrameReader, geometry_of, opened, video_stream
+from scale_ray.decoding.frames import FrameReader, geometry_of, open_video, video_stream
 
 INPUT_SIZE_PX = 224
 SAMPLING = Sampling()
@@ -38,7 +38,7 @@ LENGTHS_S = {"10 s": 10, "10 min": 600, "1 h": 3600}
 
 
 def planned(path: Path) -> list[Clip]:
-    with opened(str(path)) as container:
+    with open_video(str(path)) as container:
         stream = video_stream(container)
         geometry = geometry_of(str(path), stream, next(container.decode(stream)))
     return plan_clips("benchmark", "train", geometry, SAMPLING)

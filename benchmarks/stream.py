@@ -106,7 +106,7 @@ def stream_rate(
         run = ExtractionRun(corpus, [Target(encoder, features, lease)], extraction)
         began_s = time.perf_counter()
         with connected(Cluster(cpus=cores)) as size:
-            ray_stream._stream(run, SAMPLING, extraction, size, arrivals)  # type: ignore[arg-type]
+            ray_stream.stream_shards(run, SAMPLING, extraction, size, arrivals)  # type: ignore[arg-type]
         assert not run.incomplete()
         [summary] = run.finish()
         assert summary.num_done == len(corpus.videos)

@@ -13,17 +13,17 @@ costs.py               size and speed of a backbone, for `scale-ray backbones`
 """
 
 from scale_ray.backbones.backbone import Backbone
-from scale_ray.backbones.costs import BackboneFacts, facts_of, facts_of_torchvision
+from scale_ray.backbones.costs import BackboneFacts, backbone_facts, torchvision_facts
 from scale_ray.backbones.loading import load_backbone
-from scale_ray.backbones.weights import hash_of, load_strictly, read_weights
+from scale_ray.backbones.weights import load_strictly, read_weights, weights_hash
 
 __all__ = [
     "Backbone",
     "BackboneFacts",
-    "facts_of",
-    "facts_of_torchvision",
-    "hash_of",
+    "backbone_facts",
     "load_backbone",
     "load_strictly",
     "read_weights",
+    "torchvision_facts",
+    "weights_hash",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scale_ray.backbones.weights import hash_of
+from scale_ray.backbones.weights import weights_hash
 from scale_ray.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -71,7 +71,7 @@ class Backbone(nn.Module):
         self.frame_pooling = "none" if sees_video else frame_pooling
         self.input_px = input_px
         self.num_frames = num_frames
-        self.weights_id = weights_id or hash_of(trunk)
+        self.weights_id = weights_id or weights_hash(trunk)
         self.normalise_with(mean, std)
         self.compute_in(precision)
         self.requires_grad_(False).eval()

@@ -36,12 +36,12 @@ class BackboneFacts:
     seconds_per_clip: float | None = None
 
 
-def facts_of_torchvision() -> list[BackboneFacts]:
+def torchvision_facts() -> list[BackboneFacts]:
     """Size of every torchvision model, in about 15 s: from shapes and torchvision's published GFLOP alone."""
     return [_published_facts(name) for name in torchvision_names()]
 
 
-def facts_of(options: BackboneOptions, *, measure: bool = False) -> BackboneFacts:
+def backbone_facts(options: BackboneOptions, *, measure: bool = False) -> BackboneFacts:
     """Size of any backbone and, if `measure`, its speed; weights are random, since only shapes matter.
 
     Raises

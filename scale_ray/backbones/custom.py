@@ -24,7 +24,7 @@ from torch import nn
 
 from scale_ray.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, require_frames
 from scale_ray.backbones.random_weights import seeded
-from scale_ray.backbones.weights import hash_of
+from scale_ray.backbones.weights import weights_hash
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError
 
@@ -49,7 +49,7 @@ def load_custom(options: BackboneOptions, num_frames: int | None) -> Backbone:
             raise UserError(f"backbone: {name} failed: {type(error).__name__}: {error}") from error
     backbone = returned if isinstance(returned, Backbone) else _wrapped(returned, name)
     backbone.name = name
-    backbone.weights_id = hash_of(backbone.trunk)
+    backbone.weights_id = weights_hash(backbone.trunk)
     if options.input_px is not None:
         backbone.input_px = options.input_px
     if not backbone.sees_video:

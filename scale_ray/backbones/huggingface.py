@@ -29,7 +29,7 @@ from scale_ray.backbones.backbone import (
 )
 from scale_ray.backbones.huggingface_files import folder_of, json_in, processing_in
 from scale_ray.backbones.random_weights import seeded
-from scale_ray.backbones.weights import hash_of, read_weights, state_in
+from scale_ray.backbones.weights import read_weights, state_in, weights_hash
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError, first_line
 
@@ -130,7 +130,7 @@ def load_huggingface(options: BackboneOptions, num_frames: int | None) -> Backbo
         interpolate_positions=family is _CLIP and input_px != model_px,
     )
     # With the hash, since one name and seed can stand for random models of different shapes.
-    random_id = f"random, seed {options.backbone_seed}, {hash_of(trunk)}" if options.weights == "none" else None
+    random_id = f"random, seed {options.backbone_seed}, {weights_hash(trunk)}" if options.weights == "none" else None
     return Backbone(
         name,
         trunk,

@@ -18,7 +18,7 @@ from torchvision import models
 
 from scale_ray.backbones.backbone import Backbone, require_frames
 from scale_ray.backbones.random_weights import seeded, settle_batch_norms
-from scale_ray.backbones.weights import hash_of, load_strictly, read_weights, state_in
+from scale_ray.backbones.weights import load_strictly, read_weights, state_in, weights_hash
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError, first_line
 
@@ -107,7 +107,7 @@ def load_torchvision(options: BackboneOptions, num_frames: int | None) -> Backbo
         weights_id = f"random, seed {options.backbone_seed}"
     else:
         model = _trained_model(name, model_px, options.weights, defaults)
-        weights_id = hash_of(model)
+        weights_id = weights_hash(model)
     return Backbone(
         name,
         _without_classifier(model, name)[0],

@@ -102,7 +102,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str, weig
     model.load_state_dict(state, strict=False)
 
 
-def hash_of(model: nn.Module) -> str:
+def weights_hash(model: nn.Module) -> str:
     """The identity of a model's weights: 16 hexadecimal digits of SHA-256 over tensor names and bytes."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):

@@ -136,8 +136,8 @@ def _click_option(name: str, section: type[Options], field: dataclasses.Field[An
         shown = ""
     else:
         keywords = {"type": ValueList(item) if plain is tuple else plain}
-        told = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-        shown = "" if default is None else "  [" + " ".join(filter(None, [told, unit])) + "]"
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        shown = "" if default is None else "  [" + " ".join(filter(None, [text, unit])) + "]"
     return click.option(
         flag_of(field.name),
         f"{name}__{field.name}",

@@ -2,7 +2,7 @@
 
 from scale_ray.clip_sets.batches import Batch, Source, Videos, WorkerSlice
 from scale_ray.clip_sets.draws import draw_clips, dropout_seed, normalised_positions, shuffled, video_keys
-from scale_ray.clip_sets.sources import ResidentClips, cache_of, opened_source
+from scale_ray.clip_sets.sources import ResidentClips, cache_folder, open_source
 
 __all__ = [
     "Batch",
@@ -10,11 +10,11 @@ __all__ = [
     "Source",
     "Videos",
     "WorkerSlice",
-    "cache_of",
+    "cache_folder",
     "draw_clips",
     "dropout_seed",
     "normalised_positions",
-    "opened_source",
+    "open_source",
     "shuffled",
     "video_keys",
 ]

@@ -152,7 +152,7 @@ class StreamedClips:
         return ResidentClips.from_clips(joined, self._device)
 
 
-def opened_source(stored: StoredClips, options: Ingest, device: torch.device, workers_here: int = 1) -> Source:
+def open_source(stored: StoredClips, options: Ingest, device: torch.device, workers_here: int = 1) -> Source:
     """A source of batches in the requested ingest mode; `auto` takes the first mode whose memory or disk suffices.
 
     All workers of a run take the same mode. `workers_here` is the number of workers that share this machine's
@@ -163,7 +163,7 @@ def opened_source(stored: StoredClips, options: Ingest, device: torch.device, wo
     UserError
         If a shard is damaged, or the disk is too small for the `disk` mode.
     """
-    cache = cache_of(options)
+    cache = cache_folder(options)
     ingest_mode = _agreed_mode(_local_mode(stored, options, device, workers_here, cache), device)
     if ingest_mode == "stream":
         return StreamedClips(stored, device, options.window_mib * 2**20)
@@ -172,7 +172,7 @@ def opened_source(stored: StoredClips, options: Ingest, device: torch.device, wo
     return ResidentClips.from_clips(stored.read(), device)
 
 
-def cache_of(options: Ingest) -> Path:
+def cache_folder(options: Ingest) -> Path:
     """The folder for temporary files, which can be written again if they are lost."""
     return Path(options.cache or tempfile.gettempdir())
 

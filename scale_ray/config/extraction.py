@@ -22,7 +22,7 @@ class CorpusOptions(Options):
 
     layout: str = option(
         "auto",
-        "Layout of the folder; auto recognises official layouts by their lists, otherwise one subfolder per class.",
+        "Layout of the folder; auto recognises official lists, otherwise one subfolder per class.",
         check=one_of("auto", "folder", "ucf101", "hmdb51", "kinetics", "ssv2"),
         main=True,
     )
@@ -116,13 +116,12 @@ class BackboneOptions(Options):
     )
     weights: str = option(
         "default",
-        "default (published weights), none (seeded random) or a FILE; one value for all backbones or one for each.",
+        "default (published weights), none (seeded random) or a FILE; one value, or one per backbone.",
         main=True,
     )
     frame_pooling: str = option(
         "mean",
-        "How an image model's frame features become a clip feature: their mean, or moments (mean, standard "
-        "deviation and "
+        "Pooling of an image model's frames: mean, or moments (mean, standard deviation, mean change)."
         "mean absolute difference).",
         check=one_of("mean", "moments"),
         main=True,

@@ -132,7 +132,7 @@ class Training(Options):
     seed: int = option(0, "Seed of weights, order, sets and masks.", check=at_least(0), main=True)
     held_out_share: float = option(
         0.0,
-        "Fraction of the training videos held out, by group, for a validation loss.",
+        "Fraction of the training videos held out for a validation loss.",
         check=fraction(with_one=False),
         main=True,
     )
@@ -166,8 +166,8 @@ class Training(Options):
     @property
     def num_workers(self) -> tuple[int, int] | None:
         """Minimum and maximum number of workers; None if the cluster decides."""
-        found = _WORKERS.fullmatch(self.workers)
-        return None if found is None else (int(found[1]), int(found[2] or found[1]))
+        match = _WORKERS.fullmatch(self.workers)
+        return None if match is None else (int(match[1]), int(match[2] or match[1]))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """The corpus: where the videos are, with their labels, groups and splits."""
 
-from scale_ray.corpus.corpus import COLUMNS, Corpus, read_corpus
-from scale_ray.corpus.splits import DEFAULT, modes_of
+from scale_ray.corpus.corpus import VIDEO_COLUMNS, Corpus, read_corpus
+from scale_ray.corpus.splits import DEFAULT_SPLIT, modes_of
 
 __all__ = [
-    "COLUMNS",
-    "DEFAULT",
+    "DEFAULT_SPLIT",
+    "VIDEO_COLUMNS",
     "Corpus",
     "modes_of",
     "read_corpus",

@@ -18,13 +18,13 @@ from pyarrow import fs
 from scale_ray.config import CorpusOptions
 from scale_ray.corpus.annotations import read_layout
 from scale_ray.corpus.manifests import MANIFEST_SUFFIXES, Video, read_manifest
-from scale_ray.corpus.splits import DEFAULT, check_groups, counted, hashed_splits
+from scale_ray.corpus.splits import DEFAULT_SPLIT, check_groups, counted, hashed_splits
 from scale_ray.errors import UserError
 from scale_ray.locations import absolute, filesystem_of, is_uri, join, list_files, without_options
 
 _DEFAULTS = CorpusOptions()
 # The columns that are known before a video is opened; the additional columns of a manifest follow them.
-COLUMNS = pa.schema(
+VIDEO_COLUMNS = pa.schema(
     [
         ("video_id", pa.string()),
         ("path", pa.string()),
@@ -59,11 +59,11 @@ class Corpus:
         return tuple(sorted({name for splits in self.videos["splits"].to_pylist() for name, _ in splits}))
 
 
-def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, leave_out: str | None = None) -> Corpus:
+def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, excluded_folder: str | None = None) -> Corpus:
     """List the videos of a folder (one subfolder per class, or an official layout), a glob or a manifest.
 
     Every file of a plain folder is listed, except hidden ones; a file that is not a video is reported when it is
-    opened. `leave_out` is a folder inside the source that is skipped, such as the feature store. In a URI the
+    opened. `excluded_folder` is a folder inside the source that is skipped, such as the feature store. In a URI the
     wildcards are `*`, `**` and `[...]`; `?` is none, because it begins the options of the URI.
 
     A manifest is a CSV or Parquet file with a column `path` (absolute, a URI, or relative to the folder of the
@@ -83,7 +83,7 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, leave_out: s
         videos, extra_columns = read_manifest(source)
         note = "splits as given"
     else:
-        videos, note = _from_folder(source, options, leave_out)
+        videos, note = _from_folder(source, options, excluded_folder)
     repeated = [video_id for video_id, count in Counter(video.video_id for video in videos).items() if count > 1]
     if repeated:
         raise UserError(f"expected every video once, found {repeated[0]!r} more than once in {source}")
@@ -100,7 +100,7 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, leave_out: s
         }
         for video, subsets in zip(videos, splits, strict=True)
     ]
-    table = pa.Table.from_pylist(rows, schema=COLUMNS)
+    table = pa.Table.from_pylist(rows, schema=VIDEO_COLUMNS)
     for name, values in extra_columns.items():
         table = table.append_column(name, values)
     return Corpus(source, table.sort_by("video_id"), note)
@@ -119,11 +119,11 @@ def _complete_splits(videos: Sequence[Video], note: str, test_share: float) -> s
     return note
 
 
-def _from_folder(source: str, options: CorpusOptions, leave_out: str | None) -> tuple[list[Video], str]:
+def _from_folder(source: str, options: CorpusOptions, excluded_folder: str | None) -> tuple[list[Video], str]:
     """The videos of a folder or glob, labelled by its official lists, otherwise by its subfolders; and a note."""
     root, sizes = _matching_files(source) if _is_glob(source) else _files(source)
     root_path = filesystem_of(root)[1]
-    excluded = filesystem_of(leave_out)[1].rstrip("/") + "/" if leave_out else None
+    excluded = filesystem_of(excluded_folder)[1].rstrip("/") + "/" if excluded_folder else None
     for video_id in list(sizes):
         is_hidden = any(part.startswith(".") for part in video_id.split("/"))
         if is_hidden or (excluded and posixpath.join(root_path, video_id).startswith(excluded)):
@@ -144,7 +144,9 @@ def _from_folder(source: str, options: CorpusOptions, leave_out: str | None) -> 
         for video_id, entry in layout.content.videos.items()
     ]
     names = sorted({name for video in videos for name in video.splits or {}})
-    description = "official split" + ("" if names == [DEFAULT] else f"{'s' * (len(names) > 1)} {', '.join(names)}")
+    description = "official split" + (
+        "" if names == [DEFAULT_SPLIT] else f"{'s' * (len(names) > 1)} {', '.join(names)}"
+    )
     note = f"{description} of {layout.title}, from {layout.shown_folder}"
     note += counted(layout.content.num_absent, "listed video is missing", "listed videos are missing")
     note += counted(layout.content.num_left_out, "unlisted video left out", "unlisted videos left out")

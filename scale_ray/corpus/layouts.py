@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from scale_ray.corpus.splits import DEFAULT, SUBSETS, subset_of
+from scale_ray.corpus.splits import DEFAULT_SPLIT, SUBSETS, subset_of
 from scale_ray.errors import UserError
 
 
@@ -143,7 +143,7 @@ def read_kinetics(ids: Sequence[str], texts: Mapping[str, str]) -> Annotations:
                 raise UserError(
                     f"{name}, line {number}: expected one of {', '.join(SUBSETS)} as split, found {row['split']!r}"
                 )
-            listed[key] = VideoAnnotation(row.get("label") or None, None, {DEFAULT: subset})
+            listed[key] = VideoAnnotation(row.get("label") or None, None, {DEFAULT_SPLIT: subset})
             clips_of[youtube_id].add(key)
 
     def key_of(video_id: str) -> str:
@@ -175,7 +175,7 @@ def read_ssv2(ids: Sequence[str], texts: Mapping[str, str]) -> Annotations:
             raise UserError(f"{name}: expected a list of objects with an id, found {error!r}") from error
         for video, template in templates.items():
             label = re.sub(r"[\[\]]", "", template) if template else None
-            listed[video] = VideoAnnotation(label, None, {DEFAULT: _subset_in(name)})
+            listed[video] = VideoAnnotation(label, None, {DEFAULT_SPLIT: _subset_in(name)})
     listed = _with_labelled_tests(listed)
     return _annotate(ids, _stem, listed, lambda video_id: listed.get(_stem(video_id), VideoAnnotation()))
 

@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from scale_ray.corpus.splits import DEFAULT, SUBSETS, subset_of
+from scale_ray.corpus.splits import DEFAULT_SPLIT, SUBSETS, subset_of
 from scale_ray.errors import UserError, first_line
 from scale_ray.locations import REQUESTS_AT_ONCE, filesystem_of, is_uri, join, parent, read_bytes, without_options
 
@@ -111,7 +111,9 @@ def _read_csv(data: bytes) -> pa.Table:
 
 def _split_of(column: str) -> str | None:
     """The name of the split that a column holds: `default` for `split`, NAME for `split_NAME`; None for others."""
-    return DEFAULT if column == "split" else column.removeprefix("split_") if column.startswith("split_") else None
+    return (
+        DEFAULT_SPLIT if column == "split" else column.removeprefix("split_") if column.startswith("split_") else None
+    )
 
 
 def _given_splits(columns: Mapping[str, list[Any]], source: str) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ from scale_ray.hashing import uniform_hash
 
 SUBSETS = ("train", "validation", "test")
 # The name of a split that was given no name.
-DEFAULT = "default"
+DEFAULT_SPLIT = "default"
 
 _ALIASES = {
     "val": "validation",
@@ -27,14 +27,14 @@ def subset_of(value: object) -> str | None:
     return subset if subset in SUBSETS else None
 
 
-def modes_of(splits: Mapping[str, str], *, several: bool = False) -> tuple[str, ...]:
+def modes_of(splits: Mapping[str, str], *, has_several_splits: bool = False) -> tuple[str, ...]:
     """The clip modes that a video needs, given its splits (split name -> train, validation or test).
 
     Test videos need `eval` clips, all others `train` clips. A video needs both if it or its corpus has more
-    than one split, because every video is then trained on in some splits and probed in others. `several`
+    than one split, because every video is then trained on in some splits and probed in others. `has_several_splits`
     states that the corpus has more than one split; a video that is missing from most of them does not show it.
     """
-    if several or len(splits) > 1:
+    if has_several_splits or len(splits) > 1:
         return ("train", "eval")
     return ("eval",) if "test" in splits.values() else ("train",)
 
@@ -48,9 +48,9 @@ def hashed_splits(
     video, because it cannot be used for testing.
     """
     if not any(labelled):
-        return [{DEFAULT: "train"} for _ in ids], "no labels: all videos are training videos"
+        return [{DEFAULT_SPLIT: "train"} for _ in ids], "no labels: all videos are training videos"
     splits = [
-        {DEFAULT: "test" if is_labelled and uniform_hash(group or video_id) < test_share else "train"}
+        {DEFAULT_SPLIT: "test" if is_labelled and uniform_hash(group or video_id) < test_share else "train"}
         for video_id, group, is_labelled in zip(ids, groups, labelled, strict=True)
     ]
     unit = "group" if any(groups) else "video"
@@ -73,7 +73,7 @@ def check_groups(source: str, groups: Sequence[str | None], splits: Sequence[Map
         for name, subset in subsets.items():
             earlier = subset_of_group.setdefault((name, group), subset)
             if earlier != subset:
-                split = "" if name == DEFAULT else f" of split {name!r}"
+                split = "" if name == DEFAULT_SPLIT else f" of split {name!r}"
                 raise UserError(
                     f"{source}: expected each group in one subset, "
                     f"found group {group!r} in {earlier} and {subset}{split}"

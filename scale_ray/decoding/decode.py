@@ -18,7 +18,7 @@ from scale_ray.clips import Clip, VideoGeometry, plan_clips
 from scale_ray.config import Sampling
 from scale_ray.decoding.augmentation import apply_augmentation
 from scale_ray.decoding.cropping import Cropper
-from scale_ray.decoding.frames import FrameReader, ReadAgain, Source, geometry_of, opened, video_stream
+from scale_ray.decoding.frames import FrameReader, ReadAgain, Source, geometry_of, open_video, video_stream
 from scale_ray.errors import VideoError
 
 # Short side of the reduced frame whose mean is used for the contrast of augmented clips.
@@ -73,7 +73,7 @@ def decode_clips(
     assert [array.shape for array in pixels] == [pixel_shape(mode, sampling, size) for size in input_sizes_px]
 
     def read(*, by_stamp: bool, may_seek: bool) -> DecodedClips:
-        with opened(source) as container:
+        with open_video(source) as container:
             reader = FrameReader(container, video_stream(container), by_stamp=by_stamp, may_seek=may_seek)
             try:
                 return _decode(source, reader, video_id, mode, sampling, pixels)

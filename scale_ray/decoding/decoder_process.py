@@ -270,12 +270,12 @@ def _decode(request: Request, memory: mmap) -> Decoded:
         for size, offset in zip(request.input_sizes_px, request.offsets, strict=True)
     ]
     clips = decode_clips(
-        source_of(request.path), request.video_id, request.mode, request.sampling, request.input_sizes_px, into
+        as_source(request.path), request.video_id, request.mode, request.sampling, request.input_sizes_px, into
     )
     return Decoded(clips.positions, clips.geometry)
 
 
-def source_of(path: str) -> Source:
+def as_source(path: str) -> Source:
     """The source to decode from: a local path as it is, or a function that opens the URI."""
     if "://" not in path:
         return path

@@ -42,7 +42,7 @@ class ReadAgain(Exception):
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[Any]:
+def open_video(source: Source) -> Iterator[Any]:
     """Open a video file and yield its container.
 
     Raises
@@ -104,7 +104,7 @@ class FrameReader:
         self._container, self.stream = container, stream
         self._by_stamp = by_stamp
         self._may_seek = by_stamp and may_seek and container.format.name not in _NEVER_SEEK
-        self._rate = rate_of(stream)
+        self._rate = frame_rate(stream)
         self._origin_s: float | None = None
         self.has_sought = False
         self._frames = self._decoded()
@@ -187,7 +187,7 @@ class FrameReader:
         raise ReadAgain(by_stamp=True)
 
 
-def rate_of(stream: Any) -> float:
+def frame_rate(stream: Any) -> float:
     """Average frame rate in frames per second; 0 if unknown."""
     return float(stream.average_rate or stream.guessed_rate or 0)
 
@@ -197,27 +197,27 @@ def geometry_of(source: Source, stream: Any, first: VideoFrame) -> VideoGeometry
     height, width = first.height, first.width
     if quarter_turns(first) % 2:
         height, width = width, height
-    return VideoGeometry(height, width, duration_s(source, stream), rate_of(stream))
+    return VideoGeometry(height, width, duration_s(source, stream), frame_rate(stream))
 
 
 def duration_s(source: Source, stream: Any) -> float:
     """Length of the video stream in seconds; the container's length may be that of a longer audio track."""
-    header_s = told_duration_s(stream)
+    header_s = header_duration_s(stream)
     return _measured_duration_s(source, stream.index) if header_s is None else header_s
 
 
-def told_duration_s(stream: Any) -> float | None:
+def header_duration_s(stream: Any) -> float | None:
     """Length of the video stream in seconds according to its header; None if the header does not state it."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    if stream.frames and rate_of(stream) > 0:
-        return stream.frames / rate_of(stream)
+    if stream.frames and frame_rate(stream) > 0:
+        return stream.frames / frame_rate(stream)
     return None
 
 
 def _measured_duration_s(source: Source, stream_index: int) -> float:
     """Length in seconds by the packets' stamps, read but not decoded, for headers that do not state it."""
-    with opened(source) as container:
+    with open_video(source) as container:
         stream = container.streams[stream_index]
         for other in container.streams:
             if other is not stream:

@@ -21,12 +21,12 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 
 from scale_ray.config import Cluster
-from scale_ray.distributed.resources import Size
+from scale_ray.distributed.resources import ClusterSize
 from scale_ray.errors import UserError, first_line
 
 
 @contextmanager
-def connected(cluster: Cluster, *, verbose: bool = False) -> Iterator[Size]:
+def connected(cluster: Cluster, *, verbose: bool = False) -> Iterator[ClusterSize]:
     """Connect to Ray for the duration of the context, and yield the size of the cluster.
 
     Uses the configured address, otherwise RAY_ADDRESS, otherwise a local Ray that is stopped at the end. Inside
@@ -107,9 +107,9 @@ def _stderr_muted(muted: bool) -> Iterator[None]:
         os.close(null)
 
 
-def _cluster_size() -> Size:
+def _cluster_size() -> ClusterSize:
     resources = ray.cluster_resources()
-    return Size(max(int(resources.get("CPU", 1)), 1), int(resources.get("GPU", 0)))
+    return ClusterSize(max(int(resources.get("CPU", 1)), 1), int(resources.get("GPU", 0)))
 
 
 def _set_log_level(level: int) -> None:

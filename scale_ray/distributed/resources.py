@@ -8,7 +8,7 @@ from scale_ray.config import Extraction
 
 
 @dataclass(frozen=True)
-class Size:
+class ClusterSize:
     """The resources of a cluster: whole numbers of CPU cores and GPUs."""
 
     cpus: int
@@ -26,7 +26,7 @@ class StageSizes:
     actor_threads: int
 
 
-def sizes_of(size: Size, extraction: Extraction) -> StageSizes:
+def stage_sizes(size: ClusterSize, extraction: Extraction) -> StageSizes:
     """Choose the numbers of decoding tasks and backbone actors so that all fit into the cluster at once."""
     if size.gpus:
         gpus = extraction.actor_gpus or (size.gpus / extraction.actors if extraction.actors else 1.0)

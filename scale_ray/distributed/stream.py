@@ -29,7 +29,7 @@ from scale_ray.config import Cluster, Extraction, Sampling
 from scale_ray.console import Console, Progress
 from scale_ray.decoding import Decoder, video_bytes
 from scale_ray.distributed.cluster import connected
-from scale_ray.distributed.resources import Size, StageSizes, sizes_of
+from scale_ray.distributed.resources import ClusterSize, StageSizes, stage_sizes
 from scale_ray.errors import RunFailed
 from scale_ray.extraction import (
     ExtractionRun,
@@ -66,7 +66,7 @@ def run_stream(
         ):
             for _ in range(_ATTEMPTS):
                 if run.incomplete():
-                    _stream(run, sampling, extraction, size, progress)
+                    stream_shards(run, sampling, extraction, size, progress)
         if run.incomplete():
             raise RunFailed(
                 f"{len(run.incomplete())} shards are still incomplete after {_ATTEMPTS} attempts; run the command again"
@@ -74,9 +74,11 @@ def run_stream(
     return run.finish()
 
 
-def _stream(run: ExtractionRun, sampling: Sampling, extraction: Extraction, size: Size, progress: Progress) -> None:
+def stream_shards(
+    run: ExtractionRun, sampling: Sampling, extraction: Extraction, size: ClusterSize, progress: Progress
+) -> None:
     """Decode and embed the videos of all incomplete shards; each shard is committed when its last video arrives."""
-    sizes = sizes_of(size, extraction)
+    sizes = stage_sizes(size, extraction)
     input_sizes_px = sorted({target.encoder.input_px for target in run.targets})
     bytes_per_video = max(video_bytes(run.shards[number].mode, sampling, input_sizes_px) for number in run.incomplete())
     # Large enough to amortise Ray's 30 ms per block, small enough to keep every decoder busy.

@@ -16,7 +16,7 @@ import ray.tune
 
 from scale_ray.config import PretrainConfig, Probing, Searching, SweepConfig
 from scale_ray.console import Console, Progress
-from scale_ray.distributed.resources import Size
+from scale_ray.distributed.resources import ClusterSize
 from scale_ray.errors import RunFailed, UserError, last_line
 from scale_ray.store import FeatureStore, StoredClips, training_clips
 from scale_ray.tracking import Experiment, RunFolder, RunRecord
@@ -65,7 +65,7 @@ def run_trials(
     config: SweepConfig,
     experiment: Experiment,
     parent: RunRecord,
-    size: Size,
+    size: ClusterSize,
     console: Console,
 ) -> list[Trial]:
     """Run every trial of the grid, each as a child of the `parent` MLflow run; returns the trials, best first.

@@ -18,11 +18,11 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from scale_ray.clip_sets import ResidentClips, opened_source
+from scale_ray.clip_sets import ResidentClips, open_source
 from scale_ray.config import PretrainConfig, Probing
 from scale_ray.console import Console
 from scale_ray.distributed.channel import Channel, ChannelReader
-from scale_ray.distributed.resources import Size
+from scale_ray.distributed.resources import ClusterSize
 from scale_ray.errors import RunFailed, UserError, first_line, last_line
 from scale_ray.pretraining import Metrics, Trainer, fit
 from scale_ray.probes import TrainingMonitor
@@ -49,7 +49,7 @@ def run_workers(
     store: FeatureStore,
     config: PretrainConfig,
     workers: tuple[int, int],
-    size: Size,
+    size: ClusterSize,
     record: RunRecord,
     console: Console,
 ) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _train(job: dict[str, Any]) -> None:
     device = get_device()
     store = FeatureStore(job["store"])
     clips, held_out = pretraining_clips(store, config)
-    source = opened_source(clips, config.ingest, device, context.get_local_world_size())
+    source = open_source(clips, config.ingest, device, context.get_local_world_size())
     is_first = context.get_world_rank() == 0
     resident = ResidentClips.from_clips(held_out.read(), device) if len(held_out) else None
     trainer = Trainer(source, config, device=device, held_out=resident)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from scale_ray.aggregator import Aggregator
-from scale_ray.backbones import hash_of
+from scale_ray.backbones import weights_hash
 from scale_ray.clips import MODES, POSITION_FIELDS, VideoGeometry
 from scale_ray.config import Representing
 from scale_ray.console import Progress
@@ -104,7 +104,7 @@ class VectorStore(ShardStore):
 def fingerprint_of_vectors(aggregator: Aggregator, representing: Representing, *, per_clip: bool) -> dict[str, Any]:
     """Everything that must match for vectors to share a folder."""
     origin = {name: value for name, value in aggregator.origin.items() if name != "made_with"}
-    return {**origin, "aggregator": hash_of(aggregator), **representing.to_dict(), "per_clip": per_clip}
+    return {**origin, "aggregator": weights_hash(aggregator), **representing.to_dict(), "per_clip": per_clip}
 
 
 def embed_store(store: FeatureStore, vectors: VectorStore, progress: Progress) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from scale_ray.aggregator import Aggregator, clip_representations, tokens_of_clips
-from scale_ray.backbones import Backbone, hash_of, load_backbone, load_strictly, read_weights
+from scale_ray.backbones import Backbone, load_backbone, load_strictly, read_weights, weights_hash
 from scale_ray.clip_sets import normalised_positions
 from scale_ray.config import BackboneOptions, Extraction, Representing, Sampling
 from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
@@ -144,7 +144,7 @@ class VideoModel:
         with atomic_write(join(folder, _BACKBONE_FILE)) as file:
             file.write(safetensors.torch.save(tensors))
         with atomic_write(join(folder, "model.json")) as file:
-            description = {"representing": self.representing.to_dict(), "backbone": hash_of(self.backbone.trunk)}
+            description = {"representing": self.representing.to_dict(), "backbone": weights_hash(self.backbone.trunk)}
             file.write(json.dumps(description, indent=2).encode())
 
     @classmethod
@@ -164,7 +164,7 @@ class VideoModel:
         weights = join(folder, _BACKBONE_FILE)
         load_strictly(backbone.trunk, read_weights(weights), options.backbone, weights)
         description = json.loads(read_bytes(join(folder, "model.json")))
-        if (actual := hash_of(backbone.trunk)) != description["backbone"]:
+        if (actual := weights_hash(backbone.trunk)) != description["backbone"]:
             raise UserError(f"{weights}: expected tensors with the hash {description['backbone']}, found {actual}")
         backbone.weights_id = origin["weights"]
         return cls(backbone, aggregator, Representing.from_dict(description["representing"]))

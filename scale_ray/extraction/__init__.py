@@ -4,7 +4,7 @@ from scale_ray.extraction.pixel_blocks import decode_videos, pixels_of
 from scale_ray.extraction.results import decoded_mask, features_column, read_results, without_pixels
 from scale_ray.extraction.run import ExtractionRun
 from scale_ray.extraction.summary import ExtractionResult, ExtractionSummary
-from scale_ray.extraction.targets import Target, opened_targets
+from scale_ray.extraction.targets import Target, open_targets
 
 __all__ = [
     "ExtractionResult",
@@ -14,7 +14,7 @@ __all__ = [
     "decode_videos",
     "decoded_mask",
     "features_column",
-    "opened_targets",
+    "open_targets",
     "pixels_of",
     "read_results",
     "without_pixels",

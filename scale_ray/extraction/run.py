@@ -47,10 +47,12 @@ class ExtractionRun:
         # Written before any video is read, so that the store lists its videos even if the run dies; updated at the end,
         # when sizes and lengths are known.
         self._corrected = [target.store.replace_videos(corpus.videos) for target in targets]
-        several = len(corpus.split_names) > 1
+        has_several_splits = len(corpus.split_names) > 1
         ids, splits = (corpus.videos[name].to_pylist() for name in ("video_id", "splits"))
         self._wanted = {
-            video_id: modes_of(dict(subsets), several=several) if extraction.mode == "auto" else (extraction.mode,)
+            video_id: modes_of(dict(subsets), has_several_splits=has_several_splits)
+            if extraction.mode == "auto"
+            else (extraction.mode,)
             for video_id, subsets in zip(ids, splits, strict=True)
         }
         self._failed_before = [{(f.video_id, f.mode): f.attempts for f in t.store.failures()} for t in targets]

@@ -26,7 +26,7 @@ class Target:
 
 
 @contextmanager
-def opened_targets(store: str, options: BackboneOptions, sampling: Sampling) -> Iterator[list[Target]]:
+def open_targets(store: str, options: BackboneOptions, sampling: Sampling) -> Iterator[list[Target]]:
     """Load the backbones that the options name, and open the store of each under a write lease.
 
     A single backbone uses the store at `store` itself; each of several backbones uses a subfolder of it.

@@ -2,8 +2,8 @@
 
 from scale_ray.inspection.corpus_facts import CorpusFacts, facts_of_corpus
 from scale_ray.inspection.cost import CostEstimate, Machine, estimate, videos_by_mode
-from scale_ray.inspection.headers import Header, chosen, read_headers
-from scale_ray.inspection.trials import Sample, cores_here, gpus_here, measure, spread_sample
+from scale_ray.inspection.headers import Header, read_headers, select_videos
+from scale_ray.inspection.trials import Sample, available_cores, available_gpus, measure_sample, spread_sample
 
 __all__ = [
     "CorpusFacts",
@@ -11,13 +11,13 @@ __all__ = [
     "Header",
     "Machine",
     "Sample",
-    "chosen",
-    "cores_here",
+    "available_cores",
+    "available_gpus",
     "estimate",
     "facts_of_corpus",
-    "gpus_here",
-    "measure",
+    "measure_sample",
     "read_headers",
+    "select_videos",
     "spread_sample",
     "videos_by_mode",
 ]

@@ -139,12 +139,17 @@ class CostEstimate:
         ]
 
 
-def videos_by_mode(splits: Sequence[Mapping[str, str]], mode: str, *, several: bool, scale: float) -> dict[str, int]:
+def videos_by_mode(
+    splits: Sequence[Mapping[str, str]], mode: str, *, has_several_splits: bool, scale: float
+) -> dict[str, int]:
     """Number of videos that an extraction decodes in each mode, from the splits of the readable videos.
 
-    `several`: whether the corpus has more than one split. `scale`: number of videos that each of these represents.
+    `has_several_splits`: whether the corpus has more than one split. `scale`: number of videos that each of these
+    represents.
     """
-    modes_per_video = (modes_of(subsets, several=several) if mode == "auto" else (mode,) for subsets in splits)
+    modes_per_video = (
+        modes_of(subsets, has_several_splits=has_several_splits) if mode == "auto" else (mode,) for subsets in splits
+    )
     counts = Counter(video_mode for modes in modes_per_video for video_mode in modes)
     return {video_mode: round(count * scale) for video_mode, count in sorted(counts.items(), reverse=True)}
 

@@ -17,7 +17,7 @@ import av.error
 from scale_ray.config import Extraction
 from scale_ray.console import Console
 from scale_ray.corpus import Corpus
-from scale_ray.decoding import Decoder, opened, rate_of, source_of, told_duration_s, video_stream
+from scale_ray.decoding import Decoder, as_source, frame_rate, header_duration_s, open_video, video_stream
 from scale_ray.errors import VideoError
 from scale_ray.locations import REQUESTS_AT_ONCE, is_uri
 
@@ -45,7 +45,7 @@ class Unreadable:
     reason: str
 
 
-def chosen(corpus: Corpus, max_videos: int, seed: int) -> list[dict[str, Any]]:
+def select_videos(corpus: Corpus, max_videos: int, seed: int) -> list[dict[str, Any]]:
     """`video_id`, `path` and `splits` of all videos or of `max_videos` drawn at random, in the order of their ids."""
     rows = range(len(corpus.videos))
     drawn = sorted(random.Random(seed).sample(rows, max_videos)) if len(rows) > max_videos else list(rows)
@@ -101,10 +101,10 @@ def header_of(video_id: str, path: str) -> Header:
     VideoError
         With stage `open`, if the file has no readable video.
     """
-    with opened(source_of(path)) as container:
+    with open_video(as_source(path)) as container:
         stream = video_stream(container)
-        fps = rate_of(stream) or None
-        duration_s = told_duration_s(stream)
+        fps = frame_rate(stream) or None
+        duration_s = header_duration_s(stream)
         if duration_s is None and container.duration:
             duration_s = container.duration / av.time_base
         codec = stream.codec_context

@@ -53,7 +53,7 @@ class Sample:
         return lines + [f"  failed      {file.video_id} ({file.stage}: {file.reason})" for file in self.unreadable]
 
 
-def measure(
+def measure_sample(
     videos: Sequence[tuple[Header, str]],
     modes: Sequence[str],
     machine: Machine,
@@ -81,7 +81,7 @@ def measure(
     return Sample(decoding, backbones, unreadable, num_turned)
 
 
-def cores_here() -> int:
+def available_cores() -> int:
     """CPU cores available to this process: the minimum of its affinity mask and a container's CPU limit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -92,7 +92,7 @@ def cores_here() -> int:
     return cores if quota == "max" else max(min(cores, int(quota) // int(period)), 1)
 
 
-def gpus_here() -> int:
+def available_gpus() -> int:
     """Number of CUDA GPUs visible to this process."""
     import torch
 

@@ -35,7 +35,7 @@ def trained_on(store: FeatureStore, video_ids: Sequence[str], set_size: int) -> 
     }
 
 
-def notes_on(seen: Mapping[str, Any], store: FeatureStore, split: str) -> list[str]:
+def provenance_notes(seen: Mapping[str, Any], store: FeatureStore, split: str) -> list[str]:
     """Notes about the pretraining for the readers of a probe table; none if it used the training subset only.
 
     `seen` is the result of `trained_on`, empty if it is not known.
@@ -71,7 +71,7 @@ def _digest(videos: Sequence[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def require_width(store: FeatureStore, aggregator: Aggregator) -> None:
+def check_compatible(store: FeatureStore, aggregator: Aggregator) -> None:
     """Check that the aggregator was trained on features of the store's width, backbone and weights.
 
     Raises

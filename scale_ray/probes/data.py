@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scale_ray.clip_sets import ResidentClips, cache_of, normalised_positions, opened_source, video_keys
+from scale_ray.clip_sets import ResidentClips, cache_folder, normalised_positions, open_source, video_keys
 from scale_ray.config import Ingest
 from scale_ray.errors import UserError
 from scale_ray.hashing import uniform_hash
@@ -108,7 +108,7 @@ def load_probe_split(store: FeatureStore, targets: Targets, split: str, ingest: 
             source.positions,
             torch.cat([positions, normalised_positions(positions), per_clip], 2),
             video_keys(ids),
-            str(cache_of(ingest)) if source.ingest_mode == "disk" else None,
+            str(cache_folder(ingest)) if source.ingest_mode == "disk" else None,
         )
 
     train, test = load("train", ("train", "validation"), "training"), load("eval", ("test",), "test")
@@ -122,7 +122,7 @@ def load_probe_split(store: FeatureStore, targets: Targets, split: str, ingest: 
 def _resident_clips(stored: StoredClips, ingest: Ingest) -> ResidentClips:
     if ingest.ingest == "stream":
         raise UserError("ingest: expected auto, memory or disk for probes, found stream")
-    source = opened_source(stored, ingest, torch.device("cpu"))
+    source = open_source(stored, ingest, torch.device("cpu"))
     if not isinstance(source, ResidentClips):
         raise UserError(
             f"cache: expected {stored.num_bytes / 2**30:.1f} GiB of free memory or disk space for features, found "

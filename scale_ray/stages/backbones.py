@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scale_ray.backbones import BackboneFacts, facts_of, facts_of_torchvision
+from scale_ray.backbones import BackboneFacts, backbone_facts, torchvision_facts
 from scale_ray.config import BackboneOptions
 from scale_ray.console import Result
 from scale_ray.errors import UserError
@@ -73,8 +73,8 @@ def backbones(names: Sequence[str] = (), *, measure: bool = False) -> BackbonesR
     if measure and not names:
         raise UserError("--measure: expected the NAMEs of backbones to measure, found none")
     if not names:
-        return BackbonesResult(facts_of_torchvision(), is_complete=True)
-    facts = [facts_of(BackboneOptions(backbone=name), measure=measure) for name in names]
+        return BackbonesResult(torchvision_facts(), is_complete=True)
+    facts = [backbone_facts(BackboneOptions(backbone=name), measure=measure) for name in names]
     return BackbonesResult(facts, is_complete=False)
 
 

@@ -15,7 +15,7 @@ from scale_ray.distributed.stream import run_stream
 from scale_ray.embedding import VectorStore, backbone_of, embed_store, fingerprint_of_vectors, sampling_of
 from scale_ray.errors import UserError
 from scale_ray.extraction import ExtractionRun, ExtractionSummary, Target
-from scale_ray.pretraining import require_width
+from scale_ray.pretraining import check_compatible
 from scale_ray.store import FeatureStore, Lease, repair, write_lease
 from scale_ray.tracking import aggregator_of
 
@@ -79,7 +79,7 @@ def embed(
 
 def _from_store(store: str, out: str, aggregator: Aggregator, config: EmbedConfig, console: Console) -> EmbedResult:
     features = FeatureStore(store)
-    require_width(features, aggregator)
+    check_compatible(features, aggregator)
     num_videos = len(features.videos())
     with (
         _opened(out, aggregator, config) as (vectors, _),
@@ -91,7 +91,7 @@ def _from_store(store: str, out: str, aggregator: Aggregator, config: EmbedConfi
 
 def _from_videos(videos: str, out: str, aggregator: Aggregator, config: EmbedConfig, console: Console) -> EmbedResult:
     """The same stream as an extraction's, with its ledger, its lease and its commits."""
-    corpus = read_corpus(videos, config.corpus, leave_out=out)
+    corpus = read_corpus(videos, config.corpus, excluded_folder=out)
     console.say(f"{len(corpus.videos)} files in {videos}")
     sampling, encoder = sampling_of(aggregator.origin), backbone_of(aggregator.origin, config.source.weights_at)
     extraction = config.extraction

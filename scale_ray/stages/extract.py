@@ -6,7 +6,7 @@ from scale_ray.config import ExtractConfig
 from scale_ray.console import Console
 from scale_ray.corpus import read_corpus
 from scale_ray.distributed.stream import run_stream
-from scale_ray.extraction import ExtractionResult, ExtractionRun, opened_targets
+from scale_ray.extraction import ExtractionResult, ExtractionRun, open_targets
 
 
 def extract(videos: str, store: str, *, config: ExtractConfig, console: Console) -> ExtractionResult:
@@ -26,9 +26,9 @@ def extract(videos: str, store: str, *, config: ExtractConfig, console: Console)
     RunFailed
         If results did not come back from the cluster.
     """
-    corpus = read_corpus(videos, config.corpus, leave_out=store)
+    corpus = read_corpus(videos, config.corpus, excluded_folder=store)
     console.say(f"{len(corpus.videos)} files in {videos} ({corpus.split_note})")
-    with opened_targets(store, config.backbone, config.sampling) as targets:
+    with open_targets(store, config.backbone, config.sampling) as targets:
         run = ExtractionRun(corpus, targets, config.extraction)
         summaries = run_stream(run, "extract", config.sampling, config.extraction, config.cluster, console)
     return ExtractionResult(summaries)

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 from scale_ray.config import Extraction, InspectConfig
 from scale_ray.console import Console, Result
 from scale_ray.corpus import Corpus, read_corpus
-from scale_ray.distributed.resources import Size, sizes_of
+from scale_ray.distributed.resources import ClusterSize, stage_sizes
 from scale_ray.inspection import (
     CorpusFacts,
     CostEstimate,
     Header,
     Machine,
     Sample,
-    chosen,
-    cores_here,
+    available_cores,
+    available_gpus,
     estimate,
     facts_of_corpus,
-    gpus_here,
-    measure,
+    measure_sample,
     read_headers,
+    select_videos,
     spread_sample,
     videos_by_mode,
 )
@@ -74,7 +74,7 @@ def inspect(videos: str, *, config: InspectConfig, console: Console) -> InspectR
         If there are no videos, or a backbone cannot be loaded.
     """
     corpus, inspection = read_corpus(videos, config.corpus), config.inspection
-    rows = chosen(corpus, inspection.inspect_headers, inspection.inspect_seed)
+    rows = select_videos(corpus, inspection.inspect_headers, inspection.inspect_seed)
     headers, unreadable = read_headers(rows, config.extraction, console)
     facts = facts_of_corpus(corpus, headers, unreadable)
     if not headers or not inspection.inspect_sample:
@@ -92,12 +92,12 @@ def _with_estimate(
 ) -> InspectResult:
     inspection, extraction = config.inspection, config.extraction
     splits = [dict(rows[header.video_id]["splits"]) for header in headers]
-    several = len(corpus.split_names) > 1
-    num_videos = videos_by_mode(splits, extraction.mode, several=several, scale=facts.scale)
+    has_several_splits = len(corpus.split_names) > 1
+    num_videos = videos_by_mode(splits, extraction.mode, has_several_splits=has_several_splits, scale=facts.scale)
     machine = _this_machine(extraction)
     drawn = spread_sample(headers, inspection.inspect_sample, inspection.inspect_seed)
     paths = [(header, rows[header.video_id]["path"]) for header in drawn]
-    sample = measure(paths, list(num_videos), machine, config, console)
+    sample = measure_sample(paths, list(num_videos), machine, config, console)
     expected = estimate(
         num_videos, sample.decoding, sample.backbones, machine, config.sampling, extraction.shard_videos
     )
@@ -106,8 +106,8 @@ def _with_estimate(
 
 def _this_machine(extraction: Extraction) -> Machine:
     """What a local Ray would run here, by the same rule as the stream."""
-    size = Size(cores_here(), gpus_here())
-    sizes = sizes_of(size, extraction)
+    size = ClusterSize(available_cores(), available_gpus())
+    sizes = stage_sizes(size, extraction)
     if size.gpus:
         devices = min(round(sizes.actors * sizes.actor_resources["num_gpus"]), size.gpus)
         return Machine(size.cpus, sizes.decoders, max(devices, 1), "cuda", sizes.actor_threads)

@@ -12,7 +12,7 @@ from scale_ray.console import Console, Result
 from scale_ray.embedding import SearchResult, find_neighbours
 from scale_ray.hashing import digest
 from scale_ray.locations import atomic_write, join
-from scale_ray.pretraining import require_width
+from scale_ray.pretraining import check_compatible
 from scale_ray.reports import Tile, contact_sheet, frames_of, thumbnails
 from scale_ray.store import FeatureStore
 from scale_ray.tracking import aggregator_of, run_folder_of
@@ -27,24 +27,24 @@ _TILES_PER_ROW = 6
 class NeighboursResult(Result):
     """The neighbours of a query, nearest first, and their contact sheet (PNG); where it was written, if it was."""
 
-    found: SearchResult
+    search: SearchResult
     sheet: bytes = field(repr=False)
     picture: str | None
 
     def lines(self) -> list[str]:
-        near = self.found.neighbours
-        width = max((len(one.label or "-") for one in near), default=1)
-        lines = [f"{one.cosine:6.3f}  {one.label or '-':<{width}}  {one.video_id}" for one in near]
+        near = self.search.neighbours
+        width = max((len(video.label or "-") for video in near), default=1)
+        lines = [f"{video.cosine:6.3f}  {video.label or '-':<{width}}  {video.video_id}" for video in near]
         return [*lines, *([f"picture: {self.picture}"] if self.picture else [])]
 
     def values(self) -> dict[str, Any]:
-        return {**asdict(self.found), "picture": self.picture}
+        return {**asdict(self.search), "picture": self.picture}
 
     def to_pandas(self) -> pd.DataFrame:
         """A row per neighbour, nearest first: `video_id`, `cosine`, `label` and `path`."""
         import pandas as pd
 
-        return pd.DataFrame([vars(one) for one in self.found.neighbours])
+        return pd.DataFrame([vars(video) for video in self.search.neighbours])
 
     def pictures(self) -> list[bytes]:
         return [self.sheet]
@@ -74,16 +74,16 @@ def neighbours(
     features = FeatureStore(store)
     location = aggregator_of(checkpoint, runs)
     aggregator = Aggregator.load(location)
-    require_width(features, aggregator)
-    found = find_neighbours(query, features, aggregator, count, config.representing, config.source.weights_at)
-    sheet = _contact_sheet(found, features)
+    check_compatible(features, aggregator)
+    search = find_neighbours(query, features, aggregator, count, config.representing, config.source.weights_at)
+    sheet = _contact_sheet(search, features)
     run = run_folder_of(location)
     if picture is None and run is not None:
         picture = join(run.location, "neighbours", _file_name(query))
     if picture is not None:
         with atomic_write(picture) as file:
             file.write(sheet)
-    return NeighboursResult(found, sheet, picture)
+    return NeighboursResult(search, sheet, picture)
 
 
 def _file_name(query: str) -> str:
@@ -92,16 +92,16 @@ def _file_name(query: str) -> str:
     return f"{name or 'query'}-{digest(query)[:6]}.png"
 
 
-def _contact_sheet(found: SearchResult, store: FeatureStore) -> bytes:
+def _contact_sheet(search: SearchResult, store: FeatureStore) -> bytes:
     """The query and its neighbours with a frame of each; green and red where labels are known."""
-    frames = frames_of(store, [near.video_id for near in found.neighbours])
-    if found.query in set(store.videos()["video_id"].to_pylist()):
-        frame = frames_of(store, [found.query])[found.query]
+    frames = frames_of(store, [near.video_id for near in search.neighbours])
+    if search.query in set(store.videos()["video_id"].to_pylist()):
+        frame = frames_of(store, [search.query])[search.query]
     else:
-        [frame] = thumbnails([found.query])
-    tiles = [Tile(frame, f"query\n{found.label or ''}")]
-    for near in found.neighbours:
-        agrees = None if found.label is None or near.label is None else near.label == found.label
+        [frame] = thumbnails([search.query])
+    tiles = [Tile(frame, f"query\n{search.label or ''}")]
+    for near in search.neighbours:
+        agrees = None if search.label is None or near.label is None else near.label == search.label
         tiles.append(Tile(frames[near.video_id], f"{near.cosine:.2f}\n{near.label or near.video_id[-24:]}", agrees))
     rows = [tiles[start : start + _TILES_PER_ROW] for start in range(0, len(tiles), _TILES_PER_ROW)]
-    return contact_sheet(rows, f"Nearest to {found.query[-60:]}, with cosine")
+    return contact_sheet(rows, f"Nearest to {search.query[-60:]}, with cosine")

@@ -13,7 +13,7 @@ from scale_ray.aggregator import Aggregator
 from scale_ray.config import PretrainConfig
 from scale_ray.console import Console, Result
 from scale_ray.distributed.cluster import connected
-from scale_ray.distributed.resources import Size
+from scale_ray.distributed.resources import ClusterSize
 from scale_ray.distributed.workers import pretraining_clips, run_workers
 from scale_ray.errors import UserError
 from scale_ray.hashing import digest
@@ -104,7 +104,7 @@ def pretrain(store: str, run: str, *, runs: str = "runs", config: PretrainConfig
     return PretrainResult(folder)
 
 
-def _num_workers(config: PretrainConfig, size: Size, num_videos: int) -> tuple[int, int]:
+def _num_workers(config: PretrainConfig, size: ClusterSize, num_videos: int) -> tuple[int, int]:
     """Minimum and maximum number of workers."""
     fitting = size.gpus or min(size.cpus, 2)
     low, high = config.training.num_workers or (fitting, fitting)

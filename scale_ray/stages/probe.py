@@ -10,7 +10,7 @@ from scale_ray.aggregator import Aggregator
 from scale_ray.config import ProbeConfig
 from scale_ray.console import Console, Result
 from scale_ray.locations import absolute, atomic_write, join
-from scale_ray.pretraining import notes_on, require_width
+from scale_ray.pretraining import check_compatible, provenance_notes
 from scale_ray.probes import FigureData, ProbeTable, mean_table, num_representations, probe_table
 from scale_ray.reports import probe_metrics, report_files
 from scale_ray.store import FeatureStore
@@ -67,7 +67,7 @@ def probe(
     locations = [aggregator_of(name, runs) for name in names]
     aggregators = [Aggregator.load(location) for location in locations]
     for aggregator in aggregators:
-        require_width(features, aggregator)
+        check_compatible(features, aggregator)
     run = run_folder_of(locations[0])
     result = _probed(features, aggregators, run, config, console)
     folder = absolute(out) if out else join(run.location, "probe") if run else None
@@ -109,7 +109,7 @@ def _probed(
                 ingest=config.ingest,
                 progress=show,
             )
-            notes = [note for one in aggregators for note in notes_on(one.trained_on, store, table.split)]
+            notes = [note for model in aggregators for note in provenance_notes(model.trained_on, store, table.split)]
             tables.append(replace(table, notes=list(dict.fromkeys(notes))))
             figures.append(figure_data)
     if len(tables) > 1:

@@ -53,8 +53,9 @@ class StoreResult(Result):
         if self.merged is not None:
             lines.append(f"  compacted {self.merged[0]} shards into {self.merged[1]}")
         if self.errors is not None:
-            found = [f"  wrong     {error}" for error in self.errors]
-            lines += found or [f"  verified  {self.num_shards} shards, no errors"]
+            lines += [f"  wrong     {error}" for error in self.errors] or [
+                f"  verified  {self.num_shards} shards, no errors"
+            ]
         return lines
 
     def values(self) -> dict[str, Any]:

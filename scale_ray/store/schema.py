@@ -12,7 +12,7 @@ import pyarrow.dataset
 
 from scale_ray.clips import MODES, VideoGeometry
 from scale_ray.config import Sampling
-from scale_ray.corpus import COLUMNS
+from scale_ray.corpus import VIDEO_COLUMNS
 
 FORMAT = 2
 GEOMETRY = pa.schema(
@@ -35,7 +35,7 @@ LEDGER = pa.schema(
     ]
 )
 # The columns of videos.parquet that the store itself needs; a manifest's own columns follow them.
-VIDEOS = pa.schema([*list(COLUMNS)[:3], *GEOMETRY, *list(COLUMNS)[3:]])
+VIDEOS = pa.schema([*list(VIDEO_COLUMNS)[:3], *GEOMETRY, *list(VIDEO_COLUMNS)[3:]])
 
 
 _SHARED = ("frames", "stride", "fps")

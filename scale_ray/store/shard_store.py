@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from scale_ray.clips import MODES
-from scale_ray.corpus import DEFAULT
+from scale_ray.corpus import DEFAULT_SPLIT
 from scale_ray.errors import UserError, first_line
 from scale_ray.hashing import digest
 from scale_ray.locations import absolute, atomic_write, exists, filesystem_of, join, list_files, read_bytes
@@ -230,13 +230,13 @@ class ShardStore:
         names = self.split_names()
         if name is not None and name not in names:
             raise UserError(f"split: expected one of {', '.join(sorted(names)) or 'none at all'}, found {name!r}")
-        chosen = name or next(iter(names), DEFAULT)
+        chosen = name or next(iter(names), DEFAULT_SPLIT)
         return {video_id: splits[chosen] for video_id, splits in by_id.items() if chosen in splits}
 
     def split_names(self) -> list[str]:
         """Names of the splits; the one that is used if none is named comes first."""
         names = {name for splits in self._column("splits").values() for name, _ in splits}
-        return sorted(names, key=lambda name: (name != DEFAULT, name))
+        return sorted(names, key=lambda name: (name != DEFAULT_SPLIT, name))
 
     def labels(self) -> dict[str, str]:
         """Label of every labelled video, by id."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scale_ray.backbones import facts_of, load_backbone
+from scale_ray.backbones import backbone_facts, load_backbone
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError
 
@@ -141,6 +141,6 @@ def test_what_does_not_keep_the_contract_is_refused(options, message):
 
 
 def test_the_figures_of_a_users_own_are_listed():
-    facts = facts_of(own("colours"))
+    facts = backbone_facts(own("colours"))
     assert (facts.feature_width, facts.input_px, facts.frames) == (5, 8, None)
     assert facts.parameters_millions == pytest.approx(20e-6)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scale_ray.backbones import facts_of, huggingface_files, load_backbone
+from scale_ray.backbones import backbone_facts, huggingface_files, load_backbone
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError
 
@@ -337,7 +337,7 @@ def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_a_folders_figures_are_listed(tmp_path):
     saved(tmp_path, "timesformer")
-    facts = facts_of(options(tmp_path), measure=True)
+    facts = backbone_facts(options(tmp_path), measure=True)
     assert (facts.feature_width, facts.input_px, facts.frames, facts.sees_video) == (32, 32, 4, True)
     assert facts.seconds_per_clip is not None
     # 2 layers x 16 tokens x (two attentions, the temporal projection, an MLP), plus the patch embedding.

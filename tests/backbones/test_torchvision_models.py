@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision import models
 
-from scale_ray.backbones import Backbone, facts_of, load_backbone
+from scale_ray.backbones import Backbone, backbone_facts, load_backbone
 from scale_ray.backbones.backbone import evenly_spaced
 from scale_ray.backbones.torchvision_models import shape_of, torchvision_names
 from scale_ray.config import BackboneOptions, store_folder_name
@@ -75,7 +75,7 @@ def test_loaded_models_are_cut_before_their_classifier(name, width):
 )
 def test_every_family_is_cut_before_its_classifier(name, width):
     """Checked on the meta device: only shapes are computed."""
-    facts = facts_of(BackboneOptions(backbone=name))
+    facts = backbone_facts(BackboneOptions(backbone=name))
     trunk, shape_width = shape_of(name, facts.input_px)
     frames = (16,) if facts.sees_video else ()
     with torch.inference_mode():
@@ -191,14 +191,14 @@ def test_a_backbone_travels():
 
 
 def test_figures_of_a_listing_are_those_of_the_backbone():
-    facts = facts_of(BackboneOptions(backbone="shufflenet_v2_x0_5"), measure=True)
-    plain = facts_of(BackboneOptions(backbone="shufflenet_v2_x0_5"))
+    facts = backbone_facts(BackboneOptions(backbone="shufflenet_v2_x0_5"), measure=True)
+    plain = backbone_facts(BackboneOptions(backbone="shufflenet_v2_x0_5"))
     assert facts.seconds_per_clip is not None
     assert facts.gflop_per_clip == pytest.approx(plain.gflop_per_clip, rel=0.05)
     assert (facts.feature_width, facts.input_px, facts.frames) == (plain.feature_width, 224, None) == (1024, 224, None)
     num_millions = sum(parameter.numel() for parameter in load_backbone(tiny(), 3).parameters()) / 1e6
     assert facts.parameters_millions == plain.parameters_millions == pytest.approx(num_millions)
-    moments = facts_of(BackboneOptions(backbone="shufflenet_v2_x0_5", frame_pooling="moments"))
+    moments = backbone_facts(BackboneOptions(backbone="shufflenet_v2_x0_5", frame_pooling="moments"))
     assert moments.feature_width == 3 * 1024
 
 

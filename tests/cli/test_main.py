@@ -74,7 +74,7 @@ def one_line_refusal(capsys, tmp_path, *arguments, job: bool = False) -> str:
             "backbone 'shufflenet_v2_x0_5' in the store, 'resnet18' asked for",
         ),
         (("extract", "{videos}", "--store", "s", "--clips", "many"), "'many' is not a valid integer"),
-        (("extract", "{videos}", "--store", "s", "--crop-px", "300"), "expected in rising order"),
+        (("extract", "{videos}", "--store", "s", "--crop-px", "300"), "expected in ascending order"),
         (("pretrain", "--store", "{store}", "--run", "r", "--mask-ratio", "1.5"), "in [0, 1), found 1.5"),
         (("pretrain", "--store", "{store}", "--run", "r", "--set-size", "9"), "at most 8, half of the 16 clips"),
         (("pretrain", "--store", "{store}", "--run", "a/b"), "expected a name of letters"),

@@ -9,7 +9,7 @@ import torch
 
 from scale_ray.clip_sets.batches import Batch, Source, WorkerSlice
 from scale_ray.clip_sets.draws import normalised_positions
-from scale_ray.clip_sets.sources import ResidentClips, StreamedClips, opened_source, prefetched
+from scale_ray.clip_sets.sources import ResidentClips, StreamedClips, open_source, prefetched
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import Ingest, Sets
 from scale_ray.errors import UserError
@@ -72,13 +72,13 @@ def test_memory_and_disk_give_the_same_batches(store, tmp_path):
     resident = ResidentClips.from_clips(stored.read(), CPU)
     expected = batches_of(resident, worker_slice)
     assert len(expected) == 5
-    mapped = opened_source(stored, Ingest(ingest="disk", cache=str(tmp_path / "cache")), CPU)
+    mapped = open_source(stored, Ingest(ingest="disk", cache=str(tmp_path / "cache")), CPU)
     assert mapped.ingest_mode == "disk"
     assert_equal(batches_of(mapped, worker_slice), expected)
     files = list((tmp_path / "cache").rglob("*.npy"))
     assert len(files) == 2
     times = [file.stat().st_mtime_ns for file in files]
-    again = opened_source(stored, Ingest(ingest="disk", cache=str(tmp_path / "cache")), CPU)
+    again = open_source(stored, Ingest(ingest="disk", cache=str(tmp_path / "cache")), CPU)
     assert_equal(batches_of(again, worker_slice), expected)
     assert [file.stat().st_mtime_ns for file in files] == times
 
@@ -104,7 +104,7 @@ def test_positions_are_normalised_and_features_are_those_of_the_store(store):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_epoch_sees_every_video_once_but_for_the_tail(store, ingest_mode, workers):
     stored = StoredClips(store, "train")
-    source = opened_source(stored, Ingest(ingest=ingest_mode), CPU)
+    source = open_source(stored, Ingest(ingest=ingest_mode), CPU)
     batches_of_workers = [batches_of(source, WorkerSlice(4, rank, workers)) for rank in range(workers)]
     assert {len(batches) for batches in batches_of_workers} == {5}, "every worker does the same number of steps"
     for step in range(5):
@@ -141,15 +141,15 @@ def test_a_stream_shuffles_across_shards_within_its_window(store):
 def test_the_way_is_the_first_for_which_there_is_room(store, tmp_path, monkeypatch):
     stored = StoredClips(store, "train")
     options = Ingest(cache=str(tmp_path / "cache"))
-    assert opened_source(stored, options, CPU).ingest_mode == "memory"
+    assert open_source(stored, options, CPU).ingest_mode == "memory"
 
     class Memory:
         available = stored.num_bytes
 
     monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
-    assert opened_source(stored, options, CPU).ingest_mode == "disk"
+    assert open_source(stored, options, CPU).ingest_mode == "disk"
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": stored.num_bytes})())
-    assert opened_source(stored, options, CPU).ingest_mode == "stream"
+    assert open_source(stored, options, CPU).ingest_mode == "stream"
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(store, tmp_path, monkeypatch):
@@ -158,7 +158,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(store, tmp_path, monke
 
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(UserError, match=r"cache: expected space for .* found: No space left on device; use another"):
-        opened_source(StoredClips(store, "train"), Ingest(ingest="disk", cache=str(tmp_path / "cache")), CPU)
+        open_source(StoredClips(store, "train"), Ingest(ingest="disk", cache=str(tmp_path / "cache")), CPU)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".npy", ".unfinished")]
 
 
@@ -171,7 +171,7 @@ def test_a_damaged_shard_is_one_clear_line(store, tmp_path):
         part.write_bytes(whole[:200] + bytes(byte ^ 255 for byte in whole[200:400]) + whole[400:])
         with pytest.raises(UserError, match=f"{part.name}: expected a whole shard, found one that cannot be read"):
             batches_of(
-                opened_source(stored, Ingest(ingest=ingest_mode, cache=str(tmp_path / "cache")), CPU),
+                open_source(stored, Ingest(ingest=ingest_mode, cache=str(tmp_path / "cache")), CPU),
                 WorkerSlice(23, 0, 1),
             )
     part.write_bytes(whole[: len(whole) // 2])
@@ -182,7 +182,7 @@ def test_a_damaged_shard_is_one_clear_line(store, tmp_path):
 def test_groups_are_held_out_whole(store):
     import pyarrow as pa
 
-    from scale_ray.corpus.corpus import COLUMNS
+    from scale_ray.corpus.corpus import VIDEO_COLUMNS
 
     ids = StoredClips(store, "train").video_ids
     rows = [
@@ -194,7 +194,7 @@ def test_groups_are_held_out_whole(store):
         }
         for number, video_id in enumerate(ids)
     ]
-    store.replace_videos(pa.Table.from_pylist(rows, schema=pa.schema(list(COLUMNS))))
+    store.replace_videos(pa.Table.from_pylist(rows, schema=pa.schema(list(VIDEO_COLUMNS))))
     train, held_out = training_clips(store, 0.4)
     assert sorted(train.video_ids + held_out.video_ids) == ids[:20]
     groups = store.groups()

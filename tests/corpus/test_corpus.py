@@ -64,8 +64,8 @@ def test_the_columns_have_their_types_and_what_is_unknown_is_null(folder):
 def test_the_store_inside_the_folder_is_left_out(folder):
     (folder / "store").mkdir()
     (folder / "store" / "store.json").write_text("{}")
-    assert len(read_corpus(str(folder), leave_out=str(folder / "store")).videos) == 3
-    assert len(read_corpus(f"{folder}/**", leave_out=str(folder / "store")).videos) == 3
+    assert len(read_corpus(str(folder), excluded_folder=str(folder / "store")).videos) == 3
+    assert len(read_corpus(f"{folder}/**", excluded_folder=str(folder / "store")).videos) == 3
 
 
 def test_a_prefix_stands_before_every_id_and_moves_no_video_to_another_split(tmp_path):
@@ -373,4 +373,4 @@ def test_nothing_to_read_is_refused(tmp_path):
     ],
 )
 def test_the_clips_that_a_video_needs_follow_from_its_splits(splits, several, modes):
-    assert modes_of(splits, several=several) == modes
+    assert modes_of(splits, has_several_splits=several) == modes

@@ -1,7 +1,7 @@
 import pytest
 
 from scale_ray.config import Extraction
-from scale_ray.distributed.resources import Size, StageSizes, sizes_of
+from scale_ray.distributed.resources import ClusterSize, StageSizes, stage_sizes
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 16, 96])
@@ -10,7 +10,7 @@ from scale_ray.distributed.resources import Size, StageSizes, sizes_of
     "options", [{}, {"decoders": 1}, {"decoders": 8}, {"actors": 3}, {"actor_cpus": 1}, {"actors": 2, "decoders": 2}]
 )
 def test_both_stages_fit_into_the_cluster_at_the_same_time(cpus, gpus, options):
-    sizes = sizes_of(Size(cpus, gpus), Extraction(**options))
+    sizes = stage_sizes(ClusterSize(cpus, gpus), Extraction(**options))
     assert sizes.decoders >= 1
     assert sizes.actors >= 1
     actor_cpus = sizes.actor_resources.get("num_cpus", 0)
@@ -20,9 +20,9 @@ def test_both_stages_fit_into_the_cluster_at_the_same_time(cpus, gpus, options):
 
 
 def test_without_options_every_gpu_has_an_actor_and_the_other_cores_decode():
-    assert sizes_of(Size(16, 4), Extraction()) == StageSizes(15, 0.5, 4, {"num_gpus": 1.0}, 1)
-    assert sizes_of(Size(2, 0), Extraction()).actors == 1
-    assert sizes_of(Size(2, 0), Extraction()).actor_threads == 2
+    assert stage_sizes(ClusterSize(16, 4), Extraction()) == StageSizes(15, 0.5, 4, {"num_gpus": 1.0}, 1)
+    assert stage_sizes(ClusterSize(2, 0), Extraction()).actors == 1
+    assert stage_sizes(ClusterSize(2, 0), Extraction()).actor_threads == 2
 
 
 @pytest.mark.parametrize(
@@ -36,5 +36,5 @@ def test_without_options_every_gpu_has_an_actor_and_the_other_cores_decode():
     ],
 )
 def test_an_actor_may_use_a_fraction_of_a_gpu_or_several(options, actors, gpus):
-    sizes = sizes_of(Size(16, 4), Extraction(**options))
+    sizes = stage_sizes(ClusterSize(16, 4), Extraction(**options))
     assert (sizes.actors, sizes.actor_resources) == (actors, {"num_gpus": gpus})

@@ -44,7 +44,7 @@ def run(
             for video_id in reversed(shard.video_ids):
                 run.add_result(result(video_id, number, shard, sampling))
 
-    monkeypatch.setattr(stage, "_stream", stream)
+    monkeypatch.setattr(stage, "stream_shards", stream)
     monkeypatch.setattr(stage, "connected", lambda *_, **__: nullcontext())
     config = ExtractConfig().replaced(backbone=backbone, weights="none", input_px=32, shard_videos=4, **options)
     return extract(str(videos), str(store), config=config, console=Console(quiet=True)).stores

@@ -313,9 +313,9 @@ def test_there_is_no_estimate_for_a_mode_that_nothing_was_measured_in():
 
 def test_videos_are_counted_in_the_modes_of_an_extraction():
     splits = [{"default": "train"}] * 3 + [{"default": "test"}]
-    assert videos_by_mode(splits, "auto", several=False, scale=10) == {"train": 30, "eval": 10}
-    assert videos_by_mode(splits, "augmented", several=False, scale=1) == {"augmented": 4}
-    assert videos_by_mode(splits, "auto", several=True, scale=1) == {"train": 4, "eval": 4}
+    assert videos_by_mode(splits, "auto", has_several_splits=False, scale=10) == {"train": 30, "eval": 10}
+    assert videos_by_mode(splits, "augmented", has_several_splits=False, scale=1) == {"augmented": 4}
+    assert videos_by_mode(splits, "auto", has_several_splits=True, scale=1) == {"train": 4, "eval": 4}
 
 
 def test_the_bytes_of_a_store_are_about_those_of_a_real_one(videos, tmp_path, rng):

@@ -19,7 +19,7 @@ import pytest
 from support.command import Command, Ended
 
 from scale_ray.clips import VideoGeometry
-from scale_ray.corpus.corpus import COLUMNS
+from scale_ray.corpus.corpus import VIDEO_COLUMNS
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.schema import VideoFeatures
 
@@ -53,7 +53,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"video_id": video_id, "path": video_id, "label": "ab"[number % 2], "splits": [("default", "train")]}
         for number, video_id in enumerate(ids)
     ]
-    store.replace_videos(pa.Table.from_pylist(rows, schema=pa.schema(list(COLUMNS))))
+    store.replace_videos(pa.Table.from_pylist(rows, schema=pa.schema(list(VIDEO_COLUMNS))))
     return Path(store.location)
 
 

@@ -12,7 +12,7 @@ from support.stores import make_store
 from scale_ray.aggregator.model import Aggregator
 from scale_ray.config import PROBES, AggregatorOptions, Ingest, Probing
 from scale_ray.errors import UserError
-from scale_ray.pretraining.provenance import notes_on, trained_on
+from scale_ray.pretraining.provenance import provenance_notes, trained_on
 from scale_ray.probes import evaluation, suite
 from scale_ray.probes.data import load_probe_split
 from scale_ray.probes.evaluation import probe_table
@@ -157,18 +157,18 @@ def test_pretraining_sees_the_training_split_alone_or_says_so(tmp_path):
     assert set(alone.video_ids) == {i for i, subset in zip(IDS, SUBSETS, strict=True) if subset == "train"}
     seen = trained_on(store, alone.video_ids, 8)
     assert (seen["videos"], seen["unlabelled"], seen["splits"]) == (45, 0, {"default": {"train": 45}})
-    assert notes_on(seen, store, "default") == []
+    assert provenance_notes(seen, store, "default") == []
 
     everything = trained_on(store, IDS, 8)
-    [note] = notes_on(everything, store, "default")
+    [note] = provenance_notes(everything, store, "default")
     assert note == "transductive: the aggregator also saw 15 test videos, without labels"
-    [note] = notes_on({}, store, "default")
+    [note] = provenance_notes({}, store, "default")
     assert "does not record" in note
     grown = make_store(tmp_path / "grown", {"w": np.zeros((4, 6))}, sides=["train"])
-    [note] = notes_on(seen, grown, "default")
+    [note] = provenance_notes(seen, grown, "default")
     assert "of another corpus" in note
     moved = store_of(tmp_path / "moved", subsets=["train" if subset == "test" else "test" for subset in SUBSETS])
-    [note] = notes_on(seen, moved, "default")
+    [note] = provenance_notes(seen, moved, "default")
     assert "of another state of this one" in note, "the same videos, in other subsets"
 
 
@@ -178,8 +178,10 @@ def test_of_several_splits_each_says_what_the_aggregator_saw_of_it(tmp_path):
     store = make_store(tmp_path / "store", features, sides=splits, label=[f"{n % 2}" for n in range(20)])
     clips, _ = training_clips(store, split="1")
     seen = trained_on(store, clips.video_ids, 8)
-    assert notes_on(seen, store, "1") == []
-    assert notes_on(seen, store, "2") == ["transductive: the aggregator also saw 10 test videos, without labels"]
+    assert provenance_notes(seen, store, "1") == []
+    assert provenance_notes(seen, store, "2") == [
+        "transductive: the aggregator also saw 10 test videos, without labels"
+    ]
     with pytest.raises(UserError, match="expected one of 1, 2, found '3'"):
         training_clips(store, split="3")
     everything, _ = training_clips(store, split="1", everything=True)
