@@ -19,12 +19,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/scale-ray demo
 
+# Two processes: one runs the tests that start Ray, the other those that do not.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Without tests that start Ray or a server, or that take longer than a few seconds.
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not ray and not slow"
+	$(BIN)/python -m pytest -n 2 -m "not ray and not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

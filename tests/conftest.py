@@ -19,9 +19,16 @@ from support.command import BACKBONE, SHARED, Command, Extracted, run_command
 from scale_ray.corpus.sample_videos import make_samples
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several test processes one runs all tests that start Ray: there is never more than one Ray at a time."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(autouse=True)
 def _few_threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

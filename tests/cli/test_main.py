@@ -119,6 +119,7 @@ def test_no_cluster_at_an_address_is_refused(capsys, tmp_path, monkeypatch, stor
     assert "Error: address: expected a Ray cluster at 127.0.0.1:1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_probe_of_made_up_features_says_chance(capsys, tmp_path, monkeypatch, store):
     monkeypatch.chdir(tmp_path)
     Aggregator(6, AggregatorOptions(width=32), TINY).save(str(tmp_path / "a"))

@@ -130,6 +130,7 @@ def test_several_backbones_share_the_decoding_and_have_a_store_each(videos, tmp_
         run(videos, tmp_path / "both" / SMALL, monkeypatch, backbone=f"{SMALL},squeezenet1_1")
 
 
+@pytest.mark.slow
 def test_a_store_that_somebody_writes_to_is_left_alone(videos, tmp_path, monkeypatch):
     run(videos, tmp_path / "s", monkeypatch)
     with (

@@ -11,7 +11,7 @@ from support.documents import QUICK, Block, blocks_of, commands_of, environment,
 
 from scale_ray.config import SECTIONS
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400), pytest.mark.usefixtures("shared_ray")]
 
 GUIDE = sorted((PROJECT / "docs" / "guide").glob("*.md"))
 START = Block(
@@ -27,7 +27,7 @@ $ scale-ray pretrain --store features --run first
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def prepared(shared_ray: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A folder with sample videos, a store and a run, and a copy of it: stores know the paths of their videos."""
     folder = tmp_path_factory.mktemp("guide") / "work"
     folder.mkdir()

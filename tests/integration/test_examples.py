@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 from support.command import PROJECT
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_ray")]
 EXAMPLES = PROJECT / "examples"
 
 

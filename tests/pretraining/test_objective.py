@@ -168,6 +168,7 @@ def _worker(rank: int, workers: int, folder: Path) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_together_give_the_loss_and_gradients_of_one(workers, tmp_path):
     mp.spawn(_worker, (workers, tmp_path), nprocs=workers)

@@ -141,6 +141,7 @@ def _worker(rank: int, workers: int, folder: Path) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 4])
 def test_several_workers_train_as_one_does(workers, tmp_path):
     """A batch of seven, so that the workers' slices differ in size."""

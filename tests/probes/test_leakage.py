@@ -77,6 +77,7 @@ def weights_of(result: object) -> list[torch.Tensor]:
     return [value for probe in fitted for value in probe.fitted.heads[0].state_dict().values()]
 
 
+@pytest.mark.slow
 def test_every_probe_fits_and_chooses_the_same_whatever_the_test_videos_are(tmp_path, seen):
     for name in ("whole", "garbage"):
         probe_table(store_of(tmp_path / name, test_is_garbage=name == "garbage"), [aggregator()], QUICK)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from support.stores import make_store, positions_of
 
@@ -78,6 +79,7 @@ PROBING = Probing(
 )
 
 
+@pytest.mark.slow
 def test_what_only_a_set_can_tell_is_told_by_the_trained_aggregator_and_not_by_the_feature(tmp_path):
     store = scene_after_scene(tmp_path, 600, labels_known=True)
     table, _ = probe_table(store, [trained(store, 200)], PROBING)
@@ -90,6 +92,7 @@ def test_what_only_a_set_can_tell_is_told_by_the_trained_aggregator_and_not_by_t
     assert table.gains["linear_top1"].low > 0.2
 
 
+@pytest.mark.slow
 def test_random_labels_give_chance_for_every_representation(tmp_path):
     store = scene_after_scene(tmp_path, 600, labels_known=False)
     table, _ = probe_table(store, [trained(store, 20)], PROBING)

@@ -185,6 +185,7 @@ def test_settings_trained_at_once_are_settings_trained_alone(name):
     assert not torch.allclose(together[0], together[1], atol=1e-3), "the settings make a difference"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "attentive", "finetuned"])
 def test_the_deep_probes_learn(name):
     (train, labels), (test, test_labels) = blobs(100, 4, 0.4, 1), blobs(60, 4, 0.4, 2)
@@ -266,6 +267,7 @@ def test_several_labels_and_numbers_are_learned():
     assert float((nearest - numbers[~is_train]).square().mean()) < 0.5 * float(numbers[~is_train].var())
 
 
+@pytest.mark.slow
 def test_random_labels_give_chance():
     (train, _), (test, _) = blobs(200, 4, 0.3, 1), blobs(400, 4, 0.3, 2)
     generator = torch.Generator().manual_seed(4)

@@ -108,6 +108,7 @@ def test_several_labels_and_numbers_go_through_the_suite(tmp_path, column, metri
     assert figures.predictions == {}
 
 
+@pytest.mark.slow
 def test_every_official_split_is_reported_apart_and_averaged(tmp_path):
     splits = [{"1": "test" if n % 3 == 0 else "train", "2": "test" if n % 3 == 1 else "train"} for n in range(24)]
     store = make_store(tmp_path / "s", FEATURES, sides=splits, label=[f"{n % 2}" for n in range(24)])

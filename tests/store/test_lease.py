@@ -27,6 +27,7 @@ def leave_claim(store: Path, *, token: str = "0", silent_s: float = 0.0, **chang
     return claim
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_told_who_holds_the_store(tmp_path):
     with lease.write_lease(str(tmp_path)) as first:
         with pytest.raises(UserError, match=f"found process {os.getpid()} on "), lease.write_lease(str(tmp_path)):
@@ -87,6 +88,7 @@ def test_the_heart_keeps_a_claim_fresh(tmp_path, monkeypatch):
         assert json.loads(path.read_text())["process"] == os.getpid()
 
 
+@pytest.mark.slow
 def test_of_many_that_begin_at_once_never_two_hold_the_store(tmp_path):
     """Six processes try repeatedly; each prints when it held the lease."""
     code = f"""

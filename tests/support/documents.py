@@ -28,7 +28,7 @@ QUICK = {
     "resamples": 50,
 }
 # Commands whose short form stands for them; an activated environment is what the test runs in.
-INSTEAD = {"make demo": "scale-ray demo --videos-per-class 5 --epochs 3"}
+INSTEAD = {"make demo": "scale-ray demo --videos-per-class 8 --epochs 3"}
 WITHOUT_EFFECT = (". .venv/bin/activate", "make install")
 _FENCE = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^>]+?) -->\n)?```(?P<kind>console|python)\n(?P<text>.*?)^```$", re.M | re.S
