@@ -15,7 +15,7 @@ from support.command import PROJECT
 # Options that make every command quick; a flag or keyword in a block overrides them.
 QUICK = {
     "weights": "none",
-    "input_px": 64,
+    "input_px": 32,
     "frames": 4,
     "epochs": 3,
     "batch": 16,
