@@ -27,8 +27,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _few_threads() -> None:
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+def _few_threads(request: pytest.FixtureRequest) -> None:
+    # Tests that start Ray compare with its actors, which use two.
+    shares_the_cores = "PYTEST_XDIST_WORKER" in os.environ and not request.node.get_closest_marker("ray")
+    torch.set_num_threads(1 if shares_the_cores else 2)
 
 
 @pytest.fixture(scope="session")
