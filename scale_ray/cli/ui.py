@@ -25,5 +25,7 @@ def ui(caller: Caller, runs: str, host: str, port: int, config: UiConfig) -> int
     program, *arguments = server_command(config.tracking, runs, host, port)
     # The program of the environment that this one runs in, activated or not.
     beside = os.path.join(os.path.dirname(sys.executable), program)
-    caller.console.say(f"MLflow at http://{host}:{port} (Ctrl-C ends it)")
+    # Without the query a new browser opens the page for applications of language models.
+    page = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
+    caller.console.say(f"MLflow at {page} (Ctrl-C ends it)")
     return subprocess.call([beside if os.path.exists(beside) else shutil.which(program) or program, *arguments])
