@@ -24,7 +24,7 @@ def test_the_quickstart_script_runs(tmp_path: Path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=220,
+        timeout=300,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
@@ -39,7 +39,7 @@ def test_the_quickstart_script_runs(tmp_path: Path):
 def test_the_notebook_runs_and_shows_tables_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     shown = [output["data"]["text/html"] for output in outputs if "text/html" in output.get("data", {})]
     assert sum("data:image/png;base64" in html for html in shown) == 3, "losses, results and neighbours"

@@ -240,7 +240,7 @@ def test_the_pipeline_runs_as_a_submitted_job(head: str, extracted: Extracted, v
         *("--working-dir", str(PROJECT), "--", *map(str, arguments)),
     ]
     for _ in range(20):
-        ended = subprocess.run(submit, capture_output=True, text=True, timeout=200, check=False)
+        ended = subprocess.run(submit, capture_output=True, text=True, timeout=300, check=False)
         # The dashboard answers some seconds before its agent, which runs the jobs.
         if "No available agent" not in ended.stderr:
             break

@@ -75,9 +75,13 @@ def history(runs: Path, name: str) -> list[dict]:
 def checkpoints(runs: Path, name: str) -> list[Path]:
     """The folders of all complete checkpoints, oldest first."""
     snapshot = runs / name / "checkpoints" / "checkpoint_manager_snapshot.json"
-    if not snapshot.exists():
+    text = snapshot.read_text() if snapshot.exists() else ""
+    if not text:  # Ray empties the file before it writes it anew
         return []
-    results = json.loads(snapshot.read_text())["checkpoint_results"]
+    try:
+        results = json.loads(text)["checkpoint_results"]
+    except json.JSONDecodeError:  # read while it was being written
+        return []
     return [snapshot.parent / result["checkpoint_dir_name"] for result in results]
 
 

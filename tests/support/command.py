@@ -33,7 +33,7 @@ class Extracted:
     ended: Ended
 
 
-def run_command(*arguments: object, cwd: Path | None = None, timeout_s: float = 200) -> Ended:
+def run_command(*arguments: object, cwd: Path | None = None, timeout_s: float = 300) -> Ended:
     """Run `scale-ray ARGUMENTS` and wait until it ends."""
     ended = subprocess.run(
         [sys.executable, "-m", "scale_ray", *map(str, arguments)],

@@ -83,7 +83,7 @@ def run_block(block: Block, folder: Path) -> None:
 
 def _run(arguments: list[str], folder: Path, text: str = "") -> None:
     ended = subprocess.run(
-        arguments, cwd=folder, env=environment(), input=text, capture_output=True, text=True, timeout=200, check=False
+        arguments, cwd=folder, env=environment(), input=text, capture_output=True, text=True, timeout=300, check=False
     )
     assert ended.returncode in (0, 3), f"{arguments[-1]}\n{text}\n{ended.stdout[-1000:]}\n{ended.stderr[-2000:]}"
 
