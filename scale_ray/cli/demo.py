@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from scale_ray.cli.options import Caller, command
-from scale_ray.config import DemoConfig
+from scale_ray.config import DEMO, DEMO_VIDEOS_PER_CLASS, DemoConfig
 
 
 @click.command()
@@ -18,13 +18,17 @@ from scale_ray.config import DemoConfig
 )
 @click.option(
     "--videos-per-class",
-    default=40,
+    default=DEMO_VIDEOS_PER_CLASS,
     show_default=True,
     type=click.IntRange(5, 1000),
     help="Sample videos of each of the 4 motions.",
 )
 @click.option(
-    "--epochs", default=200, show_default=True, type=click.IntRange(1), help="Passes over the videos in pretraining."
+    "--epochs",
+    default=DEMO.training.epochs,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Passes over the videos in pretraining.",
 )
 @command(DemoConfig)
 def demo(caller: Caller, folder: str, videos_per_class: int, epochs: int, config: DemoConfig) -> int:

@@ -17,7 +17,14 @@ runtime.py       MLflow and the Ray cluster
 
 from __future__ import annotations
 
-from scale_ray.config.embedding import BackboneSource, EmbedConfig, Embedding, ExportConfig, NeighboursConfig
+from scale_ray.config.embedding import (
+    NUM_NEIGHBOURS,
+    BackboneSource,
+    EmbedConfig,
+    Embedding,
+    ExportConfig,
+    NeighboursConfig,
+)
 from scale_ray.config.extraction import (
     BackboneOptions,
     CorpusOptions,
@@ -29,7 +36,7 @@ from scale_ray.config.extraction import (
     store_folder_name,
 )
 from scale_ray.config.option import RENAMED, Options, flag_of, nearest, option_types
-from scale_ray.config.pipeline import PipelineConfig
+from scale_ray.config.pipeline import DEMO, DEMO_VIDEOS_PER_CLASS, PipelineConfig
 from scale_ray.config.pretraining import (
     AggregatorOptions,
     Ingest,
@@ -45,6 +52,9 @@ from scale_ray.config.stage import StageConfig
 from scale_ray.config.sweep import Searching, SweepConfig
 
 __all__ = [
+    "DEMO",
+    "DEMO_VIDEOS_PER_CLASS",
+    "NUM_NEIGHBOURS",
     "PROBES",
     "RENAMED",
     "SECTIONS",

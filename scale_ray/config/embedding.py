@@ -11,6 +11,9 @@ from scale_ray.config.probing import Representing
 from scale_ray.config.runtime import Cluster, Tracking
 from scale_ray.config.stage import StageConfig
 
+# Neighbours that are shown of a query: with it two rows of a contact sheet.
+NUM_NEIGHBOURS = 11
+
 
 @dataclass(frozen=True)
 class Embedding(Options):

@@ -35,3 +35,12 @@ class PipelineConfig(StageConfig):
     probing: Probing = Probing()
     tracking: Tracking = Tracking()
     cluster: Cluster = Cluster()
+
+
+# A light backbone and a short training of a small model: the demo should take minutes on two cores.
+DEMO = PipelineConfig(
+    backbone=BackboneOptions(backbone="shufflenet_v2_x0_5", input_px=96),
+    objective=ObjectiveOptions(prediction_hidden=512, target_hidden=512),
+    training=Training(epochs=200, batch=32, checkpoint_epochs=50),
+)
+DEMO_VIDEOS_PER_CLASS = 40

@@ -39,11 +39,11 @@ def stage_function(name: str) -> Callable[..., Any]:
         for keyword in keywords:
             if keyword not in known:
                 raise UserError(f"{name}: unknown keyword {keyword!r}, expected {nearest(keyword, known)}")
-        plain = {keyword: _plain(value) for keyword, value in keywords.items()}
-        parameters = {keyword: plain.pop(keyword) for keyword in list(plain) if keyword in own}
+        parameters = {keyword: _text(keywords.pop(keyword)) for keyword in list(keywords) if keyword in own}
         if config_type is not StageConfig:
-            parameters["config"] = (config or config_type()).replaced(**plain)
-        return stage(*map(_plain, arguments), **parameters, console=Console(quiet=quiet, verbose=verbose))
+            options = {keyword: _path_text(value) for keyword, value in keywords.items()}
+            parameters["config"] = (config or config_type()).replaced(**options)
+        return stage(*map(_text, arguments), **parameters, console=Console(quiet=quiet, verbose=verbose))
 
     called.__doc__ = f"{inspect.cleandoc(stage.__doc__ or '')}\n\nOptions\n-------\n{_options_text(config_type)}"
     called.__signature__ = _signature(stage, config_type)  # type: ignore[attr-defined]
@@ -97,13 +97,14 @@ def _own_parameters(stage: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: value for name, value in parameters.items() if name not in ("config", "console")}
 
 
-def _plain(value: Any) -> Any:
-    """Paths, and results that stand for a path, as text; several checkpoints separated by commas."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, list | tuple) and any(isinstance(part, os.PathLike) for part in value):
-        return ",".join(os.fspath(part) for part in value)
-    return value
+def _path_text(value: Any) -> Any:
+    """A path, or a result that stands for one, as text; any other value as it is."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _text(value: Any) -> Any:
+    """The value of a stage's own parameter: paths as text, a list of checkpoints separated by commas."""
+    return ",".join(map(_path_text, value)) if isinstance(value, list | tuple) else _path_text(value)
 
 
 def _fields(config_type: type[StageConfig]) -> Iterator[tuple[type[Options], dataclasses.Field[Any]]]:

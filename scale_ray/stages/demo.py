@@ -9,19 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scale_ray.backbones import load_backbone
-from scale_ray.config import BackboneOptions, DemoConfig, ObjectiveOptions, PipelineConfig, Training
+from scale_ray.config import DEMO, DemoConfig
 from scale_ray.console import Console
 from scale_ray.errors import UserError
 from scale_ray.stages.pipeline import PipelineResult, pipeline
 from scale_ray.stages.sample_videos import sample_videos
 from scale_ray.tracking import tracking_uri, without_password
-
-# A light backbone and a short training of a small model: the demo should take minutes on two cores.
-DEMO = PipelineConfig(
-    backbone=BackboneOptions(backbone="shufflenet_v2_x0_5", input_px=96),
-    objective=ObjectiveOptions(prediction_hidden=512, target_hidden=512),
-    training=Training(epochs=200, batch=32, checkpoint_epochs=50),
-)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from scale_ray.aggregator import Aggregator
-from scale_ray.config import NeighboursConfig
+from scale_ray.config import NUM_NEIGHBOURS, NeighboursConfig
 from scale_ray.console import Console, Result
 from scale_ray.embedding import SearchResult, find_neighbours
 from scale_ray.hashing import digest
@@ -56,7 +56,7 @@ def neighbours(
     checkpoint: str,
     *,
     runs: str = "runs",
-    count: int = 11,
+    count: int = NUM_NEIGHBOURS,
     picture: str | None = None,
     config: NeighboursConfig,
     console: Console,

@@ -100,7 +100,7 @@ def pretrain(store: str, run: str, *, runs: str = "runs", config: PretrainConfig
             aside = f" ({len(held_out)} held out)" if len(held_out) else ""
             console.say(f"training on {len(clips)} videos{aside} with {count}")
             state = run_workers(folder, features, config, workers, size, record, console)
-            _finish(folder, features, config, state, clips, record)
+            _finish(folder, features, config, state, clips, record, console)
     return PretrainResult(folder)
 
 
@@ -134,6 +134,7 @@ def _finish(
     state: Mapping[str, Any],
     clips: StoredClips,
     record: RunRecord,
+    console: Console,
 ) -> None:
     seen = trained_on(store, clips.video_ids, config.sets.set_size)
     aggregator = Aggregator(clips.feature_width, config.aggregator, store.origin, seen)
@@ -143,7 +144,9 @@ def _finish(
         aggregator.save(local)
         record.file(local, "aggregator")
         # MLflow shows a model's files among its run's: under another name than the run's own.
-        record.trained_model(local, f"{folder.name}-aggregator", int(state["epoch"]))
+        reason = record.trained_model(local, f"{folder.name}-aggregator", int(state["epoch"]))
+        if reason is not None:
+            console.say(f"MLflow does not list the aggregator as a model: {reason}")
     if config.tracking.register is not None:
         record.register("aggregator", config.tracking.register)
     # Written last: its presence marks the run as finished.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scale_ray.config import DEMO_VIDEOS_PER_CLASS
 from scale_ray.console import Console, Result
 from scale_ray.corpus import read_corpus
 from scale_ray.corpus.sample_videos import BROKEN, MOTIONS, make_samples
@@ -35,7 +36,9 @@ class SampleVideos(Result):
         return read_corpus(self.folder).videos.to_pandas()
 
 
-def sample_videos(folder: str, videos_per_class: int = 40, *, broken: bool = True, console: Console) -> SampleVideos:
+def sample_videos(
+    folder: str, videos_per_class: int = DEMO_VIDEOS_PER_CLASS, *, broken: bool = True, console: Console
+) -> SampleVideos:
     """Make small labelled videos of moving shapes, in four classes, unless the folder already holds them.
 
     With `broken`, three more files follow that no decoder can use.

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from scale_ray import __version__
 from scale_ray.config import Tracking
-from scale_ray.errors import UserError
+from scale_ray.errors import UserError, first_line
 from scale_ray.locations import absolute, is_uri, join
 
 # "1" does not count as switched off here.
@@ -148,15 +148,23 @@ class RunRecord:
         dataset = Dataset(name, digest, "feature_store", place, profile=json.dumps(profile))
         self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
-    def trained_model(self, folder: str, name: str, step: int) -> None:
-        """Log a local folder as the model that the run trained, complete after `step` epochs."""
+    def trained_model(self, folder: str, name: str, step: int) -> str | None:
+        """Log a local folder as the model that the run trained, complete after `step` epochs.
+
+        Returns the reason if that was not possible: tracking servers before MLflow 3 have no such models.
+        """
         from mlflow.entities import LoggedModelOutput
+        from mlflow.exceptions import MlflowException
 
         experiment = self._client.get_run(self.run_id).info.experiment_id
-        model = self._client.create_logged_model(experiment, name, self.run_id, model_type="scale_ray.Aggregator")
-        self._client.log_model_artifacts(model.model_id, folder)
-        self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
+        try:
+            model = self._client.create_logged_model(experiment, name, self.run_id, model_type="scale_ray.Aggregator")
+            self._client.log_model_artifacts(model.model_id, folder)
+            self._client.finalize_logged_model(model.model_id, "READY")
+            self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
+        except MlflowException as error:
+            return first_line(error)
+        return None
 
     def register(self, folder: str, name: str) -> None:
         """Make an artifact folder of this run a new version of a registered model, created if necessary."""

@@ -67,10 +67,11 @@ def test_results_stand_for_their_paths():
         def __fspath__(self) -> str:
             return "/runs/first"
 
-    assert api._plain(Path("/a")) == "/a"
-    assert api._plain([Path("/a"), Path("/b")]) == "/a,/b"
-    assert api._plain(Run()) == "/runs/first"
-    assert api._plain((0.15, 0.25)) == (0.15, 0.25)
+    assert api._text(Path("/a")) == "/a"
+    assert api._text(["first", Path("/b"), Run()]) == "first,/b,/runs/first"
+    assert api._text(["s0", "s1"]) == "s0,s1"
+    assert api._path_text(Run()) == "/runs/first"
+    assert api._path_text((0.15, 0.25)) == (0.15, 0.25)
 
 
 @pytest.mark.parametrize("name", sorted(sr.STAGES))

@@ -69,3 +69,16 @@ def test_an_existing_experiment_is_marked_as_model_training(tmp_path):
     client.create_experiment("e", (tmp_path / "artifacts").as_uri())
     Experiment(Tracking(experiment="e"), str(tmp_path))
     assert client.get_experiment_by_name("e").tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_server_without_logged_models_costs_the_entry_and_not_the_run(tmp_path, monkeypatch):
+    def missing(*_, **__):
+        raise mlflow.MlflowException("API request failed with error code 404")
+
+    folder = tmp_path / "aggregator"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with Experiment(Tracking(), str(tmp_path / "runs")).start("r", {}) as record:
+        assert record.trained_model(str(folder), "r-aggregator", 3) is None
+        monkeypatch.setattr(mlflow.MlflowClient, "create_logged_model", missing)
+        assert record.trained_model(str(folder), "r-aggregator", 3) == "API request failed with error code 404"
