@@ -224,6 +224,9 @@ def head() -> Iterator[str]:
     arguments = (
         *("start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={port}"),
         *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+        # By default every Ray on a machine wants port 52365 for the agent that runs jobs. One that finds it taken,
+        # by the last processes of another test's Ray, lives on without an agent.
+        f"--dashboard-agent-listen-port={free_port()}",
     )
     with serving("ray", *arguments, "--disable-usage-stats", port=dashboard, within_s=60):
         yield f"http://127.0.0.1:{dashboard}"
