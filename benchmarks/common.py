@@ -15,7 +15,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image
 
@@ -61,8 +60,15 @@ def hardware() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory_bytes / 2**30),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+        **{name: _version_of(name) for name in _LIBRARIES},
     }
+
+
+def _version_of(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def make_video(
@@ -74,6 +80,8 @@ def make_video(
     ten_seconds = path.with_name(f"once-{key_every}-{width}x{height}.mp4")
     if not ten_seconds.exists():
         _encode(ten_seconds, 10 * fps, key_every, width, height, fps)
+    import av  # imported here, since benchmarks/gpu.py runs without PyAV
+
     unfinished = path.with_suffix(".unfinished.mp4")
     with av.open(str(unfinished), "w") as out:
         target, shift = None, 0
@@ -94,6 +102,8 @@ def make_video(
 
 
 def _encode(path: Path, num_frames: int, key_every: int, width: int, height: int, fps: int) -> None:
+    import av
+
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 255, (height // 16 + 20, width // 16 + 20, 3), np.uint8)
     pattern = np.asarray(Image.fromarray(tiles).resize((width + 320, height + 320), Image.Resampling.BICUBIC))

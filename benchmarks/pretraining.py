@@ -25,71 +25,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from common import folder_of, parser, report
-from torch import Tensor
-from torch.nn import functional as F
+from pretraining_steps import CPU, batch_of, clips_of, gradients_of, make_store, plain_loss, trainer_of
 
-from scale_ray.aggregator.model import Aggregator
-from scale_ray.clip_sets.batches import Batch
-from scale_ray.clip_sets.sources import ResidentClips, open_source
-from scale_ray.clips import VideoGeometry
-from scale_ray.config import Ingest, ObjectiveOptions, PretrainConfig, Sampling, Sets, Training
-from scale_ray.pretraining.objective import Objective
-from scale_ray.pretraining.trainer import Trainer
-from scale_ray.store.clip_reader import ClipFeatures, StoredClips
-from scale_ray.store.feature_store import FeatureStore
-from scale_ray.store.schema import VideoFeatures, fingerprint_of
+from scale_ray.clip_sets import Batch, ResidentClips, open_source
+from scale_ray.config import Ingest, ObjectiveOptions, PretrainConfig, Sets, Training
+from scale_ray.pretraining import Trainer
+from scale_ray.store import StoredClips
 
-CPU = torch.device("cpu")
-WIDTH = 768
 VARIANTS = ("plain", "ours", "masked")
-
-
-def clips_of(videos: int, clips: int, seed: int = 0) -> ClipFeatures:
-    rng = np.random.default_rng(seed)
-    return ClipFeatures(
-        [f"{seed}-{number:06d}" for number in range(videos)],
-        rng.standard_normal((videos, clips, WIDTH), np.float32).astype(np.float16),
-        rng.random((videos, clips, 7), np.float32),
-    )
-
-
-def trainer_of(videos: int, clips: int, config: PretrainConfig) -> Trainer:
-    return Trainer(ResidentClips.from_clips(clips_of(videos, clips), CPU), config, device=CPU)
-
-
-def batch_of(trainer: Trainer) -> Batch:
-    return next(trainer.source.batches(trainer.worker_slice, trainer.config.sets, seed=0, epoch=0, first_step=0))
-
-
-def plain_loss(aggregator: Aggregator, objective: Objective, batch: Batch) -> Tensor:
-    """Sections 3 and 4 of the paper transcribed literally, with the same weights."""
-    masked, dropout = batch.masked_SV, aggregator.options.dropout if aggregator.training else 0.0
-    x = aggregator.embed(batch.features_SVD)
-    x = torch.where(masked[..., None], aggregator.mask_token, x) + aggregator.position(batch.positions_SV7)
-    x = torch.cat([aggregator.set_token.expand(len(x), 1, -1), x], 1)
-    for block in aggregator.blocks:
-        q, k, v = block.qkv(block.attention_norm(x)).unflatten(-1, (3, -1, 32)).permute(2, 0, 3, 1, 4)
-        weights = F.dropout((q @ k.transpose(-2, -1) / 32**0.5).softmax(-1), dropout)
-        x = x + block.dropout(block.out((weights @ v).transpose(1, 2).flatten(2)))
-        x = x + block.dropout(block.mlp(block.mlp_norm(x)))
-    x = aggregator.norm(x)
-    c, h = x[:, 0], x[:, 1:]
-    p = F.normalize(objective.clip_head(h), dim=-1).flatten(0, 1)
-    q = F.normalize(objective.target_head(batch.features_SVD), dim=-1).flatten(0, 1)
-    logits = p @ q.T / objective.options.clip_temperature
-    losses = F.cross_entropy(logits, torch.arange(len(logits)), reduction="none")
-    clip_loss = losses[masked.flatten()].mean()
-    s = F.normalize(objective.set_head(c), dim=-1)
-    first, second = s.chunk(2)
-    logits = first @ second.T / objective.options.set_temperature
-    matches = torch.arange(len(logits))
-    set_loss = (F.cross_entropy(logits, matches) + F.cross_entropy(logits.T, matches)) / 2
-    return (set_loss + clip_loss) / 2
 
 
 def steps_of(variant: str, videos: int) -> tuple[Trainer, Batch, Callable[[], float]]:
@@ -115,15 +62,9 @@ def relative_differences(videos: int) -> dict[str, float]:
     trainer, batch, _ = steps_of("ours", videos)
     trainer.aggregator.eval()
 
-    def gradients(loss: Tensor) -> tuple[float, Tensor]:
-        for parameter in trainer.parameters:
-            parameter.grad = None
-        loss.backward()
-        return float(loss.detach()), torch.cat([p.grad.flatten() for p in trainer.parameters])
-
     tokens = trainer.aggregator(batch.features_SVD, batch.positions_SV7, batch.masked_SV)
-    ours, our_gradients = gradients(trainer.objective(*tokens, batch.features_SVD, batch.masked_SV).loss)
-    plain, plain_gradients = gradients(plain_loss(trainer.aggregator, trainer.objective, batch))
+    ours, our_gradients = gradients_of(trainer, trainer.objective(*tokens, batch.features_SVD, batch.masked_SV).loss)
+    plain, plain_gradients = gradients_of(trainer, plain_loss(trainer.aggregator, trainer.objective, batch))
     differences = {
         "loss": abs(ours - plain) / plain,
         "gradients": float((our_gradients - plain_gradients).norm() / plain_gradients.norm()),
@@ -165,20 +106,6 @@ def measure_step(videos: int, repeats: int) -> dict:
         "times faster than plain, median": {v: round(statistics.median(r), 2) for v, r in ratios.items()},
         "peak memory, MiB": {variant: peak_mib(variant, videos) for variant in VARIANTS},
     }
-
-
-def make_store(folder: Path, videos: int, clips: int) -> FeatureStore:
-    store = FeatureStore.create(str(folder), fingerprint_of({"backbone": "none", "weights": "none"}, Sampling()))
-    if store.parts("features/part-"):
-        return store
-    for start in range(0, videos, 256):
-        part = clips_of(min(256, videos - start), clips, seed=start)
-        rows = [
-            VideoFeatures(*video, VideoGeometry(240, 320, 10.0, 30.0))
-            for video in zip(part.video_ids, part.features, part.positions, strict=True)
-        ]
-        store.commit(store.part_name("train", part.video_ids), "train", rows)
-    return store
 
 
 def steps_on(trainer: Trainer, batch: Batch, count: int) -> None:

@@ -15,6 +15,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from common import folder_of, make_video, parser, report
@@ -90,10 +91,17 @@ class Arrivals:
         self.at_s += [time.perf_counter()] * step
 
 
-def stream_rate(
-    videos: Path, store: Path, encoder: Backbone, extraction: Extraction, cores: int
-) -> tuple[float, float, float]:
-    """Videos per second between the first and the last block, seconds to the first block, seconds in total."""
+class StreamTimes(NamedTuple):
+    """Videos per second between the first and the last block, and when these three happened (`perf_counter`)."""
+
+    videos_per_s: float
+    began_at_s: float
+    first_at_s: float
+    last_at_s: float
+
+
+def stream_times(videos: Path, store: Path, encoder: Backbone, extraction: Extraction, cores: int) -> StreamTimes:
+    """Extract a folder of videos into a new store."""
     from scale_ray.extraction import ExtractionRun, Target
     from scale_ray.store.feature_store import FeatureStore
     from scale_ray.store.lease import write_lease
@@ -113,7 +121,7 @@ def stream_rate(
     first_s, last_s = arrivals.at_s[0], arrivals.at_s[-1]
     in_first_block = sum(at_s - first_s < 0.05 for at_s in arrivals.at_s)
     rate = (len(arrivals.at_s) - in_first_block) / (last_s - first_s)
-    return rate, first_s - began_s, last_s - began_s
+    return StreamTimes(rate, began_s, first_s, last_s)
 
 
 def main() -> None:
@@ -150,13 +158,13 @@ def main() -> None:
                     rates["bare"].append(loop_rate(videos, encoder, count, extraction.batch_clips))
                 else:
                     rates["bare"].append(decoding_rate(videos, encoder.input_px, given.cores, max(count // 2, 4)))
-                rate, start_s, total_s = stream_rate(
+                times = stream_times(
                     videos, folder / f"store-{name}-{time.time_ns()}", encoder, extraction, given.cores
                 )
-                rates["stream"].append(rate)
-                starts_s.append(start_s)
-                totals_s.append(total_s)
-                print(name, repeat, rates, "start", start_s, "all", total_s, file=sys.stderr, flush=True)
+                rates["stream"].append(times.videos_per_s)
+                starts_s.append(times.first_at_s - times.began_at_s)
+                totals_s.append(times.last_at_s - times.began_at_s)
+                print(name, repeat, rates, "start", starts_s[-1], "all", totals_s[-1], file=sys.stderr, flush=True)
             pairs = [stream / bare for stream, bare in zip(rates["stream"], rates["bare"], strict=True)]
             figures = {
                 "backbone": encoder.name,

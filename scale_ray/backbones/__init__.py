@@ -1,6 +1,7 @@
 """Frozen encoders, selected by name: one feature vector per clip (section 2 of the method).
 
 backbone.py            pixels in, features out; selection and pooling of frames
+feature_extractor.py   clips in, float16 features out, on all devices of a process
 loading.py             name and options -> backbone
 torchvision_models.py  video and image models of torchvision
 huggingface.py         hf:ID_OR_FOLDER, models of transformers; huggingface_files.py locates their files
@@ -14,13 +15,16 @@ costs.py               size and speed of a backbone, for `scale-ray backbones`
 
 from scale_ray.backbones.backbone import Backbone
 from scale_ray.backbones.costs import BackboneFacts, backbone_facts, torchvision_facts
+from scale_ray.backbones.feature_extractor import FeatureExtractor, devices_here
 from scale_ray.backbones.loading import load_backbone
 from scale_ray.backbones.weights import load_strictly, read_weights, weights_hash
 
 __all__ = [
     "Backbone",
     "BackboneFacts",
+    "FeatureExtractor",
     "backbone_facts",
+    "devices_here",
     "load_backbone",
     "load_strictly",
     "read_weights",

@@ -121,8 +121,7 @@ class BackboneOptions(Options):
     )
     frame_pooling: str = option(
         "mean",
-        "Pooling of an image model's frames: mean, or moments (mean, standard deviation, mean change)."
-        "mean absolute difference).",
+        "Pooling of an image model's frames: mean, or moments (mean, standard deviation, mean absolute difference).",
         check=one_of("mean", "moments"),
         main=True,
     )

@@ -13,14 +13,10 @@ the same command extracts the videos that are missing.
 from __future__ import annotations
 
 import atexit
-import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -41,9 +37,6 @@ from scale_ray.extraction import (
     read_results,
     without_pixels,
 )
-
-if TYPE_CHECKING:  # decoding tasks import this module and need no torch, which costs 4 s and 500 MB per process
-    from scale_ray.backbones import Backbone
 
 # Attempts per shard whose videos did not all return, for example after a worker died.
 _ATTEMPTS = 3
@@ -196,53 +189,29 @@ class EmbedBlock:
         batch_clips: int,
         cpu_threads: int,
     ) -> None:
-        import copy
-
+        # Imported here, since decoding tasks import this module and need no torch (4 s and 500 MB per process).
         import torch
 
-        devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
-        if not devices:
-            devices = [torch.device("cpu")]
+        from scale_ray.backbones import FeatureExtractor, devices_here
+
+        devices = devices_here()
+        if devices[0].type == "cpu":
             torch.set_num_threads(cpu_threads)
-        self._devices = devices
-        # One copy per GPU; batches are dealt out to them.
-        self._encoders: list[list[Backbone]] = [
-            [copy.deepcopy(encoder).to(device) for device in devices] for encoder in ray.get(encoders)
-        ]
+        self._extractors = [FeatureExtractor(encoder, devices, batch_clips) for encoder in ray.get(encoders)]
         self._targets_of_shards = targets_of_shards
-        self._sampling, self._batch_clips = sampling, batch_clips
+        self._sampling = sampling
 
     def __call__(self, block: pa.Table) -> pa.Table:
         wanted = {target for shard in set(block["shard"].to_pylist()) for target in self._targets_of_shards[shard]}
         decoded = decoded_mask(block)
         columns: dict[str, pa.Array] = {}
-        for number, copies in enumerate(self._encoders):
+        for number, extractor in enumerate(self._extractors):
             values: Iterator[bytes] = iter(())
             if number in wanted and decoded.any():
-                clips = pixels_of(block, self._sampling, copies[0].input_px)
-                features = self._features(copies, clips).reshape(int(decoded.sum()), -1)
+                clips = pixels_of(block, self._sampling, extractor.input_px)
+                features = extractor(clips).reshape(int(decoded.sum()), -1)
                 values = (row.tobytes() for row in features)
             filled = [next(values, None) if is_decoded else None for is_decoded in decoded]
             columns[features_column(number)] = pa.array(filled, pa.binary())
         kept = without_pixels(block)
         return pa.table({**{name: kept[name] for name in kept.column_names}, **columns})
-
-    def _features(self, copies: Sequence[Backbone], clips: np.ndarray) -> np.ndarray:
-        """The features of the clips, float16 (clips, D)."""
-        import torch
-
-        def embed(number: int) -> Any:
-            batch = clips[number * self._batch_clips : (number + 1) * self._batch_clips]
-            device = number % len(copies)
-            with warnings.catch_warnings():
-                # Arrays in the object store are read-only, and are only read here.
-                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                return copies[device](torch.from_numpy(batch).to(self._devices[device]))
-
-        numbers = range(-(-len(clips) // self._batch_clips))
-        if len(copies) == 1:
-            outputs = [embed(number) for number in numbers]
-        else:
-            with ThreadPoolExecutor(len(copies)) as threads:
-                outputs = list(threads.map(embed, numbers))
-        return torch.cat([output.cpu() for output in outputs]).to(torch.float16).numpy()
