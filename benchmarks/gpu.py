@@ -43,17 +43,18 @@ class Part:
 
 # The order is that of what is most worth knowing; compiling, the slowest and the least certain, is last.
 PLAN = (
-    Part("backbones", "gpu_parts.backbones", "run", 90),
+    Part("backbones", "gpu_parts.backbones", "run", 85),
     Part("pretraining", "gpu_parts.pretraining", "run", 75),
     Part("actor", "gpu_parts.actor", "run", 30),
     Part("agreement", "gpu_parts.agreement", "run", 40),
     Part("extraction", "gpu_parts.extraction", "run", 70),
     Part("probes", "gpu_parts.probes", "run", 40),
     Part("pretraining, compiled", "gpu_parts.pretraining", "run_compiled", 35),
-    Part("backbones, compiled", "gpu_parts.backbones", "run_compiled", 100),
+    Part("backbones, compiled", "gpu_parts.backbones", "run_compiled", 90),
 )
 # A part may take this many times its expected seconds, if there is time left.
 _PATIENCE = 2
+_VIDEOMAE = "transformers.models.videomae.modeling_videomae"
 
 
 class Results:
@@ -105,8 +106,10 @@ def run_part(part: Part, device: str, tiny: bool, folder: str, pipe: Connection)
 def supervise(part: Part, device: str, tiny: bool, folder: str, allowed_s: float, results: Results) -> str:
     """Run a part in a new process, for at most `allowed_s` seconds; returns how it ended."""
     context = multiprocessing.get_context("forkserver")
-    # The server imports once what every part needs, and uses no GPU: its processes start in milliseconds.
-    context.set_forkserver_preload(["torch", "torchvision", "gpu_parts.agreement", "gpu_parts.probes"])
+    # The server imports once what every part needs, so that its processes start in milliseconds. A process that uses
+    # CUDA must not be forked, and the server does not; by NVML not even the question whether there is a GPU uses it.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    context.set_forkserver_preload(["gpu_parts.agreement", "gpu_parts.probes", _VIDEOMAE])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=run_part, args=(part, device, tiny, folder, theirs))
     deadline_s = time.monotonic() + allowed_s

@@ -1,4 +1,4 @@
-"""For the benchmarks of pretraining: synthetic clips, trainers and stores, and a plain transcription of the objective."""
+"""Synthetic clips, trainers and stores, and a plain transcription of the objective."""
 
 from __future__ import annotations
 

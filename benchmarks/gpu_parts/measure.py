@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,16 +114,8 @@ class Bench:
             function()
             self.wait()
             wall_us = (time.perf_counter() - began_s) * 1e6
-        spans = sorted(
-            (event.time_range.start, event.time_range.end)
-            for event in profiler.events()
-            if event.device_type == DeviceType.CUDA
-        )
-        busy_us, until = 0.0, float("-inf")
-        for start, end in spans:
-            busy_us += max(end - max(start, until), 0.0)
-            until = max(until, end)
-        return round(busy_us / wall_us, 3)
+        events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
+        return round(covered([(event.time_range.start, event.time_range.end) for event in events]) / wall_us, 3)
 
     def synchronisations(self, function: Callable[[], object]) -> dict[str, Any] | str:
         """How often a call waits for the GPU, and where: the number of waits by file and line."""
@@ -139,7 +131,7 @@ class Bench:
         finally:
             torch.cuda.set_sync_debug_mode("default")
             torch.set_warn_always(before)
-        waits = [entry for entry in caught if "synchroniz" in str(entry.message)]
+        waits = [entry for entry in caught if "called a synchronizing" in str(entry.message)]
         places = Counter(f"{'/'.join(Path(entry.filename).parts[-2:])}:{entry.lineno}" for entry in waits)
         return {"count": len(waits), "places": dict(places.most_common())}
 
@@ -189,6 +181,15 @@ class GpuUsage:
             return NO_GPU
         percents = [percent for at_s, percent in self._samples if begin_s <= at_s <= end_s]
         return round(sum(percents) / len(percents) / 100, 3) if percents else "not measured: no answer of nvidia-smi"
+
+
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """The length of the union of spans of time, which may overlap."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(end - max(start, until), 0.0)
+        until = max(until, end)
+    return total
 
 
 def rounded(value: float, digits: int = 4) -> float:

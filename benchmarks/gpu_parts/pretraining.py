@@ -24,7 +24,7 @@ from scale_ray.store import StoredClips
 WIDTHS = (768, 2048)
 MASKED = 2
 PLAIN = "plain, float32, exact"
-LossOf = Callable[[Trainer, Batch], Tensor]
+Loss = Callable[[], Tensor]
 
 
 def trainer_for(bench: Bench, width: int, precision: str = "float32", *, compiled: bool = False) -> Trainer:
@@ -41,38 +41,43 @@ def shipped_step(trainer: Trainer, batch: Batch) -> Callable[[], object]:
     return lambda: trainer.step(batch)
 
 
-def plain_of(trainer: Trainer, batch: Batch) -> Tensor:
-    return plain_loss(trainer.aggregator, trainer.objective, batch)
+def plain_of(trainer: Trainer, batch: Batch) -> Loss:
+    """The loss by the transcription of the formulas."""
+    return lambda: plain_loss(trainer.aggregator, trainer.objective, batch)
 
 
-def fixed_of(trainer: Trainer, batch: Batch) -> Tensor:
+def fixed_of(trainer: Trainer, batch: Batch) -> Loss:
     """The loss with the rows of the masked clips known before: the same value, and no wait for the GPU."""
-    objective, rows = trainer.objective, _masked_rows(batch)
-    c, h = trainer.aggregator(batch.features_SVD, batch.positions_SV7, batch.masked_SV)
-    predicted = F.normalize(objective.clip_head(h.flatten(0, 1)[rows]).float(), dim=-1)
-    targets = F.normalize(objective.target_head(batch.features_SVD.flatten(0, 1)).float(), dim=-1)
-    logits = predicted @ targets.T / objective.options.clip_temperature
-    return (plain_set_loss(objective, c) + F.cross_entropy(logits, rows)) / 2
+    rows = masked_rows(batch)
+
+    def loss() -> Tensor:
+        objective = trainer.objective
+        c, h = trainer.aggregator(batch.features_SVD, batch.positions_SV7, batch.masked_SV)
+        predicted = F.normalize(objective.clip_head(h.flatten(0, 1)[rows]).float(), dim=-1)
+        targets = F.normalize(objective.target_head(batch.features_SVD.flatten(0, 1)).float(), dim=-1)
+        logits = predicted @ targets.T / objective.options.clip_temperature
+        return (plain_set_loss(objective, c) + F.cross_entropy(logits, rows)) / 2
+
+    return loss
 
 
-def _masked_rows(batch: Batch) -> Tensor:
+def masked_rows(batch: Batch) -> Tensor:
     """Rows of the masked clips among all clips, of a batch in which every set has `MASKED` of them."""
     sets = torch.arange(len(batch.masked_SV), device=batch.masked_SV.device)[:, None]
     clips = batch.masked_SV.int().argsort(dim=1, descending=True, stable=True)[:, :MASKED]
     return (sets * batch.masked_SV.shape[1] + clips).flatten()
 
 
-def own_step(loss_of: LossOf, trainer: Trainer, batch: Batch, *, bfloat16: bool) -> Callable[[], None]:
-    """A step of another loss, with an optimiser that can be captured."""
-    on_gpu = batch.masked_SV.is_cuda
-    optimizer = torch.optim.AdamW(trainer.parameters, lr=5e-4, fused=True, capturable=on_gpu)
+def own_step(trainer: Trainer, loss: Loss, device: torch.device, *, bfloat16: bool) -> Callable[[], None]:
+    """A step on another loss, with an optimiser that can be captured."""
+    optimizer = torch.optim.AdamW(trainer.parameters, lr=5e-4, fused=True, capturable=device.type == "cuda")
 
     def step() -> None:
         optimizer.zero_grad()
         # Without the cache of converted weights, which a captured graph would hold on to.
-        with torch.autocast(batch.masked_SV.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
-            loss = loss_of(trainer, batch)
-        loss.backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
+            value = loss()
+        value.backward()
         optimizer.step()
 
     return step
@@ -106,9 +111,11 @@ def steps_of(bench: Bench, width: int) -> dict[str, tuple[str, Callable[[], Call
         trainer = trainer_for(bench, width, precision)
         return shipped_step(trainer, batch_of(trainer))
 
-    def own(loss_of: LossOf, *, bfloat16: bool, capture: bool = False) -> Callable[[], object]:
+    def own(
+        make_loss: Callable[[Trainer, Batch], Loss], *, bfloat16: bool, capture: bool = False
+    ) -> Callable[[], object]:
         trainer = trainer_for(bench, width)
-        step = own_step(loss_of, trainer, batch_of(trainer), bfloat16=bfloat16)
+        step = own_step(trainer, make_loss(trainer, batch_of(trainer)), bench.device, bfloat16=bfloat16)
         return captured(step) if capture else step
 
     return {
