@@ -276,6 +276,7 @@ def embed(
     ensemble: int = 0,
     per_clip: bool = False,
     weights_at: str | None = None,
+    trust_custom_backbone: bool = False,
     address: str | None = None,
     cpus: int = 0,
 ) -> EmbedResult:
@@ -294,6 +295,7 @@ def neighbours(
     verbose: bool = False,
     ensemble: int = 0,
     weights_at: str | None = None,
+    trust_custom_backbone: bool = False,
 ) -> NeighboursResult:
     """The `count` videos of a store that are nearest to a query: a video file, or the id of a stored video."""
 
@@ -381,6 +383,7 @@ def export(
     verbose: bool = False,
     ensemble: int = 0,
     weights_at: str | None = None,
+    trust_custom_backbone: bool = False,
     tracking_uri: str | None = None,
     experiment: str = 'scale-ray',
     register: str | None = None,

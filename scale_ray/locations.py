@@ -10,7 +10,7 @@ import posixpath
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote
@@ -30,6 +30,8 @@ _SMALL_BYTES = 8 * 2**20
 _PYARROW_SCHEMES = frozenset(("abfs", "abfss", "file", "gcs", "gs", "hdfs", "s3", "viewfs"))
 # Characters that stay as they are in the path of a URI; all others are percent-encoded.
 _PLAIN_IN_URIS = "/=+:@,;!$&'()*~"
+# What a path that comes from data may be, besides local; other drivers run programs, open archives or write caches.
+_SCHEMES_IN_DATA = ("abfs", "abfss", "az", "file", "gcs", "gs", "hf", "http", "https", "s3")
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)([^?]*)(.*)", re.DOTALL)
 
 
@@ -69,6 +71,65 @@ def parent(location: str) -> str | None:
 def without_options(location: str) -> str:
     """A URI without its options, which begin with `?`; a local path is unchanged."""
     return location.partition("?")[0] if is_uri(location) else location
+
+
+def options_of(location: str) -> str:
+    """The options of a URI, beginning with `?`, or nothing; in a URL of a web server `?...` belongs to the file."""
+    uri = _Uri.parse(location) if is_uri(location) else None
+    return "" if uri is None or uri.scheme in ("http", "https") else uri.options
+
+
+def with_options_of(location: str, trusted: str) -> str:
+    """A location with the options of another one, if both have the same scheme and host.
+
+    Options are a user's own: paths in data have none, and get those of the location that the user gave.
+    """
+    if not is_uri(location) or not is_uri(trusted) or options_of(location):
+        return location
+    uri, given = _Uri.parse(location), _Uri.parse(trusted)
+    return location + options_of(trusted) if (uri.scheme, uri.host) == (given.scheme, given.host) else location
+
+
+def check_from_data(location: str) -> str:
+    """Check a path that data names: a manifest, a store, an aggregator or a request. Returns it.
+
+    It may be a local path or a URI with one of a few schemes, without options: options become arguments of a driver,
+    which could write files elsewhere or send credentials to another server.
+
+    Raises
+    ------
+    UserError
+        If it is anything else.
+    """
+    if not is_uri(location):
+        return location
+    uri = _Uri.parse(location)
+    if uri.scheme not in _SCHEMES_IN_DATA or "::" in uri.host:
+        raise UserError(f"expected a local path or a URI with one of {', '.join(_SCHEMES_IN_DATA)}, found {location!r}")
+    if options := options_of(location):
+        raise UserError(
+            f"expected a path without options, found {options!r} in {location!r}; options are given on the command line"
+        )
+    return location
+
+
+def is_below(location: str, folders: Sequence[str]) -> bool:
+    """Whether a path or URI is in one of these folders, or further down in one, whatever `..` or links it contains."""
+    return any(_is_below(location, folder) for folder in folders)
+
+
+def _is_below(location: str, folder: str) -> bool:
+    if is_uri(location) != is_uri(folder):
+        return False
+    if not is_uri(location):
+        return os.path.commonpath([os.path.realpath(folder), os.path.realpath(location)]) == os.path.realpath(folder)
+    uri, allowed = _Uri.parse(location), _Uri.parse(folder)
+    path = unquote(uri.path)
+    if ".." in path.replace("\\", "/").split("/"):
+        return False
+    return (uri.scheme, uri.host) == (allowed.scheme, allowed.host) and path.startswith(
+        unquote(allowed.path).rstrip("/") + "/"
+    )
 
 
 def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:

@@ -13,6 +13,11 @@ from scale_ray.backbones.torchvision_models import load_torchvision
 from scale_ray.config import BackboneOptions
 
 
+def is_custom(name: str) -> bool:
+    """Whether a backbone is a user's own `package.module:function`, which is code that runs when it is loaded."""
+    return ":" in name and not name.startswith(PREFIX)
+
+
 def load_backbone(options: BackboneOptions, num_frames: int | None) -> Backbone:
     """Load the backbone that the options name, on the CPU.
 
@@ -32,7 +37,7 @@ def load_backbone(options: BackboneOptions, num_frames: int | None) -> Backbone:
     name = options.backbone
     if name.startswith(PREFIX):
         return load_huggingface(options, num_frames)
-    if ":" in name:
+    if is_custom(name):
         return load_custom(options, num_frames)
     if name == SLOW:
         return load_slow(options)

@@ -33,6 +33,9 @@ class BackboneSource(Options):
     weights_at: str | None = option(
         None, "Weights of the backbone, if they have moved since `extract`: default or a FILE."
     )
+    trust_custom_backbone: bool = option(
+        False, "Run the package.module:function that the aggregator's file names as its backbone: its author's code."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

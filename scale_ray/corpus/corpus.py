@@ -20,7 +20,16 @@ from scale_ray.corpus.annotations import read_layout
 from scale_ray.corpus.manifests import MANIFEST_SUFFIXES, Video, read_manifest
 from scale_ray.corpus.splits import DEFAULT_SPLIT, check_groups, counted, hashed_splits
 from scale_ray.errors import UserError
-from scale_ray.locations import absolute, filesystem_of, is_uri, join, list_files, without_options
+from scale_ray.locations import (
+    absolute,
+    filesystem_of,
+    is_uri,
+    join,
+    list_files,
+    options_of,
+    with_options_of,
+    without_options,
+)
 
 _DEFAULTS = CorpusOptions()
 # The columns that are known before a video is opened; the additional columns of a manifest follow them.
@@ -46,7 +55,8 @@ class Corpus:
     the file does not exist or its size cannot be read), `label`, `labels` (of a multi-label corpus), `target` (a
     number to predict) and `group`, all null if unknown; `splits` (split name -> train, validation or test; no
     entry for a split that the video is not in), and the additional columns of a manifest.
-    `split_note` describes where the splits come from.
+    `split_note` describes where the splits come from. Paths are without options, which can hold keys: a file is opened
+    at `opened_at(path)`.
     """
 
     source: str
@@ -57,6 +67,10 @@ class Corpus:
     def split_names(self) -> tuple[str, ...]:
         """The sorted names of the splits: `default` if there is one without a name, otherwise as they were given."""
         return tuple(sorted({name for splits in self.videos["splits"].to_pylist() for name, _ in splits}))
+
+    def opened_at(self, path: str) -> str:
+        """The location at which a video is opened: with the options of the source, if it is in the same bucket."""
+        return with_options_of(path, self.source)
 
 
 def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, excluded_folder: str | None = None) -> Corpus:
@@ -94,6 +108,7 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, excluded_fol
     rows = [
         {
             **vars(video),
+            "path": video.path.removesuffix(options_of(video.path)),
             "video_id": prefix + video.video_id,
             "group": prefix + video.group if video.group is not None else None,
             "splits": list(subsets.items()),

@@ -15,12 +15,22 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from scale_ray.corpus.splits import DEFAULT_SPLIT, SUBSETS, subset_of
 from scale_ray.errors import UserError, first_line
-from scale_ray.locations import REQUESTS_AT_ONCE, filesystem_of, is_uri, join, parent, read_bytes, without_options
+from scale_ray.locations import (
+    REQUESTS_AT_ONCE,
+    check_from_data,
+    filesystem_of,
+    is_uri,
+    join,
+    parent,
+    read_bytes,
+    with_options_of,
+    without_options,
+)
+from scale_ray.tables import read_parquet
 
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 
@@ -60,11 +70,11 @@ def read_manifest(source: str) -> tuple[list[Video], dict[str, pa.ChunkedArray]]
             if _text(value) is None:
                 raise UserError(f"{source}: expected a value for {name!r} in every row, found none in row {row}")
     locations = [str(value) for value in columns["path"]]
-    paths = [value if is_uri(value) or os.path.isabs(value) else join(root, value) for value in locations]
+    paths = [_path_in(source, root, value, row) for row, value in enumerate(locations, 1)]
     splits = _given_splits(columns, source)
     videos = [
         Video(str(_text(video_id)), path, size)
-        for video_id, path, size in zip(columns[id_column], paths, _sizes_of(paths), strict=True)
+        for video_id, path, size in zip(columns[id_column], paths, _sizes_of(paths, source), strict=True)
     ]
     for row, video in enumerate(videos):
         video.label = _text(columns["label"][row]) if "label" in columns else None
@@ -83,7 +93,7 @@ def _read_table(source: str) -> pa.Table:
     data = read_bytes(source)
     is_parquet = without_options(source).lower().endswith(".parquet")
     try:
-        table = pq.read_table(io.BytesIO(data)) if is_parquet else _read_csv(data)
+        table = read_parquet(io.BytesIO(data), source) if is_parquet else _read_csv(data)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{source}: expected a readable manifest, found: {first_line(error)}") from error
     names = table.column_names
@@ -164,11 +174,22 @@ def _number(value: Any, source: str, row: int) -> float | None:
     return None if math.isnan(number) else number
 
 
-def _sizes_of(paths: Sequence[str]) -> list[int | None]:
+def _path_in(source: str, root: str, value: str, row: int) -> str:
+    """The location that a row names; a relative one is below `root`, the folder of the manifest."""
+    if not is_uri(value):
+        return value if os.path.isabs(value) else join(root, value)
+    try:
+        return check_from_data(value)
+    except UserError as error:
+        raise UserError(f"{source}, row {row}: {error}") from error
+
+
+def _sizes_of(paths: Sequence[str], source: str) -> list[int | None]:
     """The file sizes in bytes; None for a missing or unreachable file. Remote files are queried concurrently."""
     remote = [path for path in paths if is_uri(path)]
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        remote_sizes = dict(zip(remote, pool.map(_remote_size, remote), strict=True))
+        sizes = pool.map(lambda path: _remote_size(with_options_of(path, source)), remote)
+        remote_sizes = dict(zip(remote, sizes, strict=True))
     return [remote_sizes[path] if path in remote_sizes else _local_size(path) for path in paths]
 
 

@@ -156,7 +156,7 @@ def _tasks(run: ExtractionRun, per_block: int, max_videos: int) -> Iterator[pa.T
             yield pa.table(
                 {
                     "video_id": ids,
-                    "path": shard.paths[start : start + step],
+                    "path": [run.opened_at(path) for path in shard.paths[start : start + step]],
                     "mode": [shard.mode] * len(ids),
                     "shard": [number] * len(ids),
                 }

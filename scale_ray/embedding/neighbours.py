@@ -8,10 +8,10 @@ import numpy as np
 
 from scale_ray.aggregator import Aggregator
 from scale_ray.clips import MODES
-from scale_ray.config import Representing
+from scale_ray.config import BackboneSource, Representing
 from scale_ray.embedding.video_model import VideoModel, clip_vectors
 from scale_ray.errors import UserError
-from scale_ray.locations import absolute
+from scale_ray.locations import absolute, options_of
 from scale_ray.store import FeatureStore, StoredClips
 
 _VIDEOS_AT_ONCE = 1024
@@ -42,7 +42,7 @@ def find_neighbours(
     aggregator: Aggregator,
     count: int,
     representing: Representing,
-    weights_at: str | None = None,
+    source: BackboneSource,
 ) -> SearchResult:
     """Find the `count` videos of the store nearest to the query: the id of a stored video, or a video file.
 
@@ -62,11 +62,12 @@ def find_neighbours(
         vector, label = vectors[ids.index(query)], known[query]["label"]
         query_id: str | None = query
     else:
-        [embedded] = VideoModel.from_aggregator(aggregator, representing, weights_at).embed([query])
+        [embedded] = VideoModel.from_aggregator(aggregator, representing, **vars(source)).embed([query])
         if embedded.vector is None:
             raise UserError(f"expected a video file or the id of a stored video, found {query!r}: {embedded.error}")
         vector, label = embedded.vector, None
-        query_id = next((row["video_id"] for row in videos if row["path"] == absolute(query)), None)
+        query_path = absolute(query).removesuffix(options_of(query))
+        query_id = next((row["video_id"] for row in videos if row["path"] == query_path), None)
     mean = vectors.mean(0)
     cosines = _normalised(vectors - mean) @ _normalised(vector - mean)
     nearest = [row for row in np.argsort(-cosines, kind="stable") if ids[row] != query_id][:count]

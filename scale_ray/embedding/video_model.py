@@ -11,6 +11,7 @@ as safetensors, so that loading executes no code from it:
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -20,13 +21,17 @@ import numpy as np
 import torch
 
 from scale_ray.aggregator import Aggregator, clip_representations, tokens_of_clips
-from scale_ray.backbones import Backbone, load_backbone, load_strictly, read_weights, weights_hash
+from scale_ray.backbones import Backbone, is_custom, load_backbone, load_strictly, read_weights, weights_hash
 from scale_ray.clip_sets import normalised_positions
 from scale_ray.config import BackboneOptions, Extraction, Representing, Sampling
 from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
 from scale_ray.errors import UserError, VideoError
-from scale_ray.locations import atomic_write, join, read_bytes
+from scale_ray.locations import absolute, atomic_write, is_below, join, read_bytes
 
+# Folders and prefixes of URIs, separated by commas, below which a served model reads videos.
+SERVED_VARIABLE = "SCALE_RAY_SERVED_VIDEOS"
+# With the value 1, a served model runs the custom backbone that its files name.
+TRUST_VARIABLE = "SCALE_RAY_TRUST_CUSTOM_BACKBONE"
 _CLIPS_AT_ONCE = 16
 _BACKBONE_FILE = "backbone.safetensors"
 
@@ -59,23 +64,26 @@ def sampling_of(origin: Mapping[str, Any]) -> Sampling:
     return Sampling.from_dict({**merged, "sampling_seed": origin["sampling_seed"]})
 
 
-def backbone_of(origin: Mapping[str, Any], weights_at: str | None = None) -> Backbone:
+def backbone_of(
+    origin: Mapping[str, Any], weights_at: str | None = None, *, trust_custom_backbone: bool = False
+) -> Backbone:
     """Load the backbone of the features that an aggregator was trained on, from the aggregator's `origin`.
 
-    The weights are loaded from `weights_at`, by default from where they were at the time of extraction.
+    The weights are loaded from `weights_at`, by default from where they were at the time of extraction. A backbone
+    `package.module:function` is code: it runs only with `trust_custom_backbone`, because a file names it.
 
     Raises
     ------
     UserError
-        If the location of the weights is not recorded, the backbone cannot be loaded, or its weights are not those of
-        the features.
+        If the location of the weights is not recorded, the backbone cannot be loaded or is not trusted, or its weights
+        are not those of the features.
     """
     if "made_with" not in origin and weights_at is None:
         raise UserError(
             "weights_at: expected --weights-at default or FILE, since the aggregator does not record where the "
             "weights of its backbone are, found none"
         )
-    options = BackboneOptions.from_dict(origin.get("made_with") or _options_from_fingerprint(origin))
+    options = _recorded_options(origin, trust_custom_backbone=trust_custom_backbone)
     if weights_at is not None:
         options = BackboneOptions.from_dict({**options.to_dict(), "weights": weights_at})
     backbone = load_backbone(options, sampling_of(origin).frames)
@@ -85,6 +93,31 @@ def backbone_of(origin: Mapping[str, Any], weights_at: str | None = None) -> Bac
             f"{backbone.weights_id} in {options.weights!r}; give another --weights-at"
         )
     return backbone
+
+
+def backbone_note(origin: Mapping[str, Any]) -> str | None:
+    """What loading the backbone of an aggregator may download or run, for the user to see; None for built-in ones."""
+    name = str((origin.get("made_with") or origin)["backbone"])
+    if is_custom(name):
+        return f"backbone: runs {name}, which the aggregator's file names"
+    return f"backbone: loads {name}, which the aggregator's file names" if name.startswith("hf:") else None
+
+
+def _recorded_options(origin: Mapping[str, Any], *, trust_custom_backbone: bool) -> BackboneOptions:
+    """The options of the backbone that an aggregator's file names.
+
+    Raises
+    ------
+    UserError
+        If it names a user's own function, and that is not trusted.
+    """
+    options = BackboneOptions.from_dict(origin.get("made_with") or _options_from_fingerprint(origin))
+    if is_custom(options.backbone) and not trust_custom_backbone:
+        raise UserError(
+            f"backbone: expected --trust-custom-backbone (or {TRUST_VARIABLE}=1 for a served model), since the "
+            f"aggregator's file names the function {options.backbone}, which would run; found none"
+        )
+    return options
 
 
 def _options_from_fingerprint(origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,20 +130,28 @@ class VideoModel:
     """Computes the vectors of video files, in this process, from the clips of mode `eval`.
 
     An unusable file gives a result with an error instead of a vector. Decoding runs in a supervised child process.
+    `served_folders` are the folders and prefixes of URIs below which `predict` reads videos.
     """
 
     def __init__(self, backbone: Backbone, aggregator: Aggregator, representing: Representing) -> None:
         self.backbone, self.aggregator, self.representing = backbone, aggregator, representing
         self.sampling = sampling_of(aggregator.origin)
+        self.served_folders: tuple[str, ...] = ()
 
     @classmethod
     def from_aggregator(
-        cls, aggregator: Aggregator, representing: Representing | None = None, weights_at: str | None = None
+        cls,
+        aggregator: Aggregator,
+        representing: Representing | None = None,
+        weights_at: str | None = None,
+        *,
+        trust_custom_backbone: bool = False,
     ) -> VideoModel:
         """The model of an aggregator and the backbone that it records (`backbone_of`)."""
         if "backbone" not in aggregator.origin:
             raise UserError("checkpoint: expected an aggregator that records its backbone, found one that does not")
-        return cls(backbone_of(aggregator.origin, weights_at), aggregator, representing or Representing())
+        backbone = backbone_of(aggregator.origin, weights_at, trust_custom_backbone=trust_custom_backbone)
+        return cls(backbone, aggregator, representing or Representing())
 
     def embed(self, paths: Iterable[str]) -> list[Embedded]:
         """One result per video, in the order of `paths` (paths or URIs)."""
@@ -148,18 +189,19 @@ class VideoModel:
             file.write(json.dumps(description, indent=2).encode())
 
     @classmethod
-    def load(cls, folder: str) -> VideoModel:
-        """Read a folder that `save` wrote.
+    def load(cls, folder: str, *, trust_custom_backbone: bool = False) -> VideoModel:
+        """Read a folder that `save` wrote; no code in its files runs, except a custom backbone that is trusted.
 
         Raises
         ------
         UserError
-            If a file is missing or damaged, or does not belong to the others.
+            If a file is missing or damaged, or does not belong to the others; if the backbone is a user's own function
+            and not trusted.
         """
         aggregator = Aggregator.load(join(folder, "aggregator"))
         origin = aggregator.origin
-        recorded = origin.get("made_with") or _options_from_fingerprint(origin)
-        options = BackboneOptions.from_dict({**recorded, "weights": "none"})
+        recorded = _recorded_options(origin, trust_custom_backbone=trust_custom_backbone)
+        options = BackboneOptions.from_dict({**recorded.to_dict(), "weights": "none"})
         backbone = load_backbone(options, sampling_of(origin).frames)
         weights = join(folder, _BACKBONE_FILE)
         load_strictly(backbone.trunk, read_weights(weights), options.backbone, weights)
@@ -173,12 +215,13 @@ class VideoModel:
         """The interface of MLflow: a pandas table of `path`, `vector` and `error`, one row per path.
 
         `model_input` is a list of paths, or a pandas table with paths in its first column. `vector` is a list of
-        floats, None in a row with an `error`.
+        floats, None in a row with an `error`. Paths come from whoever sends requests, so only videos below
+        `served_folders` are read, of which there are none by default.
         """
         import pandas as pd
 
         paths = model_input.iloc[:, 0].tolist() if isinstance(model_input, pd.DataFrame) else list(model_input)
-        rows = self.embed(str(path) for path in paths)
+        rows = [row for path in paths for row in self._served(str(path))]
         columns = {
             "path": [row.path for row in rows],
             "vector": [None if row.vector is None else row.vector.tolist() for row in rows],
@@ -187,7 +230,16 @@ class VideoModel:
         # Columns of plain objects keep a missing value as None (null in JSON); others would turn it into NaN.
         return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
 
+    def _served(self, path: str) -> list[Embedded]:
+        if is_below(path, self.served_folders):
+            return self.embed([path])
+        folders = ", ".join(self.served_folders) or f"nothing, since {SERVED_VARIABLE} is not set"
+        return [Embedded(path, None, error=f"path: expected a video below {folders}")]
+
 
 def _load_pyfunc(path: str) -> VideoModel:
-    """Load a saved model; MLflow calls this by its name."""
-    return VideoModel.load(path)
+    """Load a saved model; MLflow calls this by its name. The environment says what it may read and run."""
+    model = VideoModel.load(path, trust_custom_backbone=os.environ.get(TRUST_VARIABLE) == "1")
+    folders = os.environ.get(SERVED_VARIABLE, "").split(",")
+    model.served_folders = tuple(absolute(folder.strip()) for folder in folders if folder.strip())
+    return model

@@ -18,12 +18,13 @@ from scale_ray.errors import UserError, VideoError
 from scale_ray.extraction.results import VideoResult
 from scale_ray.extraction.summary import ExtractionSummary
 from scale_ray.extraction.targets import Target
+from scale_ray.locations import options_of
 from scale_ray.store import Failure, ShardStore, VideoFeatures
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Videos that are committed together: sorted ids, and their paths.
+    """Videos that are committed together: sorted ids, and their paths, without options.
 
     `targets` are the numbers of the targets that lack these videos; `attempts` counts the earlier failed attempts per
     video and, within that, per target.
@@ -65,6 +66,10 @@ class ExtractionRun:
     def num_pending(self) -> int:
         """Videos to decode, counted once per mode."""
         return sum(len(shard.video_ids) for shard in self.shards)
+
+    def opened_at(self, path: str) -> str:
+        """The location at which a video is opened; see `Corpus.opened_at`."""
+        return self._corpus.opened_at(path)
 
     def incomplete(self) -> list[int]:
         """Numbers of the shards that are not committed yet."""
@@ -179,6 +184,10 @@ def _per_target(result: VideoResult, shard: Shard) -> list[VideoFeatures | Failu
     return results
 
 
+def _without_options(value: str | int | None) -> str | int | None:
+    return value.removesuffix(options_of(value)) if isinstance(value, str) else value
+
+
 def _check_unchanged_videos(store: ShardStore, corpus: Corpus) -> None:
     known = set().union(*(store.stored_ids(mode) for mode in MODES))
     if not known:
@@ -189,7 +198,8 @@ def _check_unchanged_videos(store: ShardStore, corpus: Corpus) -> None:
         if stored is None or row["video_id"] not in known:
             continue
         for name in ("path", "size_bytes"):
-            if stored[name] != row[name]:
+            # Earlier versions stored paths with their options.
+            if _without_options(stored[name]) != row[name]:
                 raise UserError(
                     f"{row['video_id']}: expected the video that the store holds under this id ({name} "
                     f"{stored[name]}), found {row[name]}; set --id-prefix for another corpus, or use another --store"

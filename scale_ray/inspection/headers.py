@@ -46,10 +46,14 @@ class Unreadable:
 
 
 def select_videos(corpus: Corpus, max_videos: int, seed: int) -> list[dict[str, Any]]:
-    """`video_id`, `path` and `splits` of all videos or of `max_videos` drawn at random, in the order of their ids."""
+    """`video_id`, `path` and `splits` of all videos or of `max_videos` drawn at random, in the order of their ids.
+
+    The paths are those at which the files are opened.
+    """
     rows = range(len(corpus.videos))
     drawn = sorted(random.Random(seed).sample(rows, max_videos)) if len(rows) > max_videos else list(rows)
-    return corpus.videos.select(["video_id", "path", "splits"]).take(drawn).to_pylist()
+    chosen = corpus.videos.select(["video_id", "path", "splits"]).take(drawn).to_pylist()
+    return [{**row, "path": corpus.opened_at(row["path"])} for row in chosen]
 
 
 def read_headers(

@@ -9,7 +9,8 @@ import numpy as np
 
 from scale_ray.config import Extraction, Sampling
 from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
-from scale_ray.errors import VideoError
+from scale_ray.errors import UserError, VideoError
+from scale_ray.locations import check_from_data, options_of, with_options_of
 from scale_ray.reports.figures import drawn
 from scale_ray.store import FeatureStore
 
@@ -79,8 +80,21 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], title: str) -> bytes:
 
 
 def frames_of(store: FeatureStore, video_ids: list[str]) -> dict[str, np.ndarray | None]:
-    """A frame of each of these videos of a store, by id; None if its file is missing or cannot be read."""
+    """A frame of each of these videos of a store, by id; None if its file is missing or cannot be read.
+
+    A path that data may not name counts as missing: a store may be somebody else's.
+    """
     videos = store.videos()
     paths = dict(zip(videos["video_id"].to_pylist(), videos["path"].to_pylist(), strict=True))
-    unique_ids = list(dict.fromkeys(video_ids))
-    return dict(zip(unique_ids, thumbnails([paths[video_id] for video_id in unique_ids]), strict=True))
+    frames: dict[str, np.ndarray | None] = dict.fromkeys(video_ids)
+    opened = {video_id: path for video_id in frames if (path := _opened_at(paths[video_id], store)) is not None}
+    return frames | dict(zip(opened, thumbnails(list(opened.values())), strict=True))
+
+
+def _opened_at(path: str, store: FeatureStore) -> str | None:
+    """The location at which a video of a store is opened; None if data may not name such a path."""
+    try:
+        # Earlier versions stored paths with the options of the user's own folder.
+        return with_options_of(check_from_data(path.removesuffix(options_of(path))), store.location)
+    except UserError:
+        return None

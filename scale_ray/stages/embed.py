@@ -12,7 +12,14 @@ from scale_ray.config import EmbedConfig
 from scale_ray.console import Console, Result
 from scale_ray.corpus import read_corpus
 from scale_ray.distributed.stream import run_stream
-from scale_ray.embedding import VectorStore, backbone_of, embed_store, fingerprint_of_vectors, sampling_of
+from scale_ray.embedding import (
+    VectorStore,
+    backbone_note,
+    backbone_of,
+    embed_store,
+    fingerprint_of_vectors,
+    sampling_of,
+)
 from scale_ray.errors import UserError
 from scale_ray.extraction import ExtractionRun, ExtractionSummary, Target
 from scale_ray.pretraining import check_compatible
@@ -93,7 +100,9 @@ def _from_videos(videos: str, out: str, aggregator: Aggregator, config: EmbedCon
     """The same stream as an extraction's, with its ledger, its lease and its commits."""
     corpus = read_corpus(videos, config.corpus, excluded_folder=out)
     console.say(f"{len(corpus.videos)} files in {videos}")
-    sampling, encoder = sampling_of(aggregator.origin), backbone_of(aggregator.origin, config.source.weights_at)
+    if note := backbone_note(aggregator.origin):
+        console.say(note)
+    sampling, encoder = sampling_of(aggregator.origin), backbone_of(aggregator.origin, **vars(config.source))
     extraction = config.extraction
     if extraction.mode == "auto":
         extraction = replace(extraction, mode="eval")

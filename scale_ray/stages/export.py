@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import ExportConfig
 from scale_ray.console import Console, Result
-from scale_ray.embedding import VideoModel
+from scale_ray.embedding import VideoModel, backbone_note
 from scale_ray.errors import UserError
 from scale_ray.locations import absolute
 from scale_ray.tracking import Experiment, aggregator_of, save_video_model
@@ -28,7 +28,7 @@ class ExportResult(Result):
 
     def lines(self) -> list[str]:
         serve = f"mlflow models serve -m {self.model} --env-manager local --host 127.0.0.1 --port 5001"
-        return [f"model: {self.model}", f"serve it: {serve}"]
+        return [f"model: {self.model}", f"serve it: SCALE_RAY_SERVED_VIDEOS=FOLDER {serve}"]
 
     def values(self) -> dict[str, Any]:
         return {"model": absolute(self.model), "registered": self.registered}
@@ -51,7 +51,10 @@ def export(checkpoint: str, out: str, *, runs: str = "runs", config: ExportConfi
     location = aggregator_of(checkpoint, runs)
     if os.path.exists(out) and os.listdir(out):
         raise UserError(f"--out: expected an empty folder or none, found files at {out}")
-    model = VideoModel.from_aggregator(Aggregator.load(location), config.representing, config.source.weights_at)
+    aggregator = Aggregator.load(location)
+    if note := backbone_note(aggregator.origin):
+        console.say(note)
+    model = VideoModel.from_aggregator(aggregator, config.representing, **vars(config.source))
     with tempfile.TemporaryDirectory() as folder:
         data = os.path.join(folder, "scale_ray_model")
         model.save(data)

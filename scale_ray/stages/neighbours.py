@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import NUM_NEIGHBOURS, NeighboursConfig
 from scale_ray.console import Console, Result
-from scale_ray.embedding import SearchResult, find_neighbours
+from scale_ray.embedding import SearchResult, backbone_note, find_neighbours
 from scale_ray.hashing import digest
 from scale_ray.locations import atomic_write, join
 from scale_ray.pretraining import check_compatible
@@ -75,7 +75,9 @@ def neighbours(
     location = aggregator_of(checkpoint, runs)
     aggregator = Aggregator.load(location)
     check_compatible(features, aggregator)
-    search = find_neighbours(query, features, aggregator, count, config.representing, config.source.weights_at)
+    if note := backbone_note(aggregator.origin):
+        console.say(note)
+    search = find_neighbours(query, features, aggregator, count, config.representing, config.source)
     sheet = _contact_sheet(search, features)
     run = run_folder_of(location)
     if picture is None and run is not None:

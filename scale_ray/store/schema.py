@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 
 from scale_ray.clips import MODES, VideoGeometry
 from scale_ray.config import Sampling

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.dataset
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from scale_ray.clips import MODES
@@ -21,6 +19,7 @@ from scale_ray.errors import UserError, first_line
 from scale_ray.hashing import digest
 from scale_ray.locations import absolute, atomic_write, exists, filesystem_of, join, list_files, read_bytes
 from scale_ray.store.schema import FORMAT, GEOMETRY, LEDGER, VIDEOS, Failure, VideoFeatures
+from scale_ray.tables import open_parquet, read_parquet, read_parquet_files, write_parquet
 
 
 class ShardStore:
@@ -148,7 +147,7 @@ class ShardStore:
     def write(self, table: pa.Table, *name: str) -> None:
         """Write one of the store's files atomically; its pages carry checksums."""
         with atomic_write(join(self.location, *name)) as file:
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+            write_parquet(table, file)
 
     def size_bytes(self) -> int:
         """Bytes of all files of the store."""
@@ -213,7 +212,7 @@ class ShardStore:
         # Some servers do not report when a file changed.
         if self._videos is None or self._videos[0] != version or info.mtime_ns is None:
             with filesystem.open_input_file(path) as file:
-                self._videos = version, pq.read_table(file).replace_schema_metadata(None)
+                self._videos = version, read_parquet(file, path).replace_schema_metadata(None)
         return self._videos[1]
 
     def splits(self, name: str | None = None) -> dict[str, str]:
@@ -251,11 +250,11 @@ class ShardStore:
         return dict(zip(videos["video_id"].to_pylist(), videos[name].to_pylist(), strict=True))
 
     @contextmanager
-    def _opened_part(self, path: str) -> Iterator[pq.ParquetFile]:
+    def _opened_part(self, path: str) -> Iterator[Any]:
         filesystem, _ = filesystem_of(self.location)
         try:
             with filesystem.open_input_file(path) as file:
-                yield pq.ParquetFile(file, page_checksum_verification=True)
+                yield open_parquet(file, path)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{path}: expected a whole shard, found one that cannot be read ({first_line(error)}); "
@@ -268,7 +267,7 @@ class ShardStore:
             return None
         filesystem, _ = filesystem_of(self.location)
         # As a dataset, so that many small files of an object store are read concurrently.
-        return pyarrow.dataset.dataset(paths, filesystem=filesystem, format="parquet").to_table(columns=columns)
+        return read_parquet_files(paths, filesystem, join(self.location, prefix), columns)
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

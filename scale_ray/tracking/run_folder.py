@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from scale_ray.errors import UserError
 from scale_ray.locations import absolute, atomic_write, exists, filesystem_of, join, read_bytes
+from scale_ray.tables import read_parquet, write_parquet
 
 
 class RunFolder:
@@ -84,13 +84,13 @@ class RunFolder:
         # Only some epochs have validation metrics.
         names = list(dict.fromkeys(name for row in history for name in row))
         with atomic_write(join(self.location, "history.parquet")) as file:
-            pq.write_table(pa.table({name: [row.get(name) for row in history] for name in names}), file)
+            write_parquet(pa.table({name: [row.get(name) for row in history] for name in names}), file)
 
     def history(self) -> list[dict[str, float]]:
         """The metrics of every epoch."""
         filesystem, path = filesystem_of(join(self.location, "history.parquet"))
         with filesystem.open_input_file(path) as file:
-            return pq.read_table(file).to_pylist()
+            return read_parquet(file, path).to_pylist()
 
 
 def run_folder_of(aggregator: str) -> RunFolder | None:

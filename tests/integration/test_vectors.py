@@ -192,14 +192,16 @@ def model(scale_ray: Command, checkpoint: Path, tmp_path_factory: pytest.TempPat
 
 
 def test_mlflow_loads_the_whole_and_a_bad_path_is_an_error_of_its_row(
-    model: Path, videos: Path, extracted: Extracted, embedded: Path
+    model: Path, videos: Path, extracted: Extracted, embedded: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setenv("SCALE_RAY_SERVED_VIDEOS", str(videos))
     video_id = min(FeatureStore(str(extracted.store)).stored_ids("eval"))
     loaded = mlflow.pyfunc.load_model(str(model))
     assert loaded.metadata.signature is not None
     assert [column.name for column in loaded.metadata.get_output_schema()] == ["path", "vector", "error"]
-    table = loaded.predict([str(videos / video_id), "nowhere.mp4", str(videos / "approach" / "notes.txt")])
-    assert table["path"].tolist() == [str(videos / video_id), "nowhere.mp4", str(videos / "approach" / "notes.txt")]
+    paths = [str(videos / path) for path in (video_id, "nowhere.mp4", "approach/notes.txt")]
+    table = loaded.predict(paths)
+    assert table["path"].tolist() == paths
     theirs = pd.read_parquet(embedded / "vectors").set_index("video_id")["vector"]
     np.testing.assert_allclose(table["vector"][0], theirs[video_id], atol=2e-3)
     assert table["vector"].isna().tolist() == [False, True, True]
@@ -221,22 +223,26 @@ def test_weights_that_were_changed_are_refused(model: Path, tmp_path: Path):
         VideoModel.load(str(data))
 
 
-def test_mlflow_serves_the_model_on_loopback(model: Path, videos: Path, extracted: Extracted):
+def test_mlflow_serves_the_model_on_loopback(
+    model: Path, videos: Path, extracted: Extracted, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SCALE_RAY_SERVED_VIDEOS", str(videos))
     video_id = min(FeatureStore(str(extracted.store)).stored_ids("eval"))
     port = free_port()
     arguments = ("models", "serve", "-m", str(model), "--env-manager", "local", "--host", "127.0.0.1")
     with serving("mlflow", *arguments, f"--port={port}", port=port, within_s=90):
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations",
-            json.dumps({"inputs": [str(videos / video_id), "nowhere.mp4"]}).encode(),
+            json.dumps({"inputs": [str(videos / video_id), str(videos / "nowhere.mp4"), "/etc/hostname"]}).encode(),
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=90) as answer:
-            good, bad = json.loads(answer.read())["predictions"]
+            good, bad, outside = json.loads(answer.read())["predictions"]
     assert len(good["vector"]) == 1024 + 32
     assert good["error"] is None
     assert bad["vector"] is None
     assert "not a readable video" in bad["error"]
+    assert outside["error"] == f"path: expected a video below {videos}"
 
 
 def test_a_long_video_is_one_set_or_an_ensemble_of_sets():

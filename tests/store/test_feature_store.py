@@ -10,6 +10,7 @@ from support.stores import FINGERPRINT, corpus_of, features_of, read_clips
 
 from scale_ray.config import Sampling
 from scale_ray.errors import UserError
+from scale_ray.store import shard_store
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.schema import Failure, fingerprint_of
 
@@ -108,8 +109,8 @@ def test_the_geometry_is_what_was_measured_whatever_the_manifest_says(store, rng
 
 def test_the_table_of_videos_is_read_once_and_again_when_it_has_changed(store, monkeypatch):
     read = []
-    real = pq.read_table
-    monkeypatch.setattr(pq, "read_table", lambda *given, **options: read.append(given) or real(*given, **options))
+    real = shard_store.read_parquet
+    monkeypatch.setattr(shard_store, "read_parquet", lambda *given: read.append(given) or real(*given))
     store.replace_videos(corpus_of(a="x", b="y"))
     other = FeatureStore(store.location)
     assert (other.labels(), other.groups(), len(other.splits())) == ({"a": "x", "b": "y"}, {"a": "a", "b": "b"}, 2)
