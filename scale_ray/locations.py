@@ -8,10 +8,12 @@ import math
 import os
 import posixpath
 import re
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -198,6 +200,25 @@ def _fsspec_filesystem(root: str) -> fs.PyFileSystem:
     url, _, options = root.partition("?")
     driver, _ = fsspec.core.url_to_fs(url, **dict(parse_qsl(options)))
     return fs.PyFileSystem(fs.FSSpecHandler(driver))
+
+
+def private_folder() -> Path:
+    """A folder for temporary files that no other user of the machine can read or write.
+
+    Files with predictable names must not lie in the system's temporary folder itself, where anybody could put them.
+
+    Raises
+    ------
+    UserError
+        If somebody else made it, or others can write to it.
+    """
+    folder = Path(tempfile.gettempdir(), f"scale-ray-{os.getuid()}")
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise UserError(f"expected {folder} to be a folder that only this user can open, found another; remove it")
+    return folder
 
 
 def exists(location: str) -> bool:

@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +32,7 @@ from scale_ray.clip_sets.batches import Batch, Source, Videos, WorkerSlice
 from scale_ray.clip_sets.draws import draw_sets, normalised_positions, shuffled, video_keys
 from scale_ray.config import Ingest, Sets
 from scale_ray.errors import UserError
+from scale_ray.locations import private_folder
 from scale_ray.store import ClipFeatures, StoredClips
 
 # Ordered by memory use, highest first.
@@ -174,7 +174,7 @@ def open_source(stored: StoredClips, options: Ingest, device: torch.device, work
 
 def cache_folder(options: Ingest) -> Path:
     """The folder for temporary files, which can be written again if they are lost."""
-    return Path(options.cache or tempfile.gettempdir())
+    return Path(options.cache) if options.cache else private_folder()
 
 
 def _local_mode(stored: StoredClips, options: Ingest, device: torch.device, workers_here: int, cache: Path) -> str:

@@ -182,7 +182,7 @@ class Ingest(Options):
         check=one_of("auto", "memory", "disk", "stream"),
     )
     cache: str | None = option(
-        None, "Folder on local disk for mapped features; the system's temporary folder by default."
+        None, "Folder on local disk for mapped features; a private one in the system's temporary folder by default."
     )
     ingest_share: float = option(
         0.5, "Fraction of the free memory, or of the free disk, that features may take.", check=_IN_0_1
