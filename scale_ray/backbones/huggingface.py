@@ -180,7 +180,8 @@ def _family_of(folder: Path, library: Any, name: str) -> tuple[Family, Any]:
 
 def _model_of(model_class: Any, config: Any, folder: Path, options: BackboneOptions, family: Family) -> Any:
     """The model without its head, in float32."""
-    attention = {"attn_implementation": "sdpa"} if model_class._supports_sdpa else {}
+    # Always given: otherwise the config could name an implementation whose code transformers would download.
+    attention = {"attn_implementation": "sdpa" if model_class._supports_sdpa else "eager"}
     if options.weights == "none":
         with seeded(options.backbone_seed), _quiet_transformers():
             return model_class._from_config(config, dtype=torch.float32, **attention)
