@@ -20,7 +20,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 # A file imports only from an earlier layer or from its own package.
 LAYERS = (
-    {"errors", "hashing", "console"},
+    {"errors", "hashing", "console", "import_path"},
     {"config", "locations", "tables"},
     {"aggregator", "backbones", "clips", "corpus", "tracking"},
     {"decoding", "store"},

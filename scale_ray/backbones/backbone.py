@@ -71,6 +71,8 @@ class Backbone(nn.Module):
         self.frame_pooling = "none" if sees_video else frame_pooling
         self.input_px = input_px
         self.num_frames = num_frames
+        # The folder of a custom backbone's module: other processes import its classes from there.
+        self.module_folder: str | None = None
         self.weights_id = weights_id or weights_hash(trunk)
         self.normalise_with(mean, std)
         self.compute_in(precision)

@@ -31,6 +31,7 @@ from scale_ray.config import Sampling
 from scale_ray.decoding.decode import decode_clips, pixel_shape
 from scale_ray.decoding.frames import Source
 from scale_ray.errors import VideoError
+from scale_ray.import_path import safe_path
 
 _START_TIMEOUT_S = 60.0
 _NICENESS = 5
@@ -185,13 +186,14 @@ class Decoder:
         with tempfile.TemporaryFile() as errors, child_end:
             process = subprocess.Popen(
                 # Not `-m`: the child's classes would belong to `__main__` and differ from the parent's.
-                [sys.executable, "-c", _CHILD, str(child_end.fileno()), str(self._memory_gib)],
+                # `-P` and `safe_path`: nothing is imported from the current folder.
+                [sys.executable, "-P", "-c", _CHILD, str(child_end.fileno()), str(self._memory_gib)],
                 pass_fds=[child_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 # In a cluster job, the package may be on a path that only this process has.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(safe_path())},
             )
             child_end.close()
             connection = Connection(parent_end.detach())

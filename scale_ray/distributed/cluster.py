@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 # Ray reads these variables when it is imported or started.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -19,10 +19,13 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from ray.job_config import JobConfig
 
 from scale_ray.config import Cluster
+from scale_ray.distributed.private_ray import private_ray, protect_token
 from scale_ray.distributed.resources import ClusterSize
 from scale_ray.errors import UserError, first_line
+from scale_ray.import_path import package_folder_to_name
 
 
 @contextmanager
@@ -47,27 +50,42 @@ def connected(cluster: Cluster, *, verbose: bool = False) -> Iterator[ClusterSiz
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
         _check_reachable(address)
+    protect_token()
+    with nullcontext() if address else private_ray():
+        try:
+            _start(cluster, address, level, verbose=verbose)
+            _set_log_level(level)
+            yield _cluster_size()
+        finally:
+            ray.shutdown()
+
+
+def _start(cluster: Cluster, address: str | None, level: int, *, verbose: bool) -> None:
+    options = {"job_config": _Job(), "logging_level": level, "log_to_driver": verbose}
     try:
         with _stderr_muted(not verbose):
             if address:
-                ray.init(address=address, logging_level=level, log_to_driver=verbose)
+                ray.init(address=address, **options)
             else:
                 # "local" always starts a new Ray; without it, Ray may try the stored address of a dead head.
-                ray.init(
-                    address="local",
-                    num_cpus=cluster.cpus or None,
-                    include_dashboard=False,
-                    logging_level=level,
-                    log_to_driver=verbose,
-                )
+                ray.init(address="local", num_cpus=cluster.cpus or None, include_dashboard=False, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"a Ray cluster at {address}" if address else "a local Ray to start on this machine"
         raise UserError(f"address: expected {where}, found: {first_line(error)}") from error
-    try:
-        _set_log_level(level)
-        yield _cluster_size()
-    finally:
-        ray.shutdown()
+
+
+class _Job(JobConfig):  # type: ignore[misc]  # Ray is not typed for mypy here
+    """A job whose workers do not import from the folder in which the command was started.
+
+    Ray would put the current folder and that of the script before all libraries of the workers, except for a job with a
+    working directory of its own, whose name is on PYTHONPATH.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_py_driver_sys_path=package_folder_to_name())
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
 
 
 def _check_reachable(address: str) -> None:

@@ -37,6 +37,7 @@ from scale_ray.extraction import (
     read_results,
     without_pixels,
 )
+from scale_ray.import_path import import_last_from
 
 # Attempts per shard whose videos did not all return, for example after a worker died.
 _ATTEMPTS = 3
@@ -132,6 +133,7 @@ def _pipeline(
             EmbedBlock,
             fn_constructor_args=(
                 [ray.put(target.encoder) for target in run.targets],
+                sorted({folder for target in run.targets if (folder := target.encoder.module_folder)}),
                 [shard.targets for shard in run.shards],
                 sampling,
                 extraction.batch_clips,
@@ -184,6 +186,7 @@ class EmbedBlock:
     def __init__(
         self,
         encoders: list[ray.ObjectRef],
+        module_folders: list[str],
         targets_of_shards: list[tuple[int, ...]],
         sampling: Sampling,
         batch_clips: int,
@@ -197,6 +200,7 @@ class EmbedBlock:
         devices = devices_here()
         if devices[0].type == "cpu":
             torch.set_num_threads(cpu_threads)
+        import_last_from(module_folders)  # a custom backbone's class is in its module
         self._extractors = [FeatureExtractor(encoder, devices, batch_clips) for encoder in ray.get(encoders)]
         self._targets_of_shards = targets_of_shards
         self._sampling = sampling

@@ -16,12 +16,13 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 
 from scale_ray.clip_sets import ResidentClips, open_source
 from scale_ray.config import PretrainConfig, Probing
 from scale_ray.console import Console
 from scale_ray.distributed.channel import Channel, ChannelReader
+from scale_ray.distributed.rendezvous import Rendezvous
 from scale_ray.distributed.resources import ClusterSize
 from scale_ray.errors import RunFailed, UserError, first_line, last_line
 from scale_ray.pretraining import Metrics, Trainer, fit
@@ -74,7 +75,7 @@ def run_workers(
             use_gpu=use_gpu,
             resources_per_worker={"GPU": 1} if use_gpu else {"CPU": min(1.0, size.cpus / workers[1])},
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=Rendezvous(backend="nccl" if use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
             name="checkpoints",
             storage_path=folder.location,
