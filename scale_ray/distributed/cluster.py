@@ -69,7 +69,7 @@ def _start(cluster: Cluster, address: str | None, level: int, *, verbose: bool) 
             else:
                 # "local" always starts a new Ray; without it, Ray may try the stored address of a dead head.
                 ray.init(address="local", num_cpus=cluster.cpus or None, include_dashboard=False, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = f"a Ray cluster at {address}" if address else "a local Ray to start on this machine"
         raise UserError(f"address: expected {where}, found: {first_line(error)}") from error
 
