@@ -77,7 +77,7 @@ def decode_clips(
             reader = FrameReader(container, video_stream(container), by_stamp=by_stamp, may_seek=may_seek)
             try:
                 return _decode(source, reader, video_id, mode, sampling, pixels)
-            except (av.error.FFmpegError, VideoError) as error:
+            except (av.error.FFmpegError, OSError, VideoError) as error:
                 if reader.has_sought:  # perhaps because of the seek: read from the start first
                     raise ReadAgain(by_stamp=True) from error
                 raise
@@ -93,6 +93,8 @@ def decode_clips(
             return read(by_stamp=False, may_seek=False)
     except av.error.FFmpegError as error:
         raise VideoError("decode", f"damaged: {error.strerror or error}") from error
+    except OSError as error:
+        raise VideoError("decode", f"cannot be read: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
 import av
 import av.error
+from av.format import formats_available
 from av.stream import Discard
 from av.video.frame import VideoFrame
 
@@ -19,8 +19,20 @@ from scale_ray.errors import VideoError
 # A local path, or a function that opens the file at its beginning.
 Source = str | Callable[[], IO[bytes]]
 
+# Formats that hold no video but point to other files, servers or devices, or are programs for a frame server.
+_POINTING = {"avisynth", "concat", "dash", "hls", "image2", "imf", "sdp", "vapoursynth", "vobsub", "webm_dash_manifest"}
+# FFmpeg reads the file object that it is given and opens nothing else, whatever the file says: not even the external
+# parts of a MOV file, which are off anyway. The list of formats refuses earlier, before a header is read.
+_OPENS_NOTHING = {"protocol_whitelist": "none", "format_whitelist": ",".join(sorted(formats_available - _POINTING))}
+# How they begin, to say what was found.
+_BEGINNINGS = {
+    b"#EXTM3U": "a playlist (hls)",
+    b"ffconcat": "a script (ffconcat)",
+    b"v=0": "a session description (sdp)",
+    b"# VobSub": "an index of subtitles (vobsub)",
+}
 # Formats that FFmpeg opens although they are not videos: text as terminal art, single images, subtitles.
-_NOT_VIDEO = {"tty", "image2", "ico", "lrc", "srt", "webvtt", "ass"}
+_NOT_VIDEO = {"tty", "ico", "lrc", "srt", "webvtt", "ass"}
 # Stamps are rounded, in Matroska to milliseconds; a wanted time this close before a frame selects that frame.
 _SAME_TIME_S = 6e-4
 # A seek costs about as much as decoding this many frames; fewer frames are decoded and discarded.
@@ -52,18 +64,39 @@ def open_video(source: Source) -> Iterator[Any]:
     """
     with ExitStack() as stack:
         try:
-            file = source if isinstance(source, str) else stack.enter_context(source())
-            container = stack.enter_context(av.open(file))
+            file = stack.enter_context(_opened(source))
+            _check_beginning(file)
+            # Old files have metadata in other encodings than UTF-8.
+            container = av.open(file, container_options=_OPENS_NOTHING, metadata_errors="replace")
+            stack.enter_context(container)
         except av.error.InvalidDataError as error:
-            empty = isinstance(source, str) and os.path.getsize(source) == 0
-            reason = "the file is empty" if empty else "damaged, cut short, or not a video"
-            raise VideoError("open", f"not a readable video: {reason}") from error
+            raise VideoError("open", "not a readable video: damaged, cut short, or not a video") from error
+        except av.error.ArgumentError as error:  # also if the format is not among those that are allowed
+            raise VideoError(
+                "open", "not a readable video: damaged, or of a kind that points to other files or servers"
+            ) from error
         except (av.error.FFmpegError, OSError) as error:
             raise VideoError("open", f"not a readable video: {error.strerror or error}") from error
         kind = container.format.name
         if kind in _NOT_VIDEO or kind.endswith("_pipe"):
             raise VideoError("open", f"not a video: FFmpeg reads it as {kind!r}")
         yield container
+
+
+def _opened(source: Source) -> IO[bytes]:
+    """The open file. FFmpeg does not see its name as a path: it would take `concat:a|b` for a protocol."""
+    return source() if callable(source) else open(source, "rb", buffering=0)
+
+
+def _check_beginning(file: IO[bytes]) -> None:
+    """Raise a VideoError for an empty file, and for one that is known to point to other files."""
+    beginning = file.read(max(map(len, _BEGINNINGS)))
+    file.seek(0)
+    if not beginning:
+        raise VideoError("open", "not a readable video: the file is empty")
+    for known, kind in _BEGINNINGS.items():
+        if beginning.startswith(known):
+            raise VideoError("open", f"not a video: {kind}, which may point to other files or servers")
 
 
 def video_stream(container: Any) -> Any:

@@ -48,8 +48,10 @@ def test_the_child_writes_the_pixels_of_a_plain_call(whole, pixels):
 
 def test_a_bad_video_comes_back_as_its_reason_and_the_child_lives_on(videos, whole, pixels):
     with Decoder(timeout_s=60, memory_gib=8) as decoder:
-        with pytest.raises(VideoError, match="the file is empty") as caught:
+        with pytest.raises(VideoError, match="the file is empty"):
             decoder.decode(request(str(videos / "approach" / "empty.mp4")), pixels)
+        with pytest.raises(VideoError, match="not a readable video: damaged") as caught:
+            decoder.decode(request(str(videos / "approach" / "cut_short.mp4")), pixels)
         assert caught.value.stage == "open"
         assert "InvalidDataError" in caught.value.exception
         process = decoder._process
