@@ -1,11 +1,16 @@
-"""Messages, progress and results for a person: in a terminal, in a log and in a notebook."""
+"""Messages, progress and results for a person: in a terminal, in a log and in a notebook.
+
+`show` is the only way of text to the screen: names, labels and errors come from files, and may hold anything.
+"""
 
 from __future__ import annotations
 
 import base64
 import html
+import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +21,31 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _LOG_EVERY_S = 10.0
+# Control characters steer a terminal, end lines, or turn the direction of the text around them; surrogates, which stand
+# for bytes of file names that are no UTF-8, cannot be printed at all.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(line: str) -> str:
+    """A line as a person may see it: control characters are shown escaped, such as \\x1b, and do nothing."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of a file as a part of a line or of a picture: printable, and cut to at most `most` characters."""
+    text = printable(text[: most + 1])
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def show(text: str, *, error: bool = False) -> None:
+    """Print lines on standard output, or on standard error."""
+    lines = "\n".join(map(printable, text.split("\n")))
+    print(lines, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def show_traceback(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    """Print an error that nobody expected, in the place of `sys.excepthook`."""
+    show("".join(traceback.format_exception(error)).rstrip("\n"), error=True)
 
 
 @dataclass(frozen=True)
@@ -29,9 +59,9 @@ class Console:
     verbose: bool = False
 
     def say(self, line: str) -> None:
-        """Print a message."""
+        """Print a message of one line."""
         if not self.quiet:
-            print(line, file=sys.stderr, flush=True)
+            show(printable(line), error=True)
 
     def progress(self, name: str, total: int, unit: str) -> Progress:
         """A progress display for `total` steps of work, to be used as a context."""
@@ -70,7 +100,7 @@ class Progress:
         """Set the count; `note` is shown behind it, for example the loss."""
         step, self._count = count - self._count, count
         if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.set_postfix_str(printable(note), refresh=False)
             self._bar.update(step)
             return
         now_s = time.monotonic()
@@ -97,7 +127,7 @@ class Progress:
 
     @staticmethod
     def _print(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        show(printable(line), error=True)
 
 
 class Result:
@@ -120,7 +150,7 @@ class Result:
         return ()
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        return "\n".join(map(printable, self.lines()))
 
     def _repr_html_(self) -> str:
         images = "".join(

@@ -25,6 +25,7 @@ from scale_ray.cli.store import store
 from scale_ray.cli.sweep import sweep
 from scale_ray.cli.ui import ui
 from scale_ray.config import RENAMED, flag_of
+from scale_ray.console import show, show_traceback
 from scale_ray.errors import RunFailed, UserError
 
 
@@ -70,18 +71,19 @@ def _message_of(error: Exception) -> str:
 def main(arguments: Sequence[str] | None = None, *, job: bool = False) -> None:
     """Run a command and end the process; `job` is for `jobs/`, where paths must be absolute."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sys.excepthook = show_traceback
     try:
         code = cli.main(arguments, prog_name="scale-ray", standalone_mode=False, obj={"job": job})
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
+        show(error.format_message())
         code = 2
     except (UserError, RunFailed, click.ClickException) as error:
         if "--debug" in arguments:
             raise
         message = _message_of(error)
-        click.echo("Error: " + " ".join(message.split()), err=True)
+        show("Error: " + " ".join(message.split()), error=True)
         code = 1 if isinstance(error, RunFailed) else 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Stopped. Committed results are kept; the same command resumes from there.", err=True)
+        show("Stopped. Committed results are kept; the same command resumes from there.", error=True)
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

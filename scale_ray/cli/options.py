@@ -13,7 +13,7 @@ import click
 import yaml
 
 from scale_ray.config import SECTIONS, Options, StageConfig, flag_of, option_types
-from scale_ray.console import Console, Result
+from scale_ray.console import Console, Result, show
 from scale_ray.errors import UserError, first_line
 from scale_ray.locations import absolute, is_uri
 
@@ -34,9 +34,10 @@ class Caller:
     def print_result(self, result: Result) -> None:
         """Print a result on standard output."""
         if self.json:
-            click.echo(json.dumps(result.values(), indent=2, default=str))
+            # Everything but ASCII is escaped; of its control characters JSON leaves this one.
+            show(json.dumps(result.values(), indent=2, default=str).replace("\x7f", "\\u007f"))
         elif not self.console.quiet:
-            click.echo(str(result))
+            show(str(result))
 
     def check_path(self, flag: str, location: str) -> str:
         """A location as given; in a job, whose working folder vanishes, a relative path is refused."""
@@ -165,7 +166,7 @@ def _common(sections: Mapping[str, type[Options]]) -> list[Callable[[Command], C
             for parameter in context.command.params:
                 if isinstance(parameter, click.Option):
                     parameter.hidden = False
-            click.echo(context.get_help())
+            show(context.get_help())
             context.exit()
 
     hidden_options = any(

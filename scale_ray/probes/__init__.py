@@ -2,7 +2,7 @@
 
 from scale_ray.probes.evaluation import BACKBONE_ALONE, TRAINED_AGGREGATOR, FigureData, num_representations, probe_table
 from scale_ray.probes.monitor import TrainingMonitor, validation_monitor
-from scale_ray.probes.table import ProbeTable, mean_table, title_of
+from scale_ray.probes.table import ProbeTable, in_markdown, mean_table, title_of
 from scale_ray.probes.targets import CLASSES, NUMBERS
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "FigureData",
     "ProbeTable",
     "TrainingMonitor",
+    "in_markdown",
     "mean_table",
     "num_representations",
     "probe_table",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from scale_ray.config import PROBES
+from scale_ray.console import printable
 from scale_ray.probes.bootstrap import Estimate
 from scale_ray.probes.targets import CLASSES, MULTILABEL
 
@@ -97,7 +100,7 @@ class ProbeTable:
             "| representation | " + " | ".join(map(title_of, names)) + " |",
             "| --- |" + " --- |" * len(names),
             *(
-                f"| {row.representation} | "
+                f"| {in_markdown(row.representation)} | "
                 + " | ".join(_interval(n, row.metrics[n]) if n in row.metrics else "" for n in names)
                 + " |"
                 for row in self.rows
@@ -106,7 +109,7 @@ class ProbeTable:
             + " | ".join(_interval(n, self.gains[n], sign="+") if n in self.gains else "" for n in names)
             + " |",
         ]
-        return "\n".join([*lines, "", *self.footnotes()]) + "\n"
+        return "\n".join([*lines, "", *map(in_markdown, self.footnotes())]) + "\n"
 
     def csv(self) -> str:
         """One line per representation and metric: value, interval, and the value of each seed."""
@@ -181,6 +184,11 @@ def _mean(estimates: Sequence[Estimate]) -> Estimate:
         mean(e.high for e in estimates),
         [mean(values) for values in zip(*(e.each for e in estimates), strict=True)],
     )
+
+
+def in_markdown(text: str) -> str:
+    """Text, perhaps from a file, in Markdown: without tags, links, pictures and table cells of its own."""
+    return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
 
 
 def title_of(name: str) -> str:

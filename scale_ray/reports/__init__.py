@@ -2,7 +2,7 @@
 
 from scale_ray.reports.contact_sheet import Tile, contact_sheet, frames_of, thumbnails
 from scale_ray.reports.figures import losses_figure
-from scale_ray.reports.probe_report import probe_metrics, report_files
+from scale_ray.reports.probe_report import probe_metrics, report_pictures, report_tables
 
 __all__ = [
     "Tile",
@@ -10,6 +10,7 @@ __all__ = [
     "frames_of",
     "losses_figure",
     "probe_metrics",
-    "report_files",
+    "report_pictures",
+    "report_tables",
     "thumbnails",
 ]

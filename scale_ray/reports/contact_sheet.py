@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scale_ray.config import Extraction, Sampling
+from scale_ray.console import shortened
 from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
 from scale_ray.errors import UserError, VideoError
 from scale_ray.locations import check_from_data, options_of, with_options_of
@@ -16,6 +17,7 @@ from scale_ray.store import FeatureStore
 
 # Clips of one frame, at the beginning and in the middle of the video; the central square of each.
 _TWO_FRAMES = Sampling(frames=1, stride=1, eval_times=2, eval_crops=1)
+_MAX_CAPTION, _MAX_TITLE, _MAX_LINES = 24, 100, 2
 
 
 def thumbnails(paths: Sequence[str], input_size_px: int = 160) -> Iterator[np.ndarray | None]:
@@ -52,11 +54,11 @@ class Tile:
 def contact_sheet(rows: Sequence[Sequence[Tile]], title: str) -> bytes:
     """Draw each row as a query and its nearest neighbours: with a green frame if they agree with it, red if not.
 
-    Returns a PNG file.
+    Captions and title may have several lines; each is shortened to what fits. Returns a PNG file.
     """
     columns = max(map(len, rows))
     with drawn(1.75 * columns + 0.2, 2.15 * len(rows) + 0.5) as (figure, picture):
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(_fitting(title, _MAX_TITLE), fontsize=10)
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
@@ -75,8 +77,12 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], title: str) -> bytes:
                 for spine in axes.spines.values():
                     spine.set_color(colour)
                     spine.set_linewidth(2.5)
-                axes.set_title(tile.caption, fontsize=7)
+                axes.set_title(_fitting(tile.caption, _MAX_CAPTION), fontsize=7)
     return picture.png
+
+
+def _fitting(text: str, most: int) -> str:
+    return "\n".join(shortened(line, most) for line in text.split("\n", _MAX_LINES - 1))
 
 
 def frames_of(store: FeatureStore, video_ids: list[str]) -> dict[str, np.ndarray | None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scale_ray.console import shortened
 from scale_ray.probes import ProbeTable, title_of
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _MAX_METRICS = 3
 _MAX_CLASSES = 30
 _MAX_MAP_VIDEOS = 2000
+_MAX_NAME = 40
 
 
 class _Picture:
@@ -26,15 +28,18 @@ class _Picture:
 def drawn(width_in: float, height_in: float) -> Iterator[tuple[Figure, _Picture]]:
     """A context with a figure to draw on, and the picture that holds its PNG file afterwards."""
     # Without pyplot, which would look for a screen.
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure, picture = Figure(figsize=(width_in, height_in), layout="constrained"), _Picture()
-    FigureCanvasAgg(figure)
-    yield figure, picture
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110)
-    picture.png = out.getvalue()
+    # A label that has dollar signs in it is no formula.
+    with rc_context({"text.parse_math": False, "text.usetex": False}):
+        figure, picture = Figure(figsize=(width_in, height_in), layout="constrained"), _Picture()
+        FigureCanvasAgg(figure)
+        yield figure, picture
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=110)
+        picture.png = out.getvalue()
 
 
 def results_figure(table: ProbeTable, history: Sequence[Mapping[str, float]] | None = None) -> bytes:
@@ -99,6 +104,7 @@ def confusion_figure(names: Sequence[str], true: np.ndarray, predicted: np.ndarr
     """
     from sklearn.metrics import confusion_matrix
 
+    names = _short(names)
     counts = confusion_matrix(true, predicted, labels=range(len(names)))
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     height_in = min(2.6 + 0.42 * len(names), 12)
@@ -127,6 +133,7 @@ def classes_figure(
     `predicted` holds the predictions by representation, of which `ours` and `baseline` are names. Of many classes only
     those with the largest gains and the largest losses are shown.
     """
+    names = _short(names)
     correct = {name: _correct_by_class(true, predicted[name], len(names)) for name in (ours, baseline)}
     gain = correct[ours] - correct[baseline]
     order = [index for index in np.argsort(-np.nan_to_num(gain), kind="stable") if not np.isnan(gain[index])]
@@ -160,6 +167,7 @@ def map_figure(vectors: Mapping[str, np.ndarray], classes: np.ndarray, names: Se
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
+    names = _short(names)
     rows = np.random.default_rng(seed).permutation(len(classes))[:_MAX_MAP_VIDEOS]
     with drawn(5.2 * len(vectors) + 1.8, 5) as (figure, picture):
         all_axes = figure.subplots(1, len(vectors), squeeze=False)[0]
@@ -178,6 +186,10 @@ def map_figure(vectors: Mapping[str, np.ndarray], classes: np.ndarray, names: Se
         if len(names) <= _MAX_CLASSES:
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return picture.png
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    return [shortened(name, _MAX_NAME) for name in names]
 
 
 def _colour(index: int, count: int) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
+from scale_ray.console import printable
 from scale_ray.hashing import uniform_hash
-from scale_ray.probes import BACKBONE_ALONE, CLASSES, NUMBERS, TRAINED_AGGREGATOR, FigureData, ProbeTable
+from scale_ray.probes import BACKBONE_ALONE, CLASSES, NUMBERS, TRAINED_AGGREGATOR, FigureData, ProbeTable, in_markdown
 from scale_ray.reports.contact_sheet import Tile, contact_sheet, frames_of
 from scale_ray.reports.figures import classes_figure, confusion_figure, map_figure, results_figure
 from scale_ray.store import FeatureStore
@@ -15,22 +17,42 @@ from scale_ray.store import FeatureStore
 _QUERIES_SHOWN, _NEIGHBOURS_SHOWN = 6, 6
 
 
-def report_files(
+def report_tables(tables: Sequence[ProbeTable]) -> dict[str, bytes]:
+    """The files of the tables by name: as text, Markdown, CSV and JSON, those of all splits in one file each."""
+    heads = [f"split {table.split}" if len(tables) > 1 else "" for table in tables]
+    text = "\n".join(
+        "".join(f"{printable(line)}\n" for line in [*filter(None, [head]), *table.lines()])
+        for head, table in zip(heads, tables, strict=True)
+    )
+    markdown = "\n".join(
+        (f"{in_markdown(head)}\n\n" if head else "") + table.markdown()
+        for head, table in zip(heads, tables, strict=True)
+    )
+    first, *others = (table.csv() for table in tables)
+    values = tables[0].values() if len(tables) == 1 else {"splits": [table.values() for table in tables]}
+    return {
+        "table.txt": text.encode(),
+        "table.md": markdown.encode(),
+        "table.csv": "".join([first, *(other.partition("\n")[2] for other in others)]).encode(),
+        "table.json": json.dumps(values, indent=2).encode(),
+    }
+
+
+def report_pictures(
     tables: Sequence[ProbeTable],
     figures: Sequence[FigureData],
     store: FeatureStore,
     history: Sequence[Mapping[str, float]] | None,
-) -> dict[str, bytes]:
-    """The files of a report by name: figures of every split, and the tables as text, Markdown, CSV and JSON.
+) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The pictures of every split: the name of the PNG file, and the function that draws it.
 
-    With several splits the last table is their mean, which has no figures. With `history` the losses of the
+    With several splits the last table is their mean, which has no pictures. With `history` the losses of the
     pretraining are drawn beside the results.
     """
-    files: dict[str, bytes] = {}
     for table, data in zip(tables, figures, strict=False):
         suffix = f"-{_safe_name(table.split)}" if len(figures) > 1 else ""
-        files |= {f"{name}{suffix}.png": png for name, png in _figures(table, data, store, history)}
-    return files | _texts(tables)
+        for name, draw in _figures(table, data, store, history):
+            yield f"{name}{suffix}.png", draw
 
 
 def probe_metrics(tables: Sequence[ProbeTable]) -> dict[str, float]:
@@ -48,37 +70,22 @@ def probe_metrics(tables: Sequence[ProbeTable]) -> dict[str, float]:
 
 def _figures(
     table: ProbeTable, data: FigureData, store: FeatureStore, history: Sequence[Mapping[str, float]] | None
-) -> Iterator[tuple[str, bytes]]:
+) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """The figures of one split that apply to its targets, by name."""
-    yield "results", results_figure(table, history)
+    yield "results", partial(results_figure, table, history)
     targets = data.split.targets
     if targets.kind == CLASSES:
         true, names = data.split.test.targets.numpy(), targets.names
         if data.predictions:
             predicted = {name: classes.numpy() for name, classes in data.predictions.items()}
             title = f"Which class was predicted\nlinear probe {TRAINED_AGGREGATOR}"
-            yield "confusion", confusion_figure(names, true, predicted[TRAINED_AGGREGATOR], title)
-            yield "classes", classes_figure(names, true, predicted, TRAINED_AGGREGATOR, BACKBONE_ALONE)
+            yield "confusion", partial(confusion_figure, names, true, predicted[TRAINED_AGGREGATOR], title)
+            yield "classes", partial(classes_figure, names, true, predicted, TRAINED_AGGREGATOR, BACKBONE_ALONE)
         vectors = {name: data.test_vectors[name].numpy() for name in (BACKBONE_ALONE, TRAINED_AGGREGATOR)}
         if len(true) > 3:
-            yield "map", map_figure(vectors, true, names)
+            yield "map", partial(map_figure, vectors, true, names)
     if targets.kind != NUMBERS:
-        yield "neighbours", _neighbours_sheet(data, store)
-
-
-def _texts(tables: Sequence[ProbeTable]) -> dict[str, bytes]:
-    """The tables as text, Markdown, CSV and JSON, those of all splits in one file each."""
-    heads = [f"split {table.split}\n" if len(tables) > 1 else "" for table in tables]
-    text = "\n".join(head + "\n".join(table.lines()) + "\n" for head, table in zip(heads, tables, strict=True))
-    markdown = "\n".join(head + "\n" * bool(head) + table.markdown() for head, table in zip(heads, tables, strict=True))
-    first, *others = (table.csv() for table in tables)
-    values = tables[0].values() if len(tables) == 1 else {"splits": [table.values() for table in tables]}
-    return {
-        "table.txt": text.encode(),
-        "table.md": markdown.encode(),
-        "table.csv": "".join([first, *(other.partition("\n")[2] for other in others)]).encode(),
-        "table.json": json.dumps(values, indent=2).encode(),
-    }
+        yield "neighbours", partial(_neighbours_sheet, data, store)
 
 
 def _neighbours_sheet(data: FigureData, store: FeatureStore) -> bytes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import NUM_NEIGHBOURS, NeighboursConfig
-from scale_ray.console import Console, Result
+from scale_ray.console import Console, Result, shortened
 from scale_ray.embedding import SearchResult, backbone_note, find_neighbours
 from scale_ray.hashing import digest
 from scale_ray.locations import atomic_write, join
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TILES_PER_ROW = 6
+_LABEL_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,12 @@ class NeighboursResult(Result):
 
     def lines(self) -> list[str]:
         near = self.search.neighbours
-        width = max((len(video.label or "-") for video in near), default=1)
-        lines = [f"{video.cosine:6.3f}  {video.label or '-':<{width}}  {video.video_id}" for video in near]
+        labels = [shortened(video.label or "-", _LABEL_SHOWN) for video in near]
+        width = max(map(len, labels), default=1)
+        lines = [
+            f"{video.cosine:6.3f}  {label:<{width}}  {video.video_id}"
+            for video, label in zip(near, labels, strict=True)
+        ]
         return [*lines, *([f"picture: {self.picture}"] if self.picture else [])]
 
     def values(self) -> dict[str, Any]:

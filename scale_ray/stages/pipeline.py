@@ -80,7 +80,8 @@ def pipeline(
     @contextmanager
     def timed(name: str) -> Iterator[None]:
         started_s = time.monotonic()
-        console.say(f"\n[{len(seconds) + 1}/{_STAGES}] {name}")
+        console.say("")
+        console.say(f"[{len(seconds) + 1}/{_STAGES}] {name}")
         yield
         seconds[name] = round(time.monotonic() - started_s, 1)
 

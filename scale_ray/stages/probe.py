@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import ProbeConfig
 from scale_ray.console import Console, Result
+from scale_ray.errors import first_line
 from scale_ray.locations import absolute, atomic_write, join
 from scale_ray.pretraining import check_compatible, provenance_notes
 from scale_ray.probes import FigureData, ProbeTable, mean_table, num_representations, probe_table
-from scale_ray.reports import probe_metrics, report_files
+from scale_ray.reports import probe_metrics, report_pictures, report_tables
 from scale_ray.store import FeatureStore
-from scale_ray.tracking import Experiment, RunFolder, aggregator_of, run_folder_of
+from scale_ray.tracking import Experiment, aggregator_of, run_folder_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,28 +70,48 @@ def probe(
     for aggregator in aggregators:
         check_compatible(features, aggregator)
     run = run_folder_of(locations[0])
-    result = _probed(features, aggregators, run, config, console)
+    tables, figures = _probed(features, aggregators, config, console)
     folder = absolute(out) if out else join(run.location, "probe") if run else None
-    if folder is not None:
-        for name, content in result.files.items():
-            with atomic_write(join(folder, name)) as file:
-                file.write(content)
+    files = report_tables(tables)
+    _write(files, folder)
+    history = run.history() if run and len(aggregators) == 1 else None
+    # After the tables are written: a picture that cannot be drawn costs nothing else.
+    pictures = dict(_drawn(report_pictures(tables, figures, features, history), console))
+    _write(pictures, folder)
+    files |= pictures
     described = {**config.to_dict(), "store": features.location, "checkpoint": ",".join(locations)}
     titles = ", ".join(name.rstrip("/").rpartition("/")[2] for name in names)
     with Experiment(config.tracking, runs).start(f"probe of {titles}", described) as record:
-        record.metrics(probe_metrics(result.tables))
-        for name, content in result.files.items():
+        record.metrics(probe_metrics(tables))
+        for name, content in files.items():
             record.content(content, name)
-    return replace(result, folder=folder)
+    return ProbeResult(tables, files, folder)
+
+
+def _write(files: Mapping[str, bytes], folder: str | None) -> None:
+    if folder is not None:
+        for name, content in files.items():
+            with atomic_write(join(folder, name)) as file:
+                file.write(content)
+
+
+def _drawn(pictures: Iterable[tuple[str, Callable[[], bytes]]], console: Console) -> Iterator[tuple[str, bytes]]:
+    """The pictures by name, without those that cannot be drawn, which are reported."""
+    for name, draw in pictures:
+        try:
+            png = draw()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the results stay
+            console.say(f"{name} could not be drawn: {type(error).__name__}: {first_line(error)}")
+        else:
+            yield name, png
 
 
 def _probed(
-    store: FeatureStore, aggregators: Sequence[Aggregator], run: RunFolder | None, config: ProbeConfig, console: Console
-) -> ProbeResult:
-    """The tables and pictures of every split that was asked for."""
+    store: FeatureStore, aggregators: Sequence[Aggregator], config: ProbeConfig, console: Console
+) -> tuple[list[ProbeTable], list[FigureData]]:
+    """The table and what the pictures show of every split that was asked for; of several also the mean table."""
     split = config.splits.split
     splits = store.split_names() if split == ALL_SPLITS else [split]
-    history = run.history() if run and len(aggregators) == 1 else None
     per_split = num_representations(config.probing, len(aggregators))
     tables: list[ProbeTable] = []
     figures: list[FigureData] = []
@@ -114,4 +135,4 @@ def _probed(
             figures.append(figure_data)
     if len(tables) > 1:
         tables.append(mean_table(tables))
-    return ProbeResult(tables, report_files(tables, figures, store, history))
+    return tables, figures
