@@ -22,6 +22,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 LAYERS = (
     {"errors", "hashing", "console", "import_path"},
     {"config", "locations", "tables"},
+    {"small_files"},
     {"aggregator", "backbones", "clips", "corpus", "tracking"},
     {"decoding", "store"},
     {"clip_sets", "extraction", "inspection"},

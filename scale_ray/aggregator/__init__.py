@@ -1,11 +1,12 @@
 """The set transformer, and the representations that are read from it."""
 
-from scale_ray.aggregator.model import HEAD_WIDTH, Aggregator
+from scale_ray.aggregator.model import HEAD_WIDTH, Aggregator, check_origin
 from scale_ray.aggregator.representation import clip_representations, set_tokens, tokens_of_clips
 
 __all__ = [
     "HEAD_WIDTH",
     "Aggregator",
+    "check_origin",
     "clip_representations",
     "set_tokens",
     "tokens_of_clips",

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 
@@ -23,9 +22,33 @@ from torch.nn import functional as F
 
 from scale_ray.config import AggregatorOptions
 from scale_ray.errors import UserError, first_line
-from scale_ray.locations import atomic_write, exists, join, read_bytes
+from scale_ray.locations import atomic_write, exists, join
+from scale_ray.small_files import check_types, content_of, read_json
 
 HEAD_WIDTH = 32
+
+# What `config.json` holds besides the options, and what must be in its records.
+_SETTINGS = {"feature_width": int, "origin": dict, "trained_on": dict | None}
+_TRAINED_ON = {
+    "videos": int,
+    "unlabelled": int,
+    "splits": dict[str, dict[str, int]],
+    "set_size": int,
+    "store": str,
+}
+_ORIGIN = {"backbone": str, "weights": str, "sampling": dict[str, dict[str, Any]], "sampling_seed": int}
+
+
+def check_origin(origin: Mapping[str, Any]) -> None:
+    """Check that the `origin` of an aggregator names its backbone and its sampling.
+
+    Raises
+    ------
+    UserError
+        If it does not.
+    """
+    kind = "an aggregator that records its backbone and sampling,"
+    check_types(origin, "checkpoint", kind, {**_ORIGIN, "made_with": dict | None})
 
 
 class Block(nn.Module):
@@ -126,13 +149,17 @@ class Aggregator(nn.Module, ModelHubMixin):
         """
         if not exists(join(folder, "config.json")):
             raise UserError(f"expected an aggregator (config.json and model.safetensors), found none at {folder}")
+        path, kind = join(folder, "config.json"), "the settings of an aggregator"
+        settings = read_json(path, kind, _SETTINGS)
+        if settings.get("trained_on"):
+            check_types(settings["trained_on"], path, f"{kind} and the videos it was trained on", _TRAINED_ON)
+        feature_width, origin = settings.pop("feature_width"), settings.pop("origin")
+        trained_on = settings.pop("trained_on", None)
+        content = content_of(join(folder, "model.safetensors"), "the weights of an aggregator")
         try:
-            settings = json.loads(read_bytes(join(folder, "config.json")))
-            feature_width, origin = settings.pop("feature_width"), settings.pop("origin")
-            trained_on = settings.pop("trained_on", {})
             aggregator = cls(feature_width, AggregatorOptions.from_dict(settings), origin, trained_on)
-            aggregator.load_state_dict(safetensors.torch.load(read_bytes(join(folder, "model.safetensors"))))
-        except (OSError, KeyError, RuntimeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+            aggregator.load_state_dict(safetensors.torch.load(content))
+        except Exception as error:  # arbitrary bytes can make the reader raise exceptions of many types
             raise UserError(
                 f"expected an intact aggregator, found a damaged one at {folder}: {first_line(error)}"
             ) from error

@@ -204,7 +204,7 @@ def _defaults_from(path: str, sections: Mapping[str, type[Options]]) -> dict[str
     with open(path, encoding="utf-8") as file:
         try:
             written = yaml.safe_load(file) or {}
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as an invalid date, or another encoding
             raise UserError(f"--config: expected YAML, found in {path}: {first_line(error)}") from error
     if not isinstance(written, dict):
         raise UserError(f"--config: expected sections of options in {path}, found {type(written).__name__}")

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from scale_ray.aggregator import Aggregator, clip_representations, tokens_of_clips
+from scale_ray.aggregator import Aggregator, check_origin, clip_representations, tokens_of_clips
 from scale_ray.backbones import Backbone, is_custom, load_backbone, load_strictly, read_weights, weights_hash
 from scale_ray.clip_sets import normalised_positions
 from scale_ray.config import BackboneOptions, Extraction, Representing, Sampling
 from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
 from scale_ray.errors import UserError, VideoError
-from scale_ray.locations import absolute, atomic_write, is_below, join, read_bytes
+from scale_ray.locations import absolute, atomic_write, is_below, join
+from scale_ray.small_files import check_types, read_json
 
 # Folders and prefixes of URIs, separated by commas, below which a served model reads videos.
 SERVED_VARIABLE = "SCALE_RAY_SERVED_VIDEOS"
@@ -60,6 +61,7 @@ def clip_vectors(aggregator: Aggregator, features: np.ndarray, positions: np.nda
 
 def sampling_of(origin: Mapping[str, Any]) -> Sampling:
     """The sampling of the features that an aggregator was trained on, from its `origin`."""
+    check_origin(origin)
     merged = dict(chain.from_iterable(options.items() for options in origin["sampling"].values()))
     return Sampling.from_dict({**merged, "sampling_seed": origin["sampling_seed"]})
 
@@ -122,6 +124,7 @@ def _recorded_options(origin: Mapping[str, Any], *, trust_custom_backbone: bool)
 
 def _options_from_fingerprint(origin: Mapping[str, Any]) -> dict[str, Any]:
     names = ("backbone", "input_px", "pixel_mean", "pixel_std", "precision", "frame_pooling")
+    check_types(origin, "checkpoint", "an aggregator that records its backbone,", dict.fromkeys(names, object))
     options = {name: origin[name] for name in names}
     return {**options, "frame_pooling": "mean" if options["frame_pooling"] == "none" else options["frame_pooling"]}
 
@@ -198,6 +201,9 @@ class VideoModel:
             If a file is missing or damaged, or does not belong to the others; if the backbone is a user's own function
             and not trusted.
         """
+        types_ = {"representing": dict[str, Any], "backbone": str}
+        description = read_json(join(folder, "model.json"), "the description of an exported model", types_)
+        representing = Representing.from_dict(description["representing"])
         aggregator = Aggregator.load(join(folder, "aggregator"))
         origin = aggregator.origin
         recorded = _recorded_options(origin, trust_custom_backbone=trust_custom_backbone)
@@ -205,11 +211,10 @@ class VideoModel:
         backbone = load_backbone(options, sampling_of(origin).frames)
         weights = join(folder, _BACKBONE_FILE)
         load_strictly(backbone.trunk, read_weights(weights), options.backbone, weights)
-        description = json.loads(read_bytes(join(folder, "model.json")))
         if (actual := weights_hash(backbone.trunk)) != description["backbone"]:
             raise UserError(f"{weights}: expected tensors with the hash {description['backbone']}, found {actual}")
         backbone.weights_id = origin["weights"]
-        return cls(backbone, aggregator, Representing.from_dict(description["representing"]))
+        return cls(backbone, aggregator, representing)
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
         """The interface of MLflow: a pandas table of `path`, `vector` and `error`, one row per path.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scale_ray.config import BackboneOptions, Sampling, store_folder_name
+from scale_ray.console import Console
 from scale_ray.errors import UserError
 from scale_ray.locations import absolute, join
 from scale_ray.store import FeatureStore, Lease, ShardStore, fingerprint_of, repair, write_lease
@@ -26,7 +27,7 @@ class Target:
 
 
 @contextmanager
-def open_targets(store: str, options: BackboneOptions, sampling: Sampling) -> Iterator[list[Target]]:
+def open_targets(store: str, options: BackboneOptions, sampling: Sampling, console: Console) -> Iterator[list[Target]]:
     """Load the backbones that the options name, and open the store of each under a write lease.
 
     A single backbone uses the store at `store` itself; each of several backbones uses a subfolder of it.
@@ -50,7 +51,8 @@ def open_targets(store: str, options: BackboneOptions, sampling: Sampling) -> It
         for encoder, location, single in zip(encoders, locations, single_options, strict=True):
             fingerprint = fingerprint_of(encoder.identity(), sampling)
             features_store = FeatureStore.create(location, fingerprint, loading_options(single))
-            targets.append(Target(encoder, features_store, leases.enter_context(write_lease(features_store.location))))
+            lease = leases.enter_context(write_lease(features_store.location, console))
+            targets.append(Target(encoder, features_store, lease))
         for target in targets:
             repair(target.store)
         yield targets

@@ -89,7 +89,7 @@ def _from_store(store: str, out: str, aggregator: Aggregator, config: EmbedConfi
     check_compatible(features, aggregator)
     num_videos = len(features.videos())
     with (
-        _opened(out, aggregator, config) as (vectors, _),
+        _opened(out, aggregator, config, console) as (vectors, _),
         console.progress("embed", num_videos, "videos") as progress,
     ):
         num_done = embed_store(features, vectors, progress)
@@ -106,18 +106,20 @@ def _from_videos(videos: str, out: str, aggregator: Aggregator, config: EmbedCon
     extraction = config.extraction
     if extraction.mode == "auto":
         extraction = replace(extraction, mode="eval")
-    with _opened(out, aggregator, config) as (vectors, lease):
+    with _opened(out, aggregator, config, console) as (vectors, lease):
         run = ExtractionRun(corpus, [Target(encoder, vectors, lease)], extraction)
         [summary] = run_stream(run, "embed", sampling, extraction, config.cluster, console)
     return EmbedResult(vectors.location, summary.num_videos, summary.num_done, summary)
 
 
 @contextmanager
-def _opened(out: str, aggregator: Aggregator, config: EmbedConfig) -> Iterator[tuple[VectorStore, Lease]]:
+def _opened(
+    out: str, aggregator: Aggregator, config: EmbedConfig, console: Console
+) -> Iterator[tuple[VectorStore, Lease]]:
     """The vector store at `out`, prepared and held for writing."""
     per_clip = config.embedding.per_clip
     vectors = VectorStore.create(out, fingerprint_of_vectors(aggregator, config.representing, per_clip=per_clip))
     vectors.prepare(aggregator, config.representing, per_clip=per_clip, split=config.splits.split)
-    with write_lease(vectors.location) as lease:
+    with write_lease(vectors.location, console) as lease:
         repair(vectors)
         yield vectors, lease

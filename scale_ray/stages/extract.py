@@ -28,7 +28,7 @@ def extract(videos: str, store: str, *, config: ExtractConfig, console: Console)
     """
     corpus = read_corpus(videos, config.corpus, excluded_folder=store)
     console.say(f"{len(corpus.videos)} files in {videos} ({corpus.split_note})")
-    with open_targets(store, config.backbone, config.sampling) as targets:
+    with open_targets(store, config.backbone, config.sampling, console) as targets:
         run = ExtractionRun(corpus, targets, config.extraction)
         summaries = run_stream(run, "extract", config.sampling, config.extraction, config.cluster, console)
     return ExtractionResult(summaries)

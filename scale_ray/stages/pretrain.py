@@ -46,7 +46,8 @@ class PretrainResult(Result):
     def lines(self) -> list[str]:
         history = self.folder.history()
         first, last = history[0], history[-1]
-        changes = [f"{text} {first[name]:.3f} -> {last[name]:.3f}" for name, text in _SHOWN.items() if name in last]
+        shown = {name: text for name, text in _SHOWN.items() if None not in (first.get(name), last.get(name))}
+        changes = [f"{text} {first[name]:.3f} -> {last[name]:.3f}" for name, text in shown.items()]
         return [f"{', '.join(changes)} over {int(last['epoch'])} epochs", f"aggregator: {self.aggregator}"]
 
     def values(self) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def pretrain(store: str, run: str, *, runs: str = "runs", config: PretrainConfig
         workers = _num_workers(config, size, min(len(clips), len(held_out) or len(clips)))
         experiment = Experiment(config.tracking, folder.runs)
         folder.write_config(described)
-        with _mlflow_run(experiment, folder, described, features) as record:
+        with _mlflow_run(experiment, folder, described, features, console) as record:
             count = "..".join(map(str, sorted(set(workers)))) + (" worker" if workers == (1, 1) else " workers")
             aside = f" ({len(held_out)} held out)" if len(held_out) else ""
             console.say(f"training on {len(clips)} videos{aside} with {count}")
@@ -112,12 +113,14 @@ def _num_workers(config: PretrainConfig, size: ClusterSize, num_videos: int) -> 
 
 
 def _mlflow_run(
-    experiment: Experiment, folder: RunFolder, described: Mapping[str, Any], store: FeatureStore
+    experiment: Experiment, folder: RunFolder, described: Mapping[str, Any], store: FeatureStore, console: Console
 ) -> AbstractContextManager[RunRecord]:
-    """The MLflow run of this folder: a new one, or the one that an interrupted training left."""
+    """The MLflow run of this folder: the one that an interrupted training left if MLflow has it, or a new one."""
     before = folder.mlflow_run()
     if before is not None:
-        return experiment.resume(before)
+        if (resumed := experiment.resume(before)) is not None:
+            return resumed
+        console.say(f"MLflow does not have run {before} any more: going on with a new one")
     record = experiment.start(folder.name, {**described, "features": store.fingerprint})
     folder.remember_mlflow_run(record.run_id)
     name = without_options(store.location).rstrip("/").rpartition("/")[2]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scale_ray.clips import MODES
 from scale_ray.console import Console, Result
-from scale_ray.store import Failure, FeatureStore, compact, repair, verify, write_lease
+from scale_ray.store import Failure, FeatureStore, compact, repair, unreadable, verify, write_lease
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,8 +41,8 @@ class StoreResult(Result):
         fingerprint = self.fingerprint
         lines = [
             f"{self.location}: {self.num_videos} videos in {self.num_shards} shards, {self.size_bytes / 2**20:.1f} MiB",
-            f"  backbone  {fingerprint['backbone']}, weights {fingerprint['weights']}, {fingerprint['input_px']} px, "
-            f"features {self.feature_width or 0} wide",
+            f"  backbone  {fingerprint['backbone']}, weights {fingerprint['weights']}, "
+            f"{fingerprint.get('input_px')} px, features {self.feature_width or 0} wide",
             "  clips     "
             + ", ".join(f"{count} videos in mode {mode}" for mode, count in self.stored.items() if count),
             "  splits    " + ", ".join(f"{name} {count}" for name, count in sorted(self.splits.items())),
@@ -88,9 +88,13 @@ def store(location: str, *, verify_shards: bool = False, compact_shards: bool = 
     features = FeatureStore(location)
     merged = None
     if compact_shards:
-        with write_lease(features.location):
+        with write_lease(features.location, console):
             repair(features)
             merged = compact(features)
+    errors = None
+    if verify_shards:
+        errors = verify(features)
+        features.leave_out(unreadable(features))  # they are reported; the others are described
     videos = features.videos()
     subsets = Counter(f"{name} {subset}" for splits in videos["splits"].to_pylist() for name, subset in splits)
     return StoreResult(
@@ -105,5 +109,5 @@ def store(location: str, *, verify_shards: bool = False, compact_shards: bool = 
         labels=Counter(features.labels().values()),
         failures=features.failures(),
         merged=merged,
-        errors=verify(features) if verify_shards else None,
+        errors=errors,
     )

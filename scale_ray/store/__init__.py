@@ -3,7 +3,7 @@
 from scale_ray.store.clip_reader import ClipFeatures, StoredClips, training_clips
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.lease import Lease, write_lease
-from scale_ray.store.maintenance import compact, repair, verify
+from scale_ray.store.maintenance import compact, repair, unreadable, verify
 from scale_ray.store.schema import GEOMETRY, Failure, VideoFeatures, fingerprint_of
 from scale_ray.store.shard_store import ShardStore
 
@@ -20,6 +20,7 @@ __all__ = [
     "fingerprint_of",
     "repair",
     "training_clips",
+    "unreadable",
     "verify",
     "write_lease",
 ]

@@ -12,12 +12,14 @@ Readable with pyarrow, pandas and DuckDB without this package.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from scale_ray.clips import POSITION_FIELDS
+from scale_ray.errors import UserError
 from scale_ray.store.schema import GEOMETRY, VideoFeatures
 from scale_ray.store.shard_store import ShardStore
 
@@ -26,6 +28,7 @@ class FeatureStore(ShardStore):
     """The features and positions of the clips of many videos, by one backbone and sampling."""
 
     HEADER, FOLDER, KIND, MADE_BY = "store.json", "features", "a feature store", "extract"
+    FINGERPRINT = MappingProxyType({"backbone": str, "weights": str})
     CONTENTS, FLAG = "the features of one backbone and sampling", "--store"
 
     @property
@@ -60,8 +63,12 @@ class FeatureStore(ShardStore):
     def clip_shape(self, path: str) -> tuple[int, int]:
         """Clips per video and feature width D of one shard, from its schema."""
         with self._opened_part(path) as file:
-            clips, width = file.schema_arrow.field("features").type.shape
-            return clips, width
+            schema = file.schema_arrow
+        type_ = schema.field("features").type if "features" in schema.names else None
+        if not isinstance(type_, pa.FixedShapeTensorType) or len(type_.shape) != 2:
+            raise UserError(f"{path}: expected a shard with features as tensors (clips, width), found {type_}")
+        clips, width = type_.shape
+        return clips, width
 
 
 def _tensor_column(values: list[np.ndarray], dtype: type, shape: tuple[int, int]) -> pa.Array:

@@ -9,6 +9,7 @@ later one sees both claims, so two writers never both find themselves alone.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -21,25 +22,42 @@ from dataclasses import asdict, dataclass
 
 import psutil
 
+from scale_ray.console import Console
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.locations import atomic_write, exists, filesystem_of, join, list_files, read_bytes
+from scale_ray.small_files import parsed_json
 
 # A writer rewrites its claim every HEARTBEAT_S and counts as dead after SILENCE_S without that.
 SILENCE_S = 60.0
 HEARTBEAT_S = 15.0
 # How long a writer waits for another one that started at the same time to give up.
 _PATIENCE_S = 5.0
+_CLAIM = {
+    "token": str,
+    "host": str,
+    "process": int,
+    "process_began_s": float | int,
+    "since": str,
+    "machine": str | None,
+}
+_CONSOLE = Console()
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Who wants to write; `process_began_s` distinguishes a process from a later one with the same id."""
+    """Who wants to write.
+
+    `process_began_s` distinguishes a process from a later one with the same id: the seconds from the machine's start
+    to the process's, which do not change if the clock is set. `machine` identifies the running machine, since hosts may
+    share a name; it is empty if it cannot be known.
+    """
 
     token: str
     host: str
     process: int
     process_began_s: float
     since: str
+    machine: str = ""
 
     @classmethod
     def mine(cls) -> Claim:
@@ -47,21 +65,42 @@ class Claim:
             token=uuid.uuid4().hex,
             host=socket.gethostname(),
             process=os.getpid(),
-            process_began_s=psutil.Process().create_time(),
+            process_began_s=_began_s(os.getpid()),
             since=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            machine=_machine(),
         )
 
-    def died_here(self) -> bool:
-        """Whether this is a process of this host that no longer exists."""
-        if self.host != socket.gethostname():
-            return False
+    def is_from_here(self) -> bool:
+        """Whether this is a process that can be looked up here: one of this host since its last start."""
+        return self.host == socket.gethostname() and self.machine == _machine() != ""
+
+    def is_alive(self) -> bool:
+        """Whether a process of this host still exists."""
         try:
-            return abs(psutil.Process(self.process).create_time() - self.process_began_s) > 1
-        except psutil.NoSuchProcess:
-            return True
+            return abs(_began_s(self.process) - self.process_began_s) <= 1
+        except psutil.Error:
+            return False
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}, since {self.since}"
+
+
+def _began_s(process: int) -> float:
+    """Seconds from the machine's start to a process's; a process that has ended, if only its entry is left, is none."""
+    found = psutil.Process(process)
+    if found.status() == psutil.STATUS_ZOMBIE:
+        raise psutil.NoSuchProcess(process)
+    return found.create_time() - psutil.boot_time()
+
+
+@functools.cache
+def _machine() -> str:
+    """The running machine, and on it the space of process ids: containers of one host may share its name."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 class Lease:
@@ -80,7 +119,7 @@ class Lease:
         RunFailed
             If its claim was removed: another writer may be at work.
         """
-        if not exists(_claim_path(self._folder, self._claim)):
+        if not exists(_claim_path(self._folder, self._claim.token)):
             raise RunFailed(
                 f"{self._folder}: expected to be the only writer, found the claim of {self._claim} removed by "
                 "another writer, which considered this one dead; run the same command again"
@@ -89,7 +128,7 @@ class Lease:
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT_S):
             try:
-                if exists(_claim_path(self._folder, self._claim)):  # a removed claim must stay removed
+                if exists(_claim_path(self._folder, self._claim.token)):  # a removed claim must stay removed
                     _write(self._folder, self._claim)
             except OSError:
                 continue  # the storage may be unavailable for a moment; `check` notices if it was too long
@@ -101,14 +140,15 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._heartbeat.join()
-        _remove(self._folder, self._claim)
+        _remove(self._folder, self._claim.token)
 
 
 @contextmanager
-def write_lease(store: str) -> Iterator[Lease]:
+def write_lease(store: str, console: Console = _CONSOLE) -> Iterator[Lease]:
     """Hold the write lease of a store while the context lasts.
 
-    Claims of dead processes of this host, and claims that were not rewritten for a minute, are removed.
+    Of the claims by processes of this host, those of dead ones are removed. Of all others, those that were not
+    rewritten for a minute are removed, also if they cannot be read.
 
     Raises
     ------
@@ -119,63 +159,74 @@ def write_lease(store: str) -> Iterator[Lease]:
     claim = Claim.mine()
     _write(folder, claim)
     try:
-        _wait_for_others(folder, claim)
+        _wait_for_others(folder, claim, console)
     except BaseException:
-        _remove(folder, claim)
+        _remove(folder, claim.token)
         raise
     with Lease(folder, claim) as lease:
         yield lease
 
 
-def _wait_for_others(folder: str, claim: Claim) -> None:
+def _wait_for_others(folder: str, claim: Claim, console: Console) -> None:
     end_s = time.monotonic() + _PATIENCE_S
-    while others := _others(folder, claim):
+    while others := _others(folder, claim, console):
         # Of several that started at the same time, the one with the smallest token waits and the others give up. A
         # writer that already works keeps its claim, so that all others give up.
-        if min(other.token for other in others) < claim.token or time.monotonic() > end_s:
-            raise UserError(f"{folder}: expected no other writer of this store, found {others[0]}")
+        if min(others) < claim.token or time.monotonic() > end_s:
+            raise UserError(f"{folder}: expected no other writer of this store, found {next(iter(others.values()))}")
         time.sleep(_PATIENCE_S / 10)
 
 
-def _others(folder: str, claim: Claim) -> list[Claim]:
-    """Claims of other writers that are alive; claims of dead ones are removed."""
+def _others(folder: str, claim: Claim, console: Console) -> dict[str, Claim | str]:
+    """Claims of other writers that are alive, by token; a text for one that cannot be read. Dead ones are removed."""
     infos = list_files(folder)
     # All times come from the clock of the storage, so that the clocks of the hosts need not agree.
     now = next((info.mtime for info in infos if info.base_name == f"{claim.token}.json"), None)
-    others = []
+    others: dict[str, Claim | str] = {}
     for info in infos:
-        if not info.base_name.endswith(".json") or info.base_name == f"{claim.token}.json":
+        token = info.base_name.removesuffix(".json")
+        if token in (info.base_name, claim.token):
             continue
-        other = _read(folder, info.base_name)
-        if other is None:
-            continue
+        try:
+            other = _read(folder, token)
+        except FileNotFoundError:
+            continue  # removed after it was listed
         silent = now is not None and (now - info.mtime).total_seconds() > SILENCE_S
-        if silent or other.died_here():
-            _remove(folder, other)
-        else:
-            others.append(other)
+        if isinstance(other, Claim) and other.is_from_here():
+            silent = not other.is_alive()
+        if not silent:
+            others[token] = other
+            continue
+        _remove(folder, token)
+        if not isinstance(other, Claim):
+            console.say(f"{folder}: removed {other}")
     return others
 
 
-def _read(folder: str, name: str) -> Claim | None:
+def _read(folder: str, token: str) -> Claim | str:
+    """A claim; the words for it if it cannot be read, since its writer died while it was written or is unknown."""
+    path = _claim_path(folder, token)
+    content = read_bytes(path)
     try:
-        return Claim(**json.loads(read_bytes(join(folder, name))))
-    except FileNotFoundError:
-        return None  # removed after it was listed
+        known = parsed_json(content, path, "a claim", _CLAIM)
+    except UserError:
+        return f"a claim that cannot be read, {token}.json (it counts for {SILENCE_S:.0f} s)"
+    return Claim(**{name: known[name] for name in _CLAIM if name in known})
 
 
 def _write(folder: str, claim: Claim) -> None:
-    with atomic_write(_claim_path(folder, claim)) as file:
+    with atomic_write(_claim_path(folder, claim.token)) as file:
         file.write(json.dumps(asdict(claim)).encode())
 
 
-def _remove(folder: str, claim: Claim) -> None:
-    filesystem, path = filesystem_of(_claim_path(folder, claim))
+def _remove(folder: str, token: str) -> None:
+    # By the name of the file, not by what a claim says about itself.
+    filesystem, path = filesystem_of(_claim_path(folder, token))
     try:
         filesystem.delete_file(path)
     except FileNotFoundError:
         return
 
 
-def _claim_path(folder: str, claim: Claim) -> str:
-    return join(folder, f"{claim.token}.json")
+def _claim_path(folder: str, token: str) -> str:
+    return join(folder, f"{token}.json")

@@ -95,6 +95,18 @@ def verify(store: FeatureStore) -> list[str]:
     return faults
 
 
+def unreadable(store: FeatureStore) -> list[str]:
+    """Paths of the shards whose videos and sizes cannot be read."""
+    paths = []
+    for path in store.parts("features/part-"):
+        try:
+            store.read_part(path, ["video_id", *GEOMETRY.names])
+            store.clip_shape(path)
+        except UserError:
+            paths.append(path)
+    return paths
+
+
 def _is_shard(schema: pa.Schema) -> bool:
     """Whether these are the columns that the store writes; shapes may differ."""
     plain = {"video_id": pa.string(), "mode": pa.string(), **{field.name: field.type for field in GEOMETRY}}

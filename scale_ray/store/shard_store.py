@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -17,7 +18,8 @@ from scale_ray.clips import MODES
 from scale_ray.corpus import DEFAULT_SPLIT
 from scale_ray.errors import UserError, first_line
 from scale_ray.hashing import digest
-from scale_ray.locations import absolute, atomic_write, exists, filesystem_of, join, list_files, read_bytes
+from scale_ray.locations import absolute, atomic_write, exists, filesystem_of, join, list_files
+from scale_ray.small_files import check_types, read_json
 from scale_ray.store.schema import FORMAT, GEOMETRY, LEDGER, VIDEOS, Failure, VideoFeatures
 from scale_ray.tables import open_parquet, read_parquet, read_parquet_files, write_parquet
 
@@ -35,8 +37,9 @@ class ShardStore:
         On opening, if there is no store, a damaged one or one of another format.
     """
 
-    # The header's file name, the folder of the shards, and the words for messages.
+    # The header's file name, what must be in its fingerprint, the folder of the shards, and the words for messages.
     HEADER: str
+    FINGERPRINT: Mapping[str, type] = MappingProxyType({})
     FOLDER: str
     KIND: str
     MADE_BY: str
@@ -48,17 +51,15 @@ class ShardStore:
         header = join(self.location, self.HEADER)
         if not exists(header):
             raise UserError(f"expected {self.KIND} (made by `scale-ray {self.MADE_BY}`), found none at {location}")
-        try:
-            described = json.loads(read_bytes(header))
-            version, fingerprint = described["format"], described.get("fingerprint")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{header}: expected the header of {self.KIND}, found a damaged file") from error
-        if version != FORMAT:
-            raise UserError(f"{location}: expected store format {FORMAT}, found {version!r}")
-        if not isinstance(fingerprint, dict):
-            raise UserError(f"{header}: expected a fingerprint, found {type(fingerprint).__name__}")
-        self.fingerprint: dict[str, Any] = fingerprint
+        kind = f"the header of {self.KIND}"
+        described = read_json(header, kind, {"format": Any})
+        if (version := described.get("format")) != FORMAT:
+            raise UserError(f"{header}: expected store format {FORMAT}, found {version!r}")
+        check_types(described, header, kind, {"fingerprint": dict, "made_with": dict | None})
+        check_types(described["fingerprint"], header, f"{kind} and a fingerprint", self.FINGERPRINT)
+        self.fingerprint: dict[str, Any] = described["fingerprint"]
         self.loading_options: dict[str, Any] = described.get("made_with") or {}
+        self._left_out: frozenset[str] = frozenset()
         self._videos: tuple[tuple[Any, ...], pa.Table] | None = None
 
     @classmethod
@@ -131,7 +132,12 @@ class ShardStore:
         """Paths of the shards whose name below the store begins with `prefix`, on the store's file system."""
         folder, _, start = prefix.rpartition("/")
         infos = list_files(join(self.location, folder))
-        return [i.path for i in infos if i.base_name.startswith(start) and i.base_name.endswith(".parquet")]
+        names = [info.path for info in infos if info.base_name.startswith(start)]
+        return [path for path in names if path.endswith(".parquet") and path not in self._left_out]
+
+    def leave_out(self, paths: Iterable[str]) -> None:
+        """From now on, take these shards for absent: they cannot be read."""
+        self._left_out |= set(paths)
 
     def read_part(self, path: str, columns: list[str] | None = None) -> pa.Table:
         """Some columns of one shard, with its checksums verified.
@@ -142,7 +148,10 @@ class ShardStore:
             If it is damaged.
         """
         with self._opened_part(path) as file:
-            return file.read(columns)
+            table = file.read(columns)
+        if absent := [name for name in columns or () if name not in table.column_names]:
+            raise UserError(f"{path}: expected a shard with columns {', '.join(columns or ())}, found no {absent[0]}")
+        return table
 
     def write(self, table: pa.Table, *name: str) -> None:
         """Write one of the store's files atomically; its pages carry checksums."""
@@ -168,6 +177,8 @@ class ShardStore:
         entries = self.read_parts("failures/part-", LEDGER.names)
         if entries is None:
             return []
+        place = join(self.location, "failures")
+        _check_columns(entries, place, "the ledger", LEDGER, ["video_id", "mode", "attempts"])
         newest: dict[tuple[str, str], Failure] = {}
         for row in entries.sort_by("attempts").to_pylist():
             newest[row["video_id"], row["mode"]] = Failure(**row)
@@ -211,8 +222,16 @@ class ShardStore:
         version = (info.mtime_ns, info.size)
         # Some servers do not report when a file changed.
         if self._videos is None or self._videos[0] != version or info.mtime_ns is None:
-            with filesystem.open_input_file(path) as file:
-                self._videos = version, read_parquet(file, path).replace_schema_metadata(None)
+            try:
+                with filesystem.open_input_file(path) as file:
+                    table = read_parquet(file, path).replace_schema_metadata(None)
+            except (pa.ArrowException, OSError) as error:
+                raise UserError(
+                    f"{path}: expected the table of videos, found one that cannot be read ({first_line(error)}); "
+                    f"delete it and {self.MADE_BY} again"
+                ) from error
+            _check_columns(table, path, "the table of videos", VIDEOS, ["video_id"])
+            self._videos = version, table
         return self._videos[1]
 
     def splits(self, name: str | None = None) -> dict[str, str]:
@@ -266,8 +285,34 @@ class ShardStore:
         if not paths:
             return None
         filesystem, _ = filesystem_of(self.location)
-        # As a dataset, so that many small files of an object store are read concurrently.
-        return read_parquet_files(paths, filesystem, join(self.location, prefix), columns)
+        try:
+            # As a dataset, so that many small files of an object store are read concurrently.
+            return read_parquet_files(paths, filesystem, join(self.location, prefix), columns)
+        except (pa.ArrowException, OSError) as error:
+            for path in paths:
+                self.read_part(path, columns)  # names the damaged one
+            raise UserError(
+                f"{join(self.location, prefix)}*: expected files of one kind, found: {first_line(error)}"
+            ) from error
+
+
+def _check_columns(table: pa.Table, place: str, kind: str, schema: pa.Schema, complete: Sequence[str]) -> None:
+    """Check the columns of a table: their types, and that those of `complete` have a value in every row.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, or has another type or no value.
+    """
+    for field in schema:
+        if field.name not in table.column_names:
+            raise UserError(f"{place}: expected {kind} with a column {field.name}, found none")
+        column = table[field.name]
+        # A column without any value may have been written as one of no type.
+        if column.type != field.type and not pa.types.is_null(column.type):
+            raise UserError(f"{place}: expected {kind} with {field.name} of type {field.type}, found {column.type}")
+        if field.name in complete and column.null_count:
+            raise UserError(f"{place}: expected {kind} with a {field.name} in every row, found a row without")
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -32,6 +32,8 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 _FLUSH_S = 2.0
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 # MLflow's page opens the experiment as model training, not as an application of language models.
+# What MLflow answers for a run that does not exist, has been deleted, or cannot exist under this id.
+_NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
@@ -104,8 +106,18 @@ class Experiment:
         record.options(options)
         return record
 
-    def resume(self, run_id: str) -> RunRecord:
-        self._client.update_run(run_id, status="RUNNING")
+    def resume(self, run_id: str) -> RunRecord | None:
+        """Go on with a run; None if MLflow does not know it, or holds it as deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code in _NO_SUCH_RUN:
+                return None
+            raise UserError(
+                f"tracking_uri: expected an MLflow that goes on with run {run_id}, found: {first_line(error)}"
+            ) from error
         return RunRecord(self.uri, run_id)
 
 

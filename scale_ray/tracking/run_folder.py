@@ -17,8 +17,9 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from scale_ray.errors import UserError
-from scale_ray.locations import absolute, atomic_write, exists, filesystem_of, join, read_bytes
+from scale_ray.errors import UserError, first_line
+from scale_ray.locations import absolute, atomic_write, exists, filesystem_of, join
+from scale_ray.small_files import read_json, read_yaml
 from scale_ray.tables import read_parquet, write_parquet
 
 
@@ -50,12 +51,12 @@ class RunFolder:
         path = join(self.location, "config.yaml")
         if not exists(path):
             return
-        before = yaml.safe_load(read_bytes(path))
+        before = read_yaml(path, "the configuration of a run", {section: dict | None for section in config})
         differing = [
-            f"{section}.{name} {before.get(section, {}).get(name)!r} before, {value!r} now"
+            f"{section}.{name} {(before.get(section) or {}).get(name)!r} before, {value!r} now"
             for section, values in config.items()
             for name, value in values.items()
-            if before.get(section, {}).get(name) != value
+            if (before.get(section) or {}).get(name) != value
         ]
         if differing:
             raise UserError(
@@ -71,7 +72,7 @@ class RunFolder:
     def mlflow_run(self) -> str | None:
         """The id of the MLflow run, if it was started."""
         path = join(self.location, "mlflow.json")
-        return json.loads(read_bytes(path))["run_id"] if exists(path) else None
+        return read_json(path, "the id of an MLflow run", {"run_id": str})["run_id"] if exists(path) else None
 
     def remember_mlflow_run(self, run_id: str) -> None:
         """Save the id of the MLflow run."""
@@ -89,8 +90,33 @@ class RunFolder:
     def history(self) -> list[dict[str, float]]:
         """The metrics of every epoch."""
         filesystem, path = filesystem_of(join(self.location, "history.parquet"))
-        with filesystem.open_input_file(path) as file:
-            return read_parquet(file, path).to_pylist()
+        try:
+            with filesystem.open_input_file(path) as file:
+                table = read_parquet(file, path)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path}: expected the metrics of a finished run, found a file that cannot be read "
+                f"({first_line(error)}); delete the run's folder or use another --run"
+            ) from error
+        _check_history(table, path)
+        return table.to_pylist()
+
+
+def _check_history(table: pa.Table, path: str) -> None:
+    """Check that a table holds metrics: a row per epoch, and numbers only.
+
+    Raises
+    ------
+    UserError
+        If it does not.
+    """
+    numeric = (pa.types.is_floating, pa.types.is_integer, pa.types.is_null)
+    text = [field.name for field in table.schema if not any(holds(field.type) for holds in numeric)]
+    if text:
+        raise UserError(f"{path}: expected metrics as numbers, found {text[0]} of type {table[text[0]].type}")
+    for name in ("epoch", "loss"):
+        if name not in table.column_names or not len(table) or table[name].null_count:
+            raise UserError(f"{path}: expected a row per epoch with a value of {name!r}, found none")
 
 
 def run_folder_of(aggregator: str) -> RunFolder | None:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scale_ray.errors import RunFailed, UserError
@@ -65,6 +66,61 @@ def test_another_process_of_the_same_number_does_not_count_as_alive(tmp_path):
     leave_claim(tmp_path, host=lease.Claim.mine().host, process_began_s=1.0)
     with lease.write_lease(str(tmp_path)):
         assert len(claims(tmp_path)) == 1
+
+
+def test_a_living_writer_of_this_host_is_respected_whatever_the_clocks_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "_PATIENCE_S", 0.3)
+    leave_claim(tmp_path, host=lease.Claim.mine().host, silent_s=3600)
+    with pytest.raises(UserError, match=f"found process {os.getpid()} on "), lease.write_lease(str(tmp_path)):
+        pytest.fail("two writers at once")
+    assert [path.stem for path in claims(tmp_path)] == ["0"]
+
+
+def test_a_set_clock_does_not_change_who_a_process_is(monkeypatch):
+    claim = lease.Claim.mine()
+    later_s = psutil.boot_time() + 3600
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: later_s)
+    assert claim.is_alive()
+
+
+def test_the_same_process_number_on_another_machine_of_this_name_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "_PATIENCE_S", 0.3)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    here = lease.Claim.mine().host
+    leave_claim(tmp_path, host=here, process=child.pid, machine="another")
+    with pytest.raises(UserError, match=f"on {here}"), lease.write_lease(str(tmp_path)):
+        pytest.fail("two writers at once")
+
+
+def test_a_claim_of_an_earlier_version_counts_by_its_age(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "_PATIENCE_S", 0.3)
+    leave_claim(tmp_path)
+    path = claims(tmp_path)[0]
+    values = json.loads(path.read_text())
+    del values["machine"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="on elsewhere"), lease.write_lease(str(tmp_path)):
+        pytest.fail("two writers at once")
+    long_ago = time.time() - 61
+    os.utime(path, (long_ago, long_ago))
+    with lease.write_lease(str(tmp_path)):
+        assert len(claims(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"17", b'{"token": 5}', b"\xff\xfe\x00", b"{}"])
+def test_a_claim_that_cannot_be_read_blocks_for_a_minute_and_no_longer(tmp_path, monkeypatch, capsys, content):
+    monkeypatch.setattr(lease, "_PATIENCE_S", 0.2)
+    path = tmp_path / "leases" / "broken.json"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read, broken.json"), lease.write_lease(str(tmp_path)):
+        pytest.fail("it may be a writer's")
+    long_ago = time.time() - 61
+    os.utime(path, (long_ago, long_ago))
+    with lease.write_lease(str(tmp_path)):
+        assert not path.exists()
+    assert "removed a claim that cannot be read, broken.json" in capsys.readouterr().err
 
 
 def test_a_writer_that_was_taken_for_dead_stops_before_it_writes(tmp_path, monkeypatch):

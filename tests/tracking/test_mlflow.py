@@ -1,8 +1,13 @@
 import mlflow
+import numpy as np
 import pytest
+from support.stores import make_store
 
 from scale_ray.config import Tracking
+from scale_ray.console import Console
 from scale_ray.errors import UserError
+from scale_ray.stages.pretrain import _mlflow_run
+from scale_ray.tracking import RunFolder
 from scale_ray.tracking import mlflow as tracking
 from scale_ray.tracking.mlflow import Experiment, artifact_root, server_command, tracking_uri, without_password
 
@@ -33,6 +38,31 @@ def test_a_run_holds_options_metrics_and_its_end(tmp_path):
     assert [point.value for point in client.get_metric_history(parent.run_id, "loss")] == [3.0, 2.0, 1.0]
     failed = client.get_run(child.run_id)
     assert (failed.info.status, failed.data.tags["mlflow.parentRunId"]) == ("FAILED", parent.run_id)
+
+
+@pytest.mark.parametrize("run_id", ["0" * 32, "", "../x", "no run's id"])
+def test_a_run_that_mlflow_does_not_know_is_not_resumed(tmp_path, run_id):
+    experiment = Experiment(Tracking(), str(tmp_path))
+    assert experiment.resume(run_id) is None
+
+
+def test_a_deleted_run_is_not_resumed(tmp_path):
+    experiment = Experiment(Tracking(), str(tmp_path))
+    run_id = experiment.start("r", {}).run_id
+    assert experiment.resume(run_id).run_id == run_id
+    mlflow.MlflowClient(experiment.uri).delete_run(run_id)
+    assert experiment.resume(run_id) is None
+
+
+def test_an_unfinished_run_goes_on_with_a_new_mlflow_run_if_the_old_one_is_gone(tmp_path, capsys):
+    store = make_store(tmp_path / "store", {"a": np.zeros((16, 5))}, sides=["train"])
+    folder = RunFolder(str(tmp_path), "r")
+    with _mlflow_run(Experiment(Tracking(), str(tmp_path)), folder, {}, store, Console()) as first:
+        pass
+    empty = Tracking(tracking_uri=f"sqlite:///{tmp_path}/another.db")
+    with _mlflow_run(Experiment(empty, str(tmp_path)), folder, {}, store, Console()) as second:
+        assert second.run_id == folder.mlflow_run() != first.run_id
+    assert f"MLflow does not have run {first.run_id} any more" in capsys.readouterr().err
 
 
 def test_the_page_is_served_on_loopback_and_only_where_there_are_runs(tmp_path):
