@@ -54,7 +54,7 @@ def test_the_function_that_an_aggregator_names_does_not_run(recorded: str, marke
 def test_nor_does_that_of_an_exported_model(marker: Path, tmp_path: Path):
     model = tmp_path / "model"
     aggregator("somebodys:network").save(str(model / "aggregator"))
-    (model / "model.json").write_text("{}")
+    (model / "model.json").write_text('{"representing": {}, "backbone": "hash"}')
     message = refusal(lambda: VideoModel.load(str(model)))
     assert not marker.exists()
     assert "expected --trust-custom-backbone" in message
