@@ -42,7 +42,7 @@ def find_neighbours(
     aggregator: Aggregator,
     count: int,
     representing: Representing,
-    source: BackboneSource,
+    source: BackboneSource | None = None,
 ) -> SearchResult:
     """Find the `count` videos of the store nearest to the query: the id of a stored video, or a video file.
 
@@ -62,7 +62,7 @@ def find_neighbours(
         vector, label = vectors[ids.index(query)], known[query]["label"]
         query_id: str | None = query
     else:
-        [embedded] = VideoModel.from_aggregator(aggregator, representing, **vars(source)).embed([query])
+        [embedded] = VideoModel.from_aggregator(aggregator, representing, **vars(source or BackboneSource())).embed([query])
         if embedded.vector is None:
             raise UserError(f"expected a video file or the id of a stored video, found {query!r}: {embedded.error}")
         vector, label = embedded.vector, None
