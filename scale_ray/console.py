@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from scale_ray.redaction import redacted
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -27,13 +29,13 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udf
 
 
 def printable(line: str) -> str:
-    """A line as a person may see it: control characters are shown escaped, such as \\x1b, and do nothing."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
+    """A line as a person may see it: without passwords in URIs; control characters are escaped and do nothing."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), redacted(line))
 
 
 def shortened(text: str, most: int) -> str:
     """A text of a file as a part of a line or of a picture: printable, and cut to at most `most` characters."""
-    text = printable(text[: most + 1])
+    text = printable(text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

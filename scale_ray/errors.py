@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from scale_ray.redaction import redacted
+
 
 class UserError(ValueError):
     """Invalid input that a user can correct; the message states what was expected and what was found.
@@ -9,9 +11,15 @@ class UserError(ValueError):
     The command line prints the message without a traceback and exits with code 2.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
+
 
 class RunFailed(RuntimeError):
     """A run that started with valid input but could not finish; exit code 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class VideoError(Exception):
@@ -22,10 +30,8 @@ class VideoError(Exception):
     """
 
     def __init__(self, stage: str, reason: str, exception: str = "") -> None:
-        super().__init__(stage, reason, exception)
-        self.stage = stage
-        self.reason = reason
-        self.exception = exception
+        self.stage, self.reason, self.exception = stage, redacted(reason), redacted(exception)
+        super().__init__(self.stage, self.reason, self.exception)
 
     def __str__(self) -> str:
         return self.reason

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, quote, unquote
 from pyarrow import fs
 
 from scale_ray.errors import UserError, first_line
+from scale_ray.redaction import redacted
 
 # Maximum number of concurrent requests to a remote file system.
 REQUESTS_AT_ONCE = 16
@@ -73,6 +74,12 @@ def parent(location: str) -> str | None:
 def without_options(location: str) -> str:
     """A URI without its options, which begin with `?`; a local path is unchanged."""
     return location.partition("?")[0] if is_uri(location) else location
+
+
+def showable(location: str) -> str:
+    """A location as it may be shown and recorded: a URI without user, password, keys and options."""
+    # Spaces and quotes would end a URI in a text, but not one that stands alone.
+    return redacted(re.sub(r"[\s'\"<>]", lambda found: quote(found[0]), location)) if is_uri(location) else location
 
 
 def options_of(location: str) -> str:

@@ -20,7 +20,8 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 # A file imports only from an earlier layer or from its own package.
 LAYERS = (
-    {"errors", "hashing", "console", "import_path"},
+    {"redaction", "import_path"},
+    {"errors", "hashing", "console"},
     {"config", "locations", "tables"},
     {"small_files"},
     {"aggregator", "backbones", "clips", "corpus", "tracking"},

@@ -23,6 +23,7 @@ from scale_ray.locations import (
     open_input,
     parent,
     read_bytes,
+    showable,
 )
 
 ODD_NAME = "a b#c%20d?e=f&g+h ü.mp4"
@@ -46,6 +47,21 @@ VIDEO = os.urandom(3 * 2**20)
 def test_join_and_parent(location, inner, outer):
     assert join(location, "x y") == inner
     assert parent(location) == outer
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("postgresql://me:secret@db:5432/mlflow", "postgresql://db:5432/mlflow"),
+        ("s3://key:secret@bucket/a?region=here", "s3://bucket/a"),
+        ("s3://key:se/cr?e t'@bucket/a b?x='secret'", "s3://bucket/a%20b"),
+        ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
+        ("http://host:80/a@b", "http://host:80/a@b"),
+        ("/videos/a?b=c d@e", "/videos/a?b=c d@e"),
+    ],
+)
+def test_a_location_is_shown_without_passwords_keys_and_options(location, shown):
+    assert showable(location) == shown
 
 
 def test_join_takes_several_parts_and_encodes_what_a_uri_would_misread():

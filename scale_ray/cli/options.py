@@ -16,6 +16,7 @@ from scale_ray.config import SECTIONS, Options, StageConfig, flag_of, option_typ
 from scale_ray.console import Console, Result, show
 from scale_ray.errors import UserError, first_line
 from scale_ray.locations import absolute, is_uri
+from scale_ray.redaction import redacted
 
 if TYPE_CHECKING:  # it brings PyAV, which most commands do without
     from scale_ray.extraction import ExtractionSummary
@@ -35,7 +36,8 @@ class Caller:
         """Print a result on standard output."""
         if self.json:
             # Everything but ASCII is escaped; of its control characters JSON leaves this one.
-            show(json.dumps(result.values(), indent=2, default=str).replace("\x7f", "\\u007f"))
+            text = json.dumps(redacted(result.values()), indent=2, default=str)
+            show(text.replace("\x7f", "\\u007f"))
         elif not self.console.quiet:
             show(str(result))
 

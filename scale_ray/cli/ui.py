@@ -20,7 +20,7 @@ from scale_ray.config import UiConfig
 @command(UiConfig)
 def ui(caller: Caller, runs: str, host: str, port: int, config: UiConfig) -> int:
     """Serve MLflow's page of all runs on this machine."""
-    from scale_ray.tracking import server_command
+    from scale_ray.tracking import server_command, server_environment
 
     program, *arguments = server_command(config.tracking, runs, host, port)
     # The program of the environment that this one runs in, activated or not.
@@ -28,4 +28,7 @@ def ui(caller: Caller, runs: str, host: str, port: int, config: UiConfig) -> int
     # Without the query a new browser opens the page for applications of language models.
     page = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
     caller.console.say(f"MLflow at {page} (Ctrl-C ends it)")
-    return subprocess.call([beside if os.path.exists(beside) else shutil.which(program) or program, *arguments])
+    return subprocess.call(
+        [beside if os.path.exists(beside) else shutil.which(program) or program, *arguments],
+        env={**os.environ, **server_environment(config.tracking, runs)},
+    )

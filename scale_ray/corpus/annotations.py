@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from scale_ray.corpus.layouts import LAYOUTS, Annotations, Layout
 from scale_ray.errors import UserError
-from scale_ray.locations import REQUESTS_AT_ONCE, filesystem_of, is_uri, join, parent, read_bytes, without_options
+from scale_ray.locations import REQUESTS_AT_ONCE, filesystem_of, join, parent, read_bytes, showable, without_options
 
 # What a layout counts as a video: lists, archives and read-me files lie in the same folders.
 _VIDEO_SUFFIXES = frozenset(
@@ -92,14 +92,9 @@ def _recognised_layouts(
             texts = _read_texts(folder, [name for name in files if re.fullmatch(layout.list_names, name)])
             texts = {name: text for name, text in texts.items() if layout.recognises(text)}
             if texts:
-                recognised.append(RecognisedLayout(layout.title, _shown(folder), layout.read(ids, texts)))
+                recognised.append(RecognisedLayout(layout.title, showable(folder), layout.read(ids, texts)))
                 break
     return recognised
-
-
-def _shown(location: str) -> str:
-    """A location for messages: a URI without its options and without the keys before the bucket."""
-    return re.sub("://[^/]*@", "://", without_options(location)) if is_uri(location) else location
 
 
 _Entries = tuple[list[str], list[str]]

@@ -62,7 +62,9 @@ def find_neighbours(
         vector, label = vectors[ids.index(query)], known[query]["label"]
         query_id: str | None = query
     else:
-        [embedded] = VideoModel.from_aggregator(aggregator, representing, **vars(source or BackboneSource())).embed([query])
+        [embedded] = VideoModel.from_aggregator(aggregator, representing, **vars(source or BackboneSource())).embed(
+            [query]
+        )
         if embedded.vector is None:
             raise UserError(f"expected a video file or the id of a stored video, found {query!r}: {embedded.error}")
         vector, label = embedded.vector, None

@@ -12,9 +12,10 @@ from scale_ray.backbones import load_backbone
 from scale_ray.config import DEMO, DemoConfig
 from scale_ray.console import Console
 from scale_ray.errors import UserError
+from scale_ray.locations import showable
 from scale_ray.stages.pipeline import PipelineResult, pipeline
 from scale_ray.stages.sample_videos import sample_videos
-from scale_ray.tracking import tracking_uri, without_password
+from scale_ray.tracking import tracking_uri
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def demo(folder: str, videos_per_class: int, epochs: int, *, config: DemoConfig,
         )
         whole = whole.replaced(weights="none")
     result = pipeline(videos, store, "demo", runs=runs, config=whole, console=console)
-    uri = without_password(tracking_uri(config.tracking, runs))
+    uri = showable(tracking_uri(config.tracking, runs))
     return DemoResult(result.run, result.probes, result.seconds, uri, runs)
 
 

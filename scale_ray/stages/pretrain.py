@@ -17,7 +17,7 @@ from scale_ray.distributed.resources import ClusterSize
 from scale_ray.distributed.workers import pretraining_clips, run_workers
 from scale_ray.errors import UserError
 from scale_ray.hashing import digest
-from scale_ray.locations import without_options
+from scale_ray.locations import showable
 from scale_ray.pretraining import check_trainable, final_weights, trained_on
 from scale_ray.reports import losses_figure
 from scale_ray.store import FeatureStore, StoredClips
@@ -123,10 +123,10 @@ def _mlflow_run(
         console.say(f"MLflow does not have run {before} any more: going on with a new one")
     record = experiment.start(folder.name, {**described, "features": store.fingerprint})
     folder.remember_mlflow_run(record.run_id)
-    name = without_options(store.location).rstrip("/").rpartition("/")[2]
+    name = showable(store.location).rstrip("/").rpartition("/")[2]
     profile = {"videos": len(store.videos()), "feature_width": store.feature_width()}
     fingerprint = digest(json.dumps(store.fingerprint, sort_keys=True))
-    record.dataset(name or "features", without_options(store.location), fingerprint, profile)
+    record.dataset(name or "features", store.location, fingerprint, profile)
     return record
 
 

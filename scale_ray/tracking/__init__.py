@@ -5,8 +5,8 @@ from scale_ray.tracking.mlflow import (
     RunRecord,
     save_video_model,
     server_command,
+    server_environment,
     tracking_uri,
-    without_password,
 )
 from scale_ray.tracking.run_folder import RunFolder, aggregator_of, run_folder_of
 
@@ -18,6 +18,6 @@ __all__ = [
     "run_folder_of",
     "save_video_model",
     "server_command",
+    "server_environment",
     "tracking_uri",
-    "without_password",
 ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -18,16 +17,18 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from scale_ray import __version__
 from scale_ray.config import Tracking
 from scale_ray.errors import UserError, first_line
-from scale_ray.locations import absolute, is_uri, join
+from scale_ray.locations import absolute, is_uri, join, showable
+from scale_ray.redaction import redacted
 
 # "1" does not count as switched off here.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+# At the end of a run it would print the tracking URI with its password.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 _FLUSH_S = 2.0
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -47,14 +48,6 @@ def tracking_uri(tracking: Tracking, runs: str) -> str:
     return f"sqlite:///{absolute(runs)}/mlflow.db"
 
 
-def without_password(uri: str) -> str:
-    """The URI as it may be shown: without user and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
 def artifact_root(uri: str, runs: str) -> str | None:
     """Where a new experiment keeps its artifacts: `RUNS/artifacts`; None if a tracking server decides.
 
@@ -62,7 +55,8 @@ def artifact_root(uri: str, runs: str) -> str | None:
     """
     if uri.partition("://")[0].partition("+")[0] not in _DATABASES:
         return None
-    return join(runs, "artifacts") if is_uri(runs) else Path(absolute(runs), "artifacts").as_uri()
+    # MLflow keeps it in its database and on its page, and finds keys and options in the environment.
+    return join(showable(runs), "artifacts") if is_uri(runs) else Path(absolute(runs), "artifacts").as_uri()
 
 
 class Experiment:
@@ -92,16 +86,16 @@ class Experiment:
                     self._client.set_experiment_tag(self._id, key, _KIND[key])
         except MlflowException as error:
             raise UserError(
-                f"tracking_uri: expected an MLflow that answers, found none at {without_password(self.uri)}: "
+                f"tracking_uri: expected an MLflow that answers, found none at {showable(self.uri)}: "
                 f"{type(error).__name__}"
             ) from error
 
     def start(self, name: str, options: Mapping[str, Any], *, parent: str | None = None) -> RunRecord:
         """Start a run; `options` may be nested by section. With `parent` it is a child of that run."""
-        tags = {"mlflow.runName": name, "mlflow.source.name": "scale-ray", **_provenance()}
+        tags = {"mlflow.runName": redacted(name), "mlflow.source.name": "scale-ray", **_provenance()}
         if parent:
             tags["mlflow.parentRunId"] = parent
-        run = self._client.create_run(self._id, tags=tags, run_name=name)
+        run = self._client.create_run(self._id, tags=tags, run_name=tags["mlflow.runName"])
         record = RunRecord(self.uri, run.info.run_id)
         record.options(options)
         return record
@@ -137,7 +131,7 @@ class RunRecord:
         from mlflow.entities import Param
 
         flat: list[Param] = []
-        for section, value in options.items():
+        for section, value in redacted(options).items():
             if isinstance(value, Mapping):
                 flat += [Param(f"{section}.{name}", str(inner)) for name, inner in value.items()]
             else:
@@ -156,7 +150,7 @@ class RunRecord:
         """Log what the run was trained on; `digest` is at most 36 characters long."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        place = json.dumps({"uri": without_password(source)})
+        place = json.dumps({"uri": showable(source)})
         dataset = Dataset(name, digest, "feature_store", place, profile=json.dumps(profile))
         self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
@@ -258,10 +252,9 @@ def save_video_model(folder: str, data: str) -> None:
 
 
 def _provenance() -> dict[str, str]:
-    """The version of this code and the command that runs it, as tags; without passwords in URIs."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The version of this code and the command that runs it, as tags; URIs without passwords and keys."""
     # Anywhere in a word: also in --tracking-uri=postgresql://user:password@host.
-    command = re.sub(r"://[^/\s]*@", "://", command)
+    command = shlex.join(redacted([Path(sys.argv[0]).name, *sys.argv[1:]]))
     tags = {"scale_ray.version": __version__, "scale_ray.command": command}
     # Only in a checkout of this package: installed, it may lie in another repository, which does not track it.
     if commit := _git("log", "-1", "--format=%H", "--", "."):
@@ -280,7 +273,7 @@ def _git(*arguments: str) -> str:
 
 
 def server_command(tracking: Tracking, runs: str, host: str, port: int) -> list[str]:
-    """The command that serves the runs to a browser.
+    """The command that serves the runs to a browser, to be run in the `server_environment`.
 
     Raises
     ------
@@ -289,15 +282,20 @@ def server_command(tracking: Tracking, runs: str, host: str, port: int) -> list[
     """
     uri = tracking_uri(tracking, runs)
     if uri.startswith(("http://", "https://")):
-        raise UserError(
-            f"expected a database to serve, found a server that can be opened directly: {without_password(uri)}"
-        )
+        raise UserError(f"expected a database to serve, found a server that can be opened directly: {showable(uri)}")
     if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
         raise UserError(f"runs: expected a folder with runs, found no database {uri.removeprefix('sqlite:///')}")
-    command = ["mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    command = ["mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     if root := artifact_root(uri, runs):
         command += ["--default-artifact-root", root]
     return command
+
+
+def server_environment(tracking: Tracking, runs: str) -> dict[str, str]:
+    """What the `server_command` finds in its environment: the database, whose password all users of a machine would
+    see in the list of processes.
+    """
+    return {"MLFLOW_BACKEND_STORE_URI": tracking_uri(tracking, runs)}
 
 
 def _client(uri: str) -> Any:
@@ -310,4 +308,4 @@ def _client(uri: str) -> Any:
     try:
         return MlflowClient(tracking_uri=uri)
     except MlflowException as error:
-        raise UserError(f"tracking_uri: expected an MLflow URI, found {without_password(uri)}") from error
+        raise UserError(f"tracking_uri: expected an MLflow URI, found {showable(uri)}") from error

@@ -19,6 +19,7 @@ import yaml
 
 from scale_ray.errors import UserError, first_line
 from scale_ray.locations import absolute, atomic_write, exists, filesystem_of, join
+from scale_ray.redaction import redacted
 from scale_ray.small_files import read_json, read_yaml
 from scale_ray.tables import read_parquet, write_parquet
 
@@ -34,11 +35,11 @@ class RunFolder:
         self.aggregator = join(self.location, "aggregator")
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the configuration of a new run."""
+        """Write the configuration of a new run; URIs without passwords, keys and options."""
         path = join(self.location, "config.yaml")
         if not exists(path):
             with atomic_write(path) as file:
-                file.write(yaml.safe_dump(dict(config), sort_keys=False).encode())
+                file.write(yaml.safe_dump(redacted(dict(config)), sort_keys=False).encode())
 
     def check_config(self, config: Mapping[str, Any]) -> None:
         """Check that an earlier run of this name, if there is one, had the same configuration.
@@ -52,6 +53,8 @@ class RunFolder:
         if not exists(path):
             return
         before = read_yaml(path, "the configuration of a run", {section: dict | None for section in config})
+        # Other keys, or another way to the same place, are no other configuration.
+        before, config = redacted(before), redacted(config)
         differing = [
             f"{section}.{name} {(before.get(section) or {}).get(name)!r} before, {value!r} now"
             for section, values in config.items()

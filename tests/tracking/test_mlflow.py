@@ -9,7 +9,7 @@ from scale_ray.errors import UserError
 from scale_ray.stages.pretrain import _mlflow_run
 from scale_ray.tracking import RunFolder
 from scale_ray.tracking import mlflow as tracking
-from scale_ray.tracking.mlflow import Experiment, artifact_root, server_command, tracking_uri, without_password
+from scale_ray.tracking.mlflow import Experiment, artifact_root, server_command, tracking_uri
 
 
 def test_the_option_comes_before_the_environment_and_that_before_the_runs_folder(monkeypatch, tmp_path):
@@ -18,11 +18,6 @@ def test_the_option_comes_before_the_environment_and_that_before_the_runs_folder
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert tracking_uri(Tracking(), runs) == "http://127.0.0.1:5000"
     assert tracking_uri(Tracking(tracking_uri="sqlite:///other.db"), runs) == "sqlite:///other.db"
-
-
-def test_a_password_is_not_shown():
-    assert without_password("postgresql://me:secret@db:5432/mlflow") == "postgresql://db:5432/mlflow"
-    assert without_password("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
 
 
 def test_a_run_holds_options_metrics_and_its_end(tmp_path):
