@@ -6,7 +6,6 @@ import json
 import pytest
 
 from scale_ray.config import CorpusOptions
-from scale_ray.corpus import annotations
 from scale_ray.corpus.corpus import read_corpus
 from scale_ray.corpus.layouts import LAYOUTS
 from scale_ray.errors import UserError
@@ -379,8 +378,3 @@ def test_a_list_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "trainlist01.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError, match=r"trainlist01\.txt: expected text in UTF-8"):
         read_corpus(str(tmp_path / "videos"))
-
-
-def test_notes_show_no_keys_of_a_uri():
-    assert annotations._shown("s3://key:secret@bucket/a?secret_key=x") == "s3://bucket/a"
-    assert annotations._shown("/a?b@c") == "/a?b@c"

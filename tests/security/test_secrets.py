@@ -167,7 +167,7 @@ def test_what_is_no_secret_stays():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Iterator[tuple[str, psutil.Process]]:
-    """The address of MLflow's page as `scale-ray ui` serves it, and the command's process; a file name is the secret."""
+    """The address of MLflow's page as `scale-ray ui` serves it, and its process; the file's name is the secret."""
     folder = tmp_path_factory.mktemp("ui")
     uri = f"sqlite:///{folder}/{SECRET}.db"
     Experiment(Tracking(tracking_uri=uri), str(folder))
