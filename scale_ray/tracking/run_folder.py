@@ -99,7 +99,7 @@ class RunFolder:
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{path}: expected the metrics of a finished run, found a file that cannot be read "
-                f"({first_line(error)}); delete the run's folder or use another --run"
+                f"({first_line(error)})"
             ) from error
         _check_history(table, path)
         return table.to_pylist()
