@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-# Before anything starts Ray: no token file in the home folder, no usage report.
+# Before anything starts Ray: no token file in the home folder, and heads that listen on loopback only.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 

@@ -22,8 +22,8 @@ from scale_ray.errors import UserError
 from scale_ray.import_path import without_empty_entries
 
 # Ray's sockets are in FOLDER/ray/session_DATE_TIME_PROCESS/sockets, and a socket's path has at most 107 characters
-# (104 on macOS).
-_MAX_FOLDER_CHARACTERS = 36
+# (103 on macOS).
+_MAX_FOLDER_CHARACTERS = 35
 _LOOPBACK_ONLY = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 
 _log = logging.getLogger(__name__)
