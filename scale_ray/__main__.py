@@ -2,7 +2,7 @@
 
 import sys
 
-from scale_ray.import_path import import_last_from, safe_path
+from scale_ray.files.import_path import import_last_from, safe_path
 
 # `python -m` puts the current folder before all libraries; a backbone of one's own is still found in it.
 before, sys.path[:] = list(sys.path), safe_path()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from scale_ray.redaction import redacted
+from scale_ray.errors import redacted
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,8 +5,8 @@ import sys
 
 from support.command import PROJECT
 
-from scale_ray import import_path
-from scale_ray.import_path import folder_of_module, import_last_from, package_folder_to_name, safe_path
+from scale_ray.files import import_path
+from scale_ray.files.import_path import folder_of_module, import_last_from, package_folder_to_name, safe_path
 
 
 def test_the_safe_path_keeps_all_but_the_current_folder(tmp_path, monkeypatch):
@@ -37,7 +37,7 @@ def test_a_current_folder_that_was_deleted_is_none(tmp_path, monkeypatch):
 
 
 def test_a_module_and_a_package_have_a_folder_and_a_builtin_has_none():
-    assert folder_of_module("scale_ray.import_path") == str(PROJECT)
+    assert folder_of_module("scale_ray.files.import_path") == str(PROJECT)
     assert folder_of_module("textwrap") == os.path.dirname(os.__file__)
     assert folder_of_module("sys") is None
 

@@ -10,10 +10,10 @@ import threading
 import fsspec
 import pytest
 
-from scale_ray import locations
 from scale_ray.corpus.corpus import read_corpus
 from scale_ray.errors import UserError
-from scale_ray.locations import (
+from scale_ray.files import locations
+from scale_ray.files.locations import (
     atomic_write,
     exists,
     filesystem_of,

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from scale_ray.config import AggregatorOptions
 from scale_ray.errors import UserError, first_line
-from scale_ray.locations import atomic_write, exists, join
-from scale_ray.small_files import check_types, content_of, read_json
+from scale_ray.files.locations import atomic_write, exists, join
+from scale_ray.files.small_files import check_types, content_of, read_json
 
 HEAD_WIDTH = 32
 

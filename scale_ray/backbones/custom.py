@@ -28,7 +28,7 @@ from scale_ray.backbones.random_weights import seeded
 from scale_ray.backbones.weights import weights_hash
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError
-from scale_ray.import_path import folder_of_module
+from scale_ray.files.import_path import folder_of_module
 
 
 def load_custom(options: BackboneOptions, num_frames: int | None) -> Backbone:

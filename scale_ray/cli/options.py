@@ -14,9 +14,8 @@ import yaml
 
 from scale_ray.config import SECTIONS, Options, StageConfig, flag_of, option_types
 from scale_ray.console import Console, Result, show
-from scale_ray.errors import UserError, first_line
-from scale_ray.locations import absolute, is_uri
-from scale_ray.redaction import redacted
+from scale_ray.errors import UserError, first_line, redacted
+from scale_ray.files.locations import absolute, is_uri
 
 if TYPE_CHECKING:  # it brings PyAV, which most commands do without
     from scale_ray.extraction import ExtractionSummary

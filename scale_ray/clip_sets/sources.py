@@ -32,7 +32,7 @@ from scale_ray.clip_sets.batches import Batch, Source, Videos, WorkerSlice
 from scale_ray.clip_sets.draws import draw_sets, normalised_positions, shuffled, video_keys
 from scale_ray.config import Ingest, Sets
 from scale_ray.errors import UserError
-from scale_ray.locations import private_folder
+from scale_ray.files.locations import private_folder
 from scale_ray.store import ClipFeatures, StoredClips
 
 # Ordered by memory use, highest first.

@@ -13,7 +13,15 @@ from pyarrow import fs
 
 from scale_ray.corpus.layouts import LAYOUTS, Annotations, Layout
 from scale_ray.errors import UserError
-from scale_ray.locations import REQUESTS_AT_ONCE, filesystem_of, join, parent, read_bytes, showable, without_options
+from scale_ray.files.locations import (
+    REQUESTS_AT_ONCE,
+    filesystem_of,
+    join,
+    parent,
+    read_bytes,
+    showable,
+    without_options,
+)
 
 # What a layout counts as a video: lists, archives and read-me files lie in the same folders.
 _VIDEO_SUFFIXES = frozenset(

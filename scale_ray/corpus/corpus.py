@@ -20,7 +20,7 @@ from scale_ray.corpus.annotations import read_layout
 from scale_ray.corpus.manifests import MANIFEST_SUFFIXES, Video, read_manifest
 from scale_ray.corpus.splits import DEFAULT_SPLIT, check_groups, counted, hashed_splits
 from scale_ray.errors import UserError
-from scale_ray.locations import (
+from scale_ray.files.locations import (
     absolute,
     filesystem_of,
     is_uri,

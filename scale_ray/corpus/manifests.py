@@ -19,7 +19,7 @@ from pyarrow import fs
 
 from scale_ray.corpus.splits import DEFAULT_SPLIT, SUBSETS, subset_of
 from scale_ray.errors import UserError, first_line
-from scale_ray.locations import (
+from scale_ray.files.locations import (
     REQUESTS_AT_ONCE,
     check_from_data,
     filesystem_of,
@@ -30,7 +30,7 @@ from scale_ray.locations import (
     with_options_of,
     without_options,
 )
-from scale_ray.tables import read_parquet
+from scale_ray.files.tables import read_parquet
 
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 

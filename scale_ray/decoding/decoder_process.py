@@ -31,7 +31,7 @@ from scale_ray.config import Sampling
 from scale_ray.decoding.decode import decode_clips, pixel_shape
 from scale_ray.decoding.frames import Source
 from scale_ray.errors import VideoError
-from scale_ray.import_path import safe_path
+from scale_ray.files.import_path import safe_path
 
 _START_TIMEOUT_S = 60.0
 _NICENESS = 5
@@ -282,7 +282,7 @@ def as_source(path: str) -> Source:
     if "://" not in path:
         return path
     # Imported only for URIs: it loads the libraries of all file systems.
-    from scale_ray.locations import open_input
+    from scale_ray.files.locations import open_input
 
     return lambda: open_input(path)
 

@@ -25,7 +25,7 @@ from scale_ray.config import Cluster
 from scale_ray.distributed.private_ray import private_ray, protect_token
 from scale_ray.distributed.resources import ClusterSize
 from scale_ray.errors import UserError, first_line
-from scale_ray.import_path import package_folder_to_name
+from scale_ray.files.import_path import package_folder_to_name
 
 
 @contextmanager

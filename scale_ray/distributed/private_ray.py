@@ -19,7 +19,7 @@ from pathlib import Path
 from ray._private import ray_constants
 
 from scale_ray.errors import UserError
-from scale_ray.import_path import without_empty_entries
+from scale_ray.files.import_path import without_empty_entries
 
 # Ray's sockets are in FOLDER/ray/session_DATE_TIME_PROCESS/sockets, and a socket's path has at most 107 characters
 # (103 on macOS).

@@ -37,7 +37,7 @@ from scale_ray.extraction import (
     read_results,
     without_pixels,
 )
-from scale_ray.import_path import import_last_from
+from scale_ray.files.import_path import import_last_from
 
 # Attempts per shard whose videos did not all return, for example after a worker died.
 _ATTEMPTS = 3

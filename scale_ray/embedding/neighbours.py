@@ -11,7 +11,7 @@ from scale_ray.clips import MODES
 from scale_ray.config import BackboneSource, Representing
 from scale_ray.embedding.video_model import VideoModel, clip_vectors
 from scale_ray.errors import UserError
-from scale_ray.locations import absolute, options_of
+from scale_ray.files.locations import absolute, options_of
 from scale_ray.store import FeatureStore, StoredClips
 
 _VIDEOS_AT_ONCE = 1024

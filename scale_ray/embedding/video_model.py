@@ -26,8 +26,8 @@ from scale_ray.clip_sets import normalised_positions
 from scale_ray.config import BackboneOptions, Extraction, Representing, Sampling
 from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
 from scale_ray.errors import UserError, VideoError
-from scale_ray.locations import absolute, atomic_write, is_below, join
-from scale_ray.small_files import check_types, read_json
+from scale_ray.files.locations import absolute, atomic_write, is_below, join
+from scale_ray.files.small_files import check_types, read_json
 
 # Folders and prefixes of URIs, separated by commas, below which a served model reads videos.
 SERVED_VARIABLE = "SCALE_RAY_SERVED_VIDEOS"

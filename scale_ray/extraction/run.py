@@ -18,7 +18,7 @@ from scale_ray.errors import UserError, VideoError
 from scale_ray.extraction.results import VideoResult
 from scale_ray.extraction.summary import ExtractionSummary
 from scale_ray.extraction.targets import Target
-from scale_ray.locations import options_of
+from scale_ray.files.locations import options_of
 from scale_ray.store import Failure, ShardStore, VideoFeatures
 
 

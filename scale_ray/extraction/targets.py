@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scale_ray.config import BackboneOptions, Sampling, store_folder_name
 from scale_ray.console import Console
 from scale_ray.errors import UserError
-from scale_ray.locations import absolute, join
+from scale_ray.files.locations import absolute, join
 from scale_ray.store import FeatureStore, Lease, ShardStore, fingerprint_of, repair, write_lease
 
 if TYPE_CHECKING:  # decoding processes do not load torch, which costs 4 s and 500 MB

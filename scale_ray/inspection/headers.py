@@ -19,7 +19,7 @@ from scale_ray.console import Console
 from scale_ray.corpus import Corpus
 from scale_ray.decoding import Decoder, as_source, frame_rate, header_duration_s, open_video, video_stream
 from scale_ray.errors import VideoError
-from scale_ray.locations import REQUESTS_AT_ONCE, is_uri
+from scale_ray.files.locations import REQUESTS_AT_ONCE, is_uri
 
 
 @dataclass(frozen=True)

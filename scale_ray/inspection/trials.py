@@ -18,9 +18,9 @@ from scale_ray.config import Extraction, InspectConfig, Sampling
 from scale_ray.console import Console
 from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
 from scale_ray.errors import VideoError
+from scale_ray.files.locations import is_uri, open_input
 from scale_ray.inspection.cost import BackboneTrial, DecodingTrial, Machine
 from scale_ray.inspection.headers import Header, Unreadable
-from scale_ray.locations import is_uri, open_input
 
 if TYPE_CHECKING:  # importing torch takes seconds, and reading headers does not need it
     from scale_ray.backbones import Backbone

@@ -11,7 +11,7 @@ from scale_ray.config import Extraction, Sampling
 from scale_ray.console import shortened
 from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
 from scale_ray.errors import UserError, VideoError
-from scale_ray.locations import check_from_data, options_of, with_options_of
+from scale_ray.files.locations import check_from_data, options_of, with_options_of
 from scale_ray.reports.figures import drawn
 from scale_ray.store import FeatureStore
 

@@ -12,7 +12,7 @@ from scale_ray.backbones import load_backbone
 from scale_ray.config import DEMO, DemoConfig
 from scale_ray.console import Console
 from scale_ray.errors import UserError
-from scale_ray.locations import showable
+from scale_ray.files.locations import showable
 from scale_ray.stages.pipeline import PipelineResult, pipeline
 from scale_ray.stages.sample_videos import sample_videos
 from scale_ray.tracking import tracking_uri

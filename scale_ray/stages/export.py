@@ -12,7 +12,7 @@ from scale_ray.config import ExportConfig
 from scale_ray.console import Console, Result
 from scale_ray.embedding import VideoModel, backbone_note
 from scale_ray.errors import UserError
-from scale_ray.locations import absolute
+from scale_ray.files.locations import absolute
 from scale_ray.tracking import Experiment, aggregator_of, save_video_model
 
 if TYPE_CHECKING:

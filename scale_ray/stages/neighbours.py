@@ -10,8 +10,8 @@ from scale_ray.aggregator import Aggregator
 from scale_ray.config import NUM_NEIGHBOURS, NeighboursConfig
 from scale_ray.console import Console, Result, shortened
 from scale_ray.embedding import SearchResult, backbone_note, find_neighbours
+from scale_ray.files.locations import atomic_write, join
 from scale_ray.hashing import digest
-from scale_ray.locations import atomic_write, join
 from scale_ray.pretraining import check_compatible
 from scale_ray.reports import Tile, contact_sheet, frames_of, thumbnails
 from scale_ray.store import FeatureStore

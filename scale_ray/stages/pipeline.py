@@ -12,7 +12,7 @@ from scale_ray.config import ExtractConfig, PipelineConfig, PretrainConfig, Prob
 from scale_ray.console import Console, Result
 from scale_ray.distributed.cluster import connected
 from scale_ray.errors import RunFailed, UserError
-from scale_ray.locations import join
+from scale_ray.files.locations import join
 from scale_ray.stages.extract import extract
 from scale_ray.stages.pretrain import PretrainResult, pretrain
 from scale_ray.stages.probe import ProbeResult, probe

@@ -16,8 +16,8 @@ from scale_ray.distributed.cluster import connected
 from scale_ray.distributed.resources import ClusterSize
 from scale_ray.distributed.workers import pretraining_clips, run_workers
 from scale_ray.errors import UserError
+from scale_ray.files.locations import showable
 from scale_ray.hashing import digest
-from scale_ray.locations import showable
 from scale_ray.pretraining import check_trainable, final_weights, trained_on
 from scale_ray.reports import losses_figure
 from scale_ray.store import FeatureStore, StoredClips

@@ -10,7 +10,7 @@ from scale_ray.aggregator import Aggregator
 from scale_ray.config import ProbeConfig
 from scale_ray.console import Console, Result
 from scale_ray.errors import first_line
-from scale_ray.locations import absolute, atomic_write, join
+from scale_ray.files.locations import absolute, atomic_write, join
 from scale_ray.pretraining import check_compatible, provenance_notes
 from scale_ray.probes import FigureData, ProbeTable, mean_table, num_representations, probe_table
 from scale_ray.reports import probe_metrics, report_pictures, report_tables

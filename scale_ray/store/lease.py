@@ -24,8 +24,8 @@ import psutil
 
 from scale_ray.console import Console
 from scale_ray.errors import RunFailed, UserError
-from scale_ray.locations import atomic_write, exists, filesystem_of, join, list_files, read_bytes
-from scale_ray.small_files import parsed_json
+from scale_ray.files.locations import atomic_write, exists, filesystem_of, join, list_files, read_bytes
+from scale_ray.files.small_files import parsed_json
 
 # A writer rewrites its claim every HEARTBEAT_S and counts as dead after SILENCE_S without that.
 SILENCE_S = 60.0

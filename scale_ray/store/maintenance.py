@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from scale_ray.clips import MODES
 from scale_ray.errors import UserError
-from scale_ray.locations import filesystem_of, list_files
+from scale_ray.files.locations import filesystem_of, list_files
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.schema import GEOMETRY
 from scale_ray.store.shard_store import ShardStore

@@ -17,11 +17,11 @@ from pyarrow import fs
 from scale_ray.clips import MODES
 from scale_ray.corpus import DEFAULT_SPLIT
 from scale_ray.errors import UserError, first_line
+from scale_ray.files.locations import absolute, atomic_write, exists, filesystem_of, join, list_files
+from scale_ray.files.small_files import check_types, read_json
+from scale_ray.files.tables import open_parquet, read_parquet, read_parquet_files, write_parquet
 from scale_ray.hashing import digest
-from scale_ray.locations import absolute, atomic_write, exists, filesystem_of, join, list_files
-from scale_ray.small_files import check_types, read_json
 from scale_ray.store.schema import FORMAT, GEOMETRY, LEDGER, VIDEOS, Failure, VideoFeatures
-from scale_ray.tables import open_parquet, read_parquet, read_parquet_files, write_parquet
 
 
 class ShardStore:

@@ -20,9 +20,8 @@ from typing import Any
 
 from scale_ray import __version__
 from scale_ray.config import Tracking
-from scale_ray.errors import UserError, first_line
-from scale_ray.locations import absolute, is_uri, join, showable
-from scale_ray.redaction import redacted
+from scale_ray.errors import UserError, first_line, redacted
+from scale_ray.files.locations import absolute, is_uri, join, showable
 
 # "1" does not count as switched off here.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

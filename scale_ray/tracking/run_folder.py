@@ -17,11 +17,10 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from scale_ray.errors import UserError, first_line
-from scale_ray.locations import absolute, atomic_write, exists, filesystem_of, join
-from scale_ray.redaction import redacted
-from scale_ray.small_files import read_json, read_yaml
-from scale_ray.tables import read_parquet, write_parquet
+from scale_ray.errors import UserError, first_line, redacted
+from scale_ray.files.locations import absolute, atomic_write, exists, filesystem_of, join
+from scale_ray.files.small_files import read_json, read_yaml
+from scale_ray.files.tables import read_parquet, write_parquet
 
 
 class RunFolder:

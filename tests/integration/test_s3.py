@@ -13,7 +13,6 @@ from pyarrow import fs
 from support.command import BACKBONE, Command
 from support.stores import FINGERPRINT, corpus_of, features_of, read_clips
 
-from scale_ray import locations
 from scale_ray.aggregator.model import Aggregator
 from scale_ray.backbones import load_backbone
 from scale_ray.config import BackboneOptions, Sampling
@@ -21,7 +20,8 @@ from scale_ray.corpus.sample_videos import make_samples
 from scale_ray.decoding.decode import decode_clips, pixel_shape
 from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
 from scale_ray.errors import RunFailed, UserError, VideoError
-from scale_ray.locations import atomic_write, exists, list_files, open_input, read_bytes
+from scale_ray.files import locations
+from scale_ray.files.locations import atomic_write, exists, list_files, open_input, read_bytes
 from scale_ray.store import lease
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.maintenance import compact, repair, verify

@@ -18,8 +18,8 @@ from scale_ray.config import Extraction, Inspection
 from scale_ray.console import Console
 from scale_ray.corpus import read_corpus
 from scale_ray.embedding import VideoModel
+from scale_ray.files.locations import check_from_data, is_below, with_options_of
 from scale_ray.inspection.headers import read_headers, select_videos
-from scale_ray.locations import check_from_data, is_below, with_options_of
 from scale_ray.reports import frames_of
 from scale_ray.store import FeatureStore
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from scale_ray.errors import UserError, first_line
-from scale_ray.locations import read_bytes
+from scale_ray.files.locations import read_bytes
 
 Types = Mapping[str, Any]
 

@@ -19,8 +19,7 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from pyarrow import fs
 
-from scale_ray.errors import UserError, first_line
-from scale_ray.redaction import redacted
+from scale_ray.errors import UserError, first_line, redacted
 
 # Maximum number of concurrent requests to a remote file system.
 REQUESTS_AT_ONCE = 16
