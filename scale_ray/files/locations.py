@@ -114,9 +114,10 @@ def check_from_data(location: str) -> str:
     uri = _Uri.parse(location)
     if uri.scheme not in _SCHEMES_IN_DATA or "::" in uri.host:
         raise UserError(f"expected a local path or a URI with one of {', '.join(_SCHEMES_IN_DATA)}, found {location!r}")
-    if options := options_of(location):
+    if options_of(location):
         raise UserError(
-            f"expected a path without options, found {options!r} in {location!r}; options are given on the command line"
+            f"expected a path without options, found some behind the ? of {location!r}; they are given on the command "
+            "line, with the folder or the manifest"
         )
     return location
 
