@@ -12,15 +12,16 @@ from typing import Any, TypeVar
 
 _Value = TypeVar("_Value")
 
-# scheme://user:password@ and what follows, up to a space or the quote that encloses the URI. A password may contain `/`
-# or `?` although it should not: what follows the first colon is one unless it is the number of a port.
+# A URI in quotes ends at the same quote before a space or a punctuation mark; any other one at a space.
 _URI = re.compile(
-    r"""(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30})://
-        (?:[^/?\s]*@ | [^/?\s:]+:(?!\d*(?:[/?\s'"]|$))\S*?@)?
-        (?P<place>[^?\s'"<>]*)
-        (?P<options>\?[^\s'"<>]*)?""",
+    r"""(?P<quote>['"]) (?P<quoted>[A-Za-z][A-Za-z0-9+.-]{0,30}://.*?) (?P=quote)(?=[\s,;:.)\]}>]|$)
+        | (?P<bare>[A-Za-z][A-Za-z0-9+.-]{0,30}://\S*)""",
     re.VERBOSE,
 )
+_END = re.compile(r"""['"),;:.>\]}]*$""")
+# What cannot be a user with a password: a host, perhaps with a port. URIs of buckets have no ports.
+_HOST = re.compile(r"[^/?@:]*(:\d{1,5})?(?=[/?]|$)")
+_WITHOUT_PORTS = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
 
 
 def redacted(value: _Value) -> _Value:
@@ -37,10 +38,22 @@ def redacted(value: _Value) -> _Value:
     return shown
 
 
-def _shown(uri: re.Match[str]) -> str:
-    # What follows the # of a page stays in the browser.
-    is_page = uri["scheme"].startswith("http") and "#" in uri["place"]
-    return f"{uri['scheme']}://{uri['place']}{(uri['options'] or '') if is_page else ''}"
+def _shown(found: re.Match[str]) -> str:
+    if found["quote"]:
+        return f"{found['quote']}{_shown_uri(found['quoted'])}{found['quote']}"
+    end = _END.search(found["bare"])
+    assert end is not None
+    return _shown_uri(found["bare"][: end.start()]) + end[0]
+
+
+def _shown_uri(uri: str) -> str:
+    scheme, _, rest = uri.partition("://")
+    host = _HOST.match(rest)
+    if host is None or (host[1] and scheme.lower() in _WITHOUT_PORTS):
+        # Up to the last @: a password may contain one, and `/` and `?`, although it should not.
+        rest = rest.rpartition("@")[2]
+    page = scheme.startswith("http") and "#/" in rest.partition("?")[0]  # what follows stays in the browser
+    return f"{scheme}://{rest if page else rest.partition('?')[0]}"
 
 
 class UserError(ValueError):

@@ -163,6 +163,8 @@ class Aggregator(nn.Module, ModelHubMixin):
             raise UserError(
                 f"expected an intact aggregator, found a damaged one at {folder}: {first_line(error)}"
             ) from error
+        if not all(bool(tensor.isfinite().all()) for tensor in aggregator.state_dict().values()):
+            raise UserError(f"{folder}: expected an aggregator with finite weights, found some that are not")
         return aggregator.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -8,8 +8,10 @@ and writes to MLflow.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,6 +27,8 @@ from scale_ray.distributed.channel import Channel, ChannelReader
 from scale_ray.distributed.rendezvous import Rendezvous
 from scale_ray.distributed.resources import ClusterSize
 from scale_ray.errors import RunFailed, UserError, first_line, last_line
+from scale_ray.files.locations import check_within, exists, join
+from scale_ray.files.small_files import read_json
 from scale_ray.pretraining import Metrics, Trainer, fit
 from scale_ray.probes import TrainingMonitor
 from scale_ray.store import FeatureStore, StoredClips, training_clips
@@ -63,6 +67,7 @@ def run_workers(
     UserError, RunFailed
         If the training could not be finished.
     """
+    _check_checkpoints(folder.location)
     channel = ray.remote(num_cpus=0)(Channel).remote()
     use_gpu = size.gpus > 0
     training = config.training
@@ -98,6 +103,37 @@ def run_workers(
         raise listener.failure
     assert result.checkpoint is not None, "a finished training has a checkpoint"
     return _read_state(result.checkpoint)
+
+
+def _check_checkpoints(run: str) -> None:
+    """Check the folders that Ray Train's snapshot names, before Ray reads it: Ray deletes old ones.
+
+    Raises
+    ------
+    UserError
+        If one is not a plain name, or the folder of the checkpoints is a link to elsewhere.
+    """
+    folder = join(run, "checkpoints")
+    check_within(folder, run)
+    snapshot = join(folder, "checkpoint_manager_snapshot.json")
+    if not exists(snapshot):
+        return
+    for name in _folder_names(read_json(snapshot, "Ray Train's list of checkpoints", {})):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise UserError(f"{snapshot}: expected plain names of checkpoints, found {name!r}")
+        check_within(join(folder, name), folder)
+
+
+def _folder_names(value: Any, key: str = "") -> Iterator[str]:
+    """Every text in a snapshot whose key, or that of the list around it, says that it names a folder."""
+    if isinstance(value, dict):
+        for inner_key, inner in value.items():
+            yield from _folder_names(inner, inner_key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _folder_names(inner, key)
+    elif isinstance(value, str) and key.endswith(("dir_name", "dir_names")):
+        yield value
 
 
 def _work(job: dict[str, Any]) -> None:

@@ -70,6 +70,8 @@ def find_neighbours(
         vector, label = embedded.vector, None
         query_path = absolute(query).removesuffix(options_of(query))
         query_id = next((row["video_id"] for row in videos if row["path"] == query_path), None)
+    if not (np.isfinite(vectors).all() and np.isfinite(vector).all()):
+        raise UserError(f"expected finite vectors, found some that are not: a feature in {store.location} or a weight")
     mean = vectors.mean(0)
     cosines = _normalised(vectors - mean) @ _normalised(vector - mean)
     nearest = [row for row in np.argsort(-cosines, kind="stable") if ids[row] != query_id][:count]

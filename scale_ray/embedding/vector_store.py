@@ -83,6 +83,9 @@ class VectorStore(ShardStore):
         positions = np.stack([video.positions for video in videos])
         clips = clip_vectors(self._aggregator, features, positions, self._ensemble)
         ids = [video.video_id for video in videos]
+        if not np.isfinite(clips).all():
+            video_id = ids[int(np.argmin(np.isfinite(clips).all(axis=(1, 2))))]
+            raise UserError(f"{video_id}: expected a finite vector, found one that is not: a feature or weight is not")
         if self._per_clip:
             self.write(_clip_table(ids, mode, clips, positions), "clips", part_name)
         table = pa.table(

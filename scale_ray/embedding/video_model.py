@@ -99,7 +99,7 @@ def backbone_of(
 
 def backbone_note(origin: Mapping[str, Any]) -> str | None:
     """What loading the backbone of an aggregator may download or run, for the user to see; None for built-in ones."""
-    name = str((origin.get("made_with") or origin)["backbone"])
+    name = str((origin.get("made_with") or origin).get("backbone", ""))
     if is_custom(name):
         return f"backbone: runs {name}, which the aggregator's file names"
     return f"backbone: loads {name}, which the aggregator's file names" if name.startswith("hf:") else None

@@ -34,6 +34,11 @@ _PYARROW_SCHEMES = frozenset(("abfs", "abfss", "file", "gcs", "gs", "hdfs", "s3"
 _PLAIN_IN_URIS = "/=+:@,;!$&'()*~"
 # What a path that comes from data may be, besides local; other drivers run programs, open archives or write caches.
 _SCHEMES_IN_DATA = ("abfs", "abfss", "az", "file", "gcs", "gs", "hf", "http", "https", "s3")
+# Azure's driver sends the user's token to whatever host a URI names.
+_AZURE_SCHEMES = ("abfs", "abfss", "az")
+_AZURE_HOST = re.compile(r"([a-z0-9$-]+@)?[a-z0-9-]+(\.(blob|dfs)\.core\.windows\.net)?")
+# Libraries drop some of these, after which a path can lead elsewhere.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)([^?]*)(.*)", re.DOTALL)
 
 
@@ -114,6 +119,13 @@ def check_from_data(location: str) -> str:
     uri = _Uri.parse(location)
     if uri.scheme not in _SCHEMES_IN_DATA or "::" in uri.host:
         raise UserError(f"expected a local path or a URI with one of {', '.join(_SCHEMES_IN_DATA)}, found {location!r}")
+    if _CONTROL.search(location):
+        raise UserError(f"expected a URI without control characters, found {location!r}")
+    if uri.scheme in _AZURE_SCHEMES and not _AZURE_HOST.fullmatch(uri.host):
+        raise UserError(
+            f"expected {uri.scheme}://CONTAINER@ACCOUNT of Azure itself, found {location!r}: its host would get the "
+            "user's token"
+        )
     if options_of(location):
         raise UserError(
             f"expected a path without options, found some behind the ? of {location!r}; they are given on the command "
@@ -128,6 +140,9 @@ def is_below(location: str, folders: Sequence[str]) -> bool:
 
 
 def _is_below(location: str, folder: str) -> bool:
+    if _CONTROL.search(location):
+        return False
+    location, folder = _local(location), _local(folder)
     if is_uri(location) != is_uri(folder):
         return False
     if not is_uri(location):
@@ -207,6 +222,34 @@ def _fsspec_filesystem(root: str) -> fs.PyFileSystem:
     url, _, options = root.partition("?")
     driver, _ = fsspec.core.url_to_fs(url, **dict(parse_qsl(options)))
     return fs.PyFileSystem(fs.FSSpecHandler(driver))
+
+
+def _local(location: str) -> str:
+    """The local path of a `file://` URI; other locations are unchanged."""
+    uri = _Uri.parse(location) if is_uri(location) else None
+    return unquote(uri.path) if uri is not None and uri.scheme == "file" and not uri.host else location
+
+
+def check_within(folder: str, root: str) -> None:
+    """Check that a folder lies in another one, whatever links there are: they may be somebody else's.
+
+    Raises
+    ------
+    UserError
+        If it is a link to elsewhere, or below one. (Folders of an object store have no links.)
+    """
+    if not is_uri(folder) and not is_uri(root) and not _is_below(folder, root):
+        raise UserError(f"{folder}: expected a folder in {root}, found a link to {os.path.realpath(folder)}")
+
+
+def files_in(folder: str) -> list[fs.FileInfo]:
+    """The files directly in a folder, sorted by path, without links; none if it does not exist."""
+    filesystem, path = filesystem_of(folder)
+    infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    files = [info for info in infos if info.type == fs.FileType.File]
+    if isinstance(filesystem, fs.LocalFileSystem):
+        files = [info for info in files if not os.path.islink(info.path)]
+    return sorted(files, key=lambda info: info.path)
 
 
 def private_folder() -> Path:

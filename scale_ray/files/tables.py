@@ -15,7 +15,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from scale_ray.errors import UserError
+from scale_ray.errors import UserError, first_line
 
 # Arrow's own types, whose values are plain numbers and text.
 _HARMLESS = frozenset(
@@ -35,7 +35,10 @@ def open_parquet(file: IO[bytes] | pa.NativeFile, name: str) -> pq.ParquetFile:
     pyarrow.ArrowException, OSError
         If it is not a readable Parquet file.
     """
-    opened = pq.ParquetFile(file, page_checksum_verification=True)
+    try:
+        opened = pq.ParquetFile(file, page_checksum_verification=True)
+    except ValueError as error:  # from the type of a library, whose description is damaged
+        raise pa.ArrowInvalid(first_line(error)) from error
     _check_types(opened.schema_arrow, name)
     return opened
 

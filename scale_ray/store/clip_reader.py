@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from scale_ray.clips import POSITION_FIELDS
+from scale_ray.errors import UserError
 from scale_ray.hashing import uniform_hash
 from scale_ray.store.feature_store import FeatureStore
 
@@ -103,7 +104,8 @@ class StoredClips:
         positions = np.empty(self.shapes[1], np.float32)
         for part in self.parts:
             table = self.store.read_part(part.path, ["positions"])
-            positions[part.places] = _values(table["positions"])[part.rows]
+            values = _checked(_values(table["positions"]), self.shapes[1][1:], np.float32, part.path)
+            positions[part.places] = values[part.rows]
         return positions
 
     def read_rows(self, part: int, begin: int, end: int) -> ClipFeatures:
@@ -117,7 +119,8 @@ class StoredClips:
 
     def _tensors(self, part: _Part, rows: np.ndarray) -> Iterator[np.ndarray]:
         table = self.store.read_part(part.path, ["features", "positions"])
-        return (_values(table[name])[rows] for name in ("features", "positions"))
+        expected = zip(("features", "positions"), self.shapes, (np.float16, np.float32), strict=True)
+        return (_checked(_values(table[name]), shape[1:], dtype, part.path)[rows] for name, shape, dtype in expected)
 
 
 def training_clips(
@@ -137,6 +140,16 @@ def training_clips(
 def _part(path: str, rows_and_places: list[tuple[int, int]]) -> _Part:
     rows, places = np.array(sorted(rows_and_places), np.int64).T
     return _Part(path, rows, places)
+
+
+def _checked(values: np.ndarray, shape: tuple[int, ...], dtype: type, path: str) -> np.ndarray:
+    """The values of a shard, of the shape and type of the others: NumPy would stretch or round them in silence."""
+    if values.shape[1:] != shape or values.dtype != dtype:
+        raise UserError(
+            f"{path}: expected {np.dtype(dtype).name} of {' x '.join(map(str, shape))} per video as in other shards, "
+            f"found {values.dtype.name} of {' x '.join(map(str, values.shape[1:]))}; delete it and extract again"
+        )
+    return values
 
 
 def _values(column: pa.ChunkedArray) -> np.ndarray:

@@ -24,7 +24,7 @@ import psutil
 
 from scale_ray.console import Console
 from scale_ray.errors import RunFailed, UserError
-from scale_ray.files.locations import atomic_write, exists, filesystem_of, join, list_files, read_bytes
+from scale_ray.files.locations import atomic_write, check_within, exists, files_in, filesystem_of, join, read_bytes
 from scale_ray.files.small_files import parsed_json
 
 # A writer rewrites its claim every HEARTBEAT_S and counts as dead after SILENCE_S without that.
@@ -156,6 +156,7 @@ def write_lease(store: str, console: Console = _CONSOLE) -> Iterator[Lease]:
         If another writer holds the lease: the message names it.
     """
     folder = join(store, "leases")
+    check_within(folder, store)
     claim = Claim.mine()
     _write(folder, claim)
     try:
@@ -179,7 +180,7 @@ def _wait_for_others(folder: str, claim: Claim, console: Console) -> None:
 
 def _others(folder: str, claim: Claim, console: Console) -> dict[str, Claim | str]:
     """Claims of other writers that are alive, by token; a text for one that cannot be read. Dead ones are removed."""
-    infos = list_files(folder)
+    infos = files_in(folder)
     # All times come from the clock of the storage, so that the clocks of the hosts need not agree.
     now = next((info.mtime for info in infos if info.base_name == f"{claim.token}.json"), None)
     others: dict[str, Claim | str] = {}

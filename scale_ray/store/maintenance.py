@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from scale_ray.clips import MODES
 from scale_ray.errors import UserError
-from scale_ray.files.locations import filesystem_of, list_files
+from scale_ray.files.locations import check_within, files_in, filesystem_of, join
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.schema import GEOMETRY
 from scale_ray.store.shard_store import ShardStore
@@ -28,9 +28,12 @@ def repair(store: ShardStore) -> None:
     the one with the most videos stays, and each of the others keeps only the videos that no earlier one holds.
     """
     filesystem, _ = filesystem_of(store.location)
-    for info in list_files(store.location):
-        if info.base_name.endswith(".unfinished"):
-            filesystem.delete_file(info.path)
+    for folder in ("", store.FOLDER, "failures", "clips", "leases"):
+        place = join(store.location, folder) if folder else store.location
+        check_within(place, store.location)
+        for info in files_in(place):
+            if info.base_name.endswith(".unfinished"):
+                filesystem.delete_file(info.path)
     for mode in MODES:
         paths = store.parts(f"{store.FOLDER}/part-{mode}-")
         ids_by_path = {path: store.read_part(path, ["video_id"])["video_id"].to_pylist() for path in paths}
@@ -124,6 +127,7 @@ def _is_shard(schema: pa.Schema) -> bool:
 def _delete(store: ShardStore, paths: list[str], written: set[str]) -> None:
     """Delete shards whose videos are now in others, except those just written under the same name."""
     filesystem, _ = filesystem_of(store.location)
+    check_within(join(store.location, store.FOLDER), store.location)
     for path in paths:
         if path.rpartition("/")[2] not in written:
             filesystem.delete_file(path)

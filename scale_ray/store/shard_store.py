@@ -17,7 +17,16 @@ from pyarrow import fs
 from scale_ray.clips import MODES
 from scale_ray.corpus import DEFAULT_SPLIT
 from scale_ray.errors import UserError, first_line
-from scale_ray.files.locations import absolute, atomic_write, exists, filesystem_of, join, list_files
+from scale_ray.files.locations import (
+    absolute,
+    atomic_write,
+    check_within,
+    exists,
+    files_in,
+    filesystem_of,
+    join,
+    list_files,
+)
 from scale_ray.files.small_files import check_types, read_json
 from scale_ray.files.tables import open_parquet, read_parquet, read_parquet_files, write_parquet
 from scale_ray.hashing import digest
@@ -131,7 +140,7 @@ class ShardStore:
     def parts(self, prefix: str) -> list[str]:
         """Paths of the shards whose name below the store begins with `prefix`, on the store's file system."""
         folder, _, start = prefix.rpartition("/")
-        infos = list_files(join(self.location, folder))
+        infos = files_in(join(self.location, folder))
         names = [info.path for info in infos if info.base_name.startswith(start)]
         return [path for path in names if path.endswith(".parquet") and path not in self._left_out]
 
@@ -155,6 +164,7 @@ class ShardStore:
 
     def write(self, table: pa.Table, *name: str) -> None:
         """Write one of the store's files atomically; its pages carry checksums."""
+        check_within(join(self.location, *name[:-1]), self.location)
         with atomic_write(join(self.location, *name)) as file:
             write_parquet(table, file)
 

@@ -8,20 +8,24 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 from scale_ray import __version__
 from scale_ray.config import Tracking
 from scale_ray.errors import UserError, first_line, redacted
-from scale_ray.files.locations import absolute, is_uri, join, showable
+from scale_ray.files.locations import absolute, is_below, is_uri, join, showable
 
 # "1" does not count as switched off here.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -47,6 +51,71 @@ def tracking_uri(tracking: Tracking, runs: str) -> str:
     return f"sqlite:///{absolute(runs)}/mlflow.db"
 
 
+def _is_own(tracking: Tracking) -> bool:
+    """Whether the database is the one in the runs folder, which may be somebody else's: nobody named it."""
+    return not (tracking.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+# Where a database says that files are: MLflow writes to these places, and its page serves what is there.
+_PLACES = (
+    "SELECT artifact_location FROM experiments WHERE experiment_id != 0",
+    "SELECT artifact_uri FROM runs",
+    "SELECT artifact_location FROM logged_models",
+    "SELECT source FROM model_versions",
+    "SELECT storage_location FROM model_versions",
+    "SELECT value FROM trace_tags WHERE key = 'mlflow.artifactLocation'",
+)
+
+
+def _check_own_database(tracking: Tracking, runs: str) -> None:
+    """Check that the database in the runs folder keeps its files there.
+
+    Raises
+    ------
+    UserError
+        If it names a server, or an existing place elsewhere. (After the runs were moved, the former one is gone.)
+    """
+    database = Path(absolute(runs), "mlflow.db")
+    if not _is_own(tracking) or not database.exists():
+        return
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+        for query in _PLACES:
+            try:
+                places = [place for (place,) in connection.execute(query.replace("SELECT", "SELECT DISTINCT"))]
+            except sqlite3.Error:
+                continue  # a table that this version of MLflow does not have; MLflow reports a damaged database
+            for place in places:
+                if place and not _is_below(place, runs) and (_local_path(place) is None or _exists(place)):
+                    raise _foreign(place, runs)
+
+
+def _is_below(place: str, runs: str) -> bool:
+    if place.startswith(("models:/", "runs:/")):  # another row of the database
+        return True
+    path = _local_path(place)
+    return path is not None and is_below(path, [absolute(runs)])
+
+
+def _exists(place: str) -> bool:
+    path = _local_path(place)
+    return path is not None and os.path.exists(path)
+
+
+def _local_path(place: str) -> str | None:
+    """The path of a place on this machine; None for any other."""
+    if place.startswith("file:"):
+        parsed = urlparse(place)
+        return unquote(parsed.path) if parsed.netloc in ("", "localhost") else None
+    return place if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", place) is None else None
+
+
+def _foreign(place: str, runs: str) -> UserError:
+    return UserError(
+        f"runs: expected a database with all files below {runs}, found {showable(place)} in {runs}/mlflow.db; if it is "
+        f"yours, give --tracking-uri sqlite:///{absolute(runs)}/mlflow.db"
+    )
+
+
 def artifact_root(uri: str, runs: str) -> str | None:
     """Where a new experiment keeps its artifacts: `RUNS/artifacts`; None if a tracking server decides.
 
@@ -70,6 +139,7 @@ class Experiment:
     def __init__(self, tracking: Tracking, runs: str) -> None:
         self.uri = tracking_uri(tracking, runs)
         self.name = tracking.experiment
+        _check_own_database(tracking, runs)
         if self.uri.startswith("sqlite") and not is_uri(runs):
             Path(runs).mkdir(parents=True, exist_ok=True)
         self._client = _client(self.uri)
@@ -80,6 +150,8 @@ class Experiment:
             if existing is None:
                 self._id = self._client.create_experiment(self.name, artifact_root(self.uri, runs), _KIND)
             else:
+                if _is_own(tracking) and not _is_below(existing.artifact_location, runs):
+                    raise _foreign(existing.artifact_location, runs)
                 self._id = existing.experiment_id
                 for key in _KIND.keys() - existing.tags.keys():
                     self._client.set_experiment_tag(self._id, key, _KIND[key])
@@ -284,6 +356,7 @@ def server_command(tracking: Tracking, runs: str, host: str, port: int) -> list[
         raise UserError(f"expected a database to serve, found a server that can be opened directly: {showable(uri)}")
     if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
         raise UserError(f"runs: expected a folder with runs, found no database {uri.removeprefix('sqlite:///')}")
+    _check_own_database(tracking, runs)
     command = ["mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     if root := artifact_root(uri, runs):
         command += ["--default-artifact-root", root]

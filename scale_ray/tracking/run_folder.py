@@ -18,7 +18,7 @@ import pyarrow as pa
 import yaml
 
 from scale_ray.errors import UserError, first_line, redacted
-from scale_ray.files.locations import absolute, atomic_write, exists, filesystem_of, join
+from scale_ray.files.locations import absolute, atomic_write, check_within, exists, filesystem_of, join
 from scale_ray.files.small_files import read_json, read_yaml
 from scale_ray.files.tables import read_parquet, write_parquet
 
@@ -32,6 +32,7 @@ class RunFolder:
         self.runs, self.name = absolute(runs), name
         self.location = join(self.runs, name)
         self.aggregator = join(self.location, "aggregator")
+        check_within(self.aggregator, self.location)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the configuration of a new run; URIs without passwords, keys and options."""

@@ -175,10 +175,38 @@ def test_a_served_model_reads_only_below_its_folders(tmp_path: Path, videos: Pat
         ("s3://bucket@other/videos/a.mp4", False),
         ("http://bucket/videos/a.mp4", False),
         ("/videos/a.mp4", False),
+        # Some libraries drop control characters, and resolve what is left.
+        ("s3://bucket/videos/.\t./others/a.mp4", False),
+        ("s3://bucket/videos/.\n./others/a.mp4", False),
+        ("/videos/a\0.mp4", False),
     ],
 )
 def test_a_prefix_of_uris_holds_what_is_below_it(location: str, below: bool):
     assert is_below(location, ["/elsewhere", "s3://bucket/videos"]) == below
+
+
+def test_a_file_uri_is_a_local_path_with_its_links(tmp_path: Path):
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "link.mp4").symlink_to(tmp_path / "outside.mp4")
+    folder = f"file://{tmp_path}/inside"
+    assert is_below(f"{folder}/video.mp4", [folder])
+    assert is_below(f"{tmp_path}/inside/video.mp4", [folder])
+    assert not is_below(f"{folder}/link.mp4", [folder])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "abfss://container@127.0.0.1:9/x.mp4",
+        "abfs://somebody.example/x.mp4",
+        "az://container@somebody.example/x.mp4",
+        "abfss://container:password@account/x.mp4",
+        "https://host/.\t./x.mp4",
+        "S3://bucket/x.mp4?endpoint_override=host",
+    ],
+)
+def test_a_host_that_would_get_a_token_and_control_characters_are_refused(path: str):
+    assert "expected a" in refusal(lambda: check_from_data(path))
 
 
 def test_harmless_paths_are_as_before():
@@ -189,6 +217,8 @@ def test_harmless_paths_are_as_before():
         "s3://bucket/a.mp4",
         "gs://bucket/a b.mp4",
         "abfss://container@account/a.mp4",
+        "abfss://container@account.dfs.core.windows.net/a.mp4",
+        "az://container/a.mp4",
         "hf://datasets/somebody/something@v1/a.mp4",
         "https://user:password@host/a.mp4?signature=x&expires=1",
     ):

@@ -24,7 +24,7 @@ from scale_ray.aggregator import Aggregator
 from scale_ray.cli.main import main
 from scale_ray.config import AggregatorOptions, PretrainConfig, Tracking
 from scale_ray.console import Console
-from scale_ray.errors import RunFailed, UserError, VideoError
+from scale_ray.errors import RunFailed, UserError, VideoError, redacted
 from scale_ray.stages.pretrain import _mlflow_run
 from scale_ray.store import FeatureStore
 from scale_ray.tracking import Experiment, RunFolder, server_command
@@ -223,3 +223,20 @@ def test_mlflow_does_not_print_the_password_of_its_server(page, capsys):
 def test_the_command_of_the_page_names_no_database(tmp_path):
     uri = f"postgresql://user:{SECRET}@db/mlflow"
     assert SECRET not in " ".join(server_command(Tracking(tracking_uri=uri), str(tmp_path), "127.0.0.1", 5000))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:/S3CRET@bucket/videos",
+        "s3://KEY:7/S3CRET@bucket",
+        "s3://KEY:a@b/S3CRET@bucket",
+        "postgresql://user:p@ss/S3CRET@host/database",
+        "s3://bucket/videos?a='x'&key=S3CRET",
+        "s3://bucket/videos?key=<S3CRET>",
+        "https://host/page#a?token=S3CRET",
+    ],
+)
+def test_an_odd_password_is_not_shown_either(uri):
+    for text in (uri, f"found {uri!r}: no answer", f"at {uri}, no answer", f"{uri}\nsecond line"):
+        assert "S3CRET" not in redacted(text), text
