@@ -10,7 +10,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from scale_ray.clips import Box
-from scale_ray.decoding.frames import quarter_turns
+from scale_ray.decoding.orientation import Orientation
 
 
 class Cropper:
@@ -18,10 +18,15 @@ class Cropper:
 
     The smallest region that contains all boxes is converted to RGB and resized in one step; the converter is reused for
     the next frame. Boxes are in whole pixels of the shown frame.
+
+    `orientation` is that of the video: a stream may state it only in its first frame or in its key frames.
     """
 
-    def __init__(self, boxes: Sequence[Box], shown_px: tuple[int, int], input_size_px: int) -> None:
+    def __init__(
+        self, boxes: Sequence[Box], shown_px: tuple[int, int], input_size_px: int, orientation: Orientation
+    ) -> None:
         self._boxes, self._shown_px, self._input_size_px = boxes, shown_px, input_size_px
+        self._orientation = orientation
         self._converter = VideoReformatter()
         self._crop: _Crop | None = None
 
@@ -29,7 +34,7 @@ class Cropper:
         """One uint8 (input_size_px, input_size_px, 3) array per box: views that are valid until the next call."""
         if self._crop is None or not self._crop.fits(frame):
             # Once per video, and again if the frame size changes within it.
-            self._crop = _Crop(self._boxes, self._shown_px, self._input_size_px, frame)
+            self._crop = _Crop(self._boxes, self._shown_px, self._input_size_px, self._orientation, frame)
         crop = self._crop
         rgb = self._converter.reformat(
             crop.region(frame),
@@ -43,7 +48,7 @@ class Cropper:
         image = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
             : crop.height_px, : crop.width_px * 3
         ]
-        image = np.rot90(image.reshape(crop.height_px, crop.width_px, 3), crop.turns)
+        image = self._orientation.shown(image.reshape(crop.height_px, crop.width_px, 3))
         size = self._input_size_px
         return [image[top : top + size, left : left + size] for top, left in crop.corners]
 
@@ -51,13 +56,19 @@ class Cropper:
 class _Crop:
     """The region of the decoded frame that contains all boxes, and their corners in the resized region."""
 
-    def __init__(self, boxes: Sequence[Box], shown_px: tuple[int, int], input_size_px: int, frame: VideoFrame) -> None:
-        self.turns = quarter_turns(frame)
-        self._frame = (frame.width, frame.height, frame.format.name, frame.rotation)
-        new_px = (frame.width, frame.height) if self.turns % 2 else (frame.height, frame.width)
+    def __init__(
+        self,
+        boxes: Sequence[Box],
+        shown_px: tuple[int, int],
+        input_size_px: int,
+        orientation: Orientation,
+        frame: VideoFrame,
+    ) -> None:
+        self._frame = (frame.width, frame.height, frame.format.name)
+        new_px = orientation.shown_size(frame.height, frame.width)
         if new_px != shown_px:
             boxes = [_rescaled(box, shown_px, new_px) for box in boxes]
-        coded = [_coded_box(box, self.turns, frame.height, frame.width) for box in boxes]
+        coded = [orientation.decoded_box(box, frame.height, frame.width) for box in boxes]
         # A region starts on a chroma sample. Boxes that start elsewhere are cut at the nearest pixel of the resized
         # region, at most half a pixel off.
         steps = (8 // frame.format.chroma_height(8), 8 // frame.format.chroma_width(8))
@@ -74,14 +85,17 @@ class _Crop:
             for box in coded
         ]
         self.corners = [
-            _turned_corner(corner, self.turns, self.height_px, self.width_px, input_size_px) for corner in coded_corners
+            orientation.shown_box(
+                (top, left, top + input_size_px, left + input_size_px), self.height_px, self.width_px
+            )[:2]
+            for top, left in coded_corners
         ]
         self._graph: av.filter.Graph | None = None
         if (y0, x0, y1, x1) != (0, 0, frame.height, frame.width):
             self._graph = _crop_graph(frame, f"w={x1 - x0}:h={y1 - y0}:x={x0}:y={y0}:exact=1")
 
     def fits(self, frame: VideoFrame) -> bool:
-        return self._frame == (frame.width, frame.height, frame.format.name, frame.rotation)
+        return self._frame == (frame.width, frame.height, frame.format.name)
 
     def region(self, frame: VideoFrame) -> VideoFrame:
         if self._graph is None:
@@ -101,30 +115,6 @@ def _crop_graph(frame: VideoFrame, arguments: str) -> av.filter.Graph:
     crop.link_to(sink)
     graph.configure()
     return graph
-
-
-def _coded_box(box: Box, turns: int, height: int, width: int) -> Box:
-    """A box of the shown frame, in pixels of the decoded frame; `turns` quarter turns lead from decoded to shown."""
-    y0, x0, y1, x1 = box
-    if turns == 1:
-        return (x0, width - y1, x1, width - y0)
-    if turns == 2:
-        return (height - y1, width - x1, height - y0, width - x0)
-    if turns == 3:
-        return (height - x1, y0, height - x0, y1)
-    return box
-
-
-def _turned_corner(corner: tuple[int, int], turns: int, height: int, width: int, size_px: int) -> tuple[int, int]:
-    """The upper left corner of a square after the image is turned counter-clockwise by `turns` quarter turns."""
-    top, left = corner
-    if turns == 1:
-        return (width - left - size_px, top)
-    if turns == 2:
-        return (height - top - size_px, width - left - size_px)
-    if turns == 3:
-        return (left, height - top - size_px)
-    return corner
 
 
 def _rescaled(box: Box, old_px: tuple[int, int], new_px: tuple[int, int]) -> Box:

@@ -19,6 +19,7 @@ from scale_ray.config import Sampling
 from scale_ray.decoding.augmentation import apply_augmentation
 from scale_ray.decoding.cropping import Cropper
 from scale_ray.decoding.frames import FrameReader, ReadAgain, Source, geometry_of, open_video, video_stream
+from scale_ray.decoding.orientation import Orientation, orientation_of
 from scale_ray.errors import VideoError
 
 # Short side of the reduced frame whose mean is used for the contrast of augmented clips.
@@ -113,9 +114,10 @@ def _decode(
     sampling: Sampling,
     pixels: Sequence[np.ndarray],
 ) -> DecodedClips:
-    geometry = geometry_of(source, reader.stream, reader.shown[1])
+    first = reader.shown[1]
+    geometry = geometry_of(source, reader.stream, first)
     clips = plan_clips(video_id, mode, geometry, sampling)
-    groups = _crop_groups(clips, geometry, [array.shape[2] for array in pixels])
+    groups = _crop_groups(clips, geometry, orientation_of(first), [array.shape[2] for array in pixels])
     wanted = sorted(
         (time, g, t) for g, group in enumerate(groups) for t, time in enumerate(clips[group.clips[0]].times_s)
     )
@@ -142,14 +144,19 @@ def _decode(
     return DecodedClips(list(pixels), positions, geometry)
 
 
-def _crop_groups(clips: Sequence[Clip], geometry: VideoGeometry, input_sizes_px: Sequence[int]) -> list[_CropGroup]:
+def _crop_groups(
+    clips: Sequence[Clip], geometry: VideoGeometry, orientation: Orientation, input_sizes_px: Sequence[int]
+) -> list[_CropGroup]:
     groups: dict[tuple[tuple[float, ...], int, int], list[int]] = {}
     for c, clip in enumerate(clips):
         y0, x0, y1, x1 = clip.box_px
         groups.setdefault((clip.times_s, y1 - y0, x1 - x0), []).append(c)
     shown_px = (geometry.height_px, geometry.width_px)
     return [
-        _CropGroup(members, [Cropper([clips[c].box_px for c in members], shown_px, size) for size in input_sizes_px])
+        _CropGroup(
+            members,
+            [Cropper([clips[c].box_px for c in members], shown_px, size, orientation) for size in input_sizes_px],
+        )
         for members in groups.values()
     ]
 

@@ -14,6 +14,7 @@ from av.stream import Discard
 from av.video.frame import VideoFrame
 
 from scale_ray.clips import VideoGeometry
+from scale_ray.decoding.orientation import orientation_of
 from scale_ray.errors import VideoError
 
 # A local path, or a function that opens the file at its beginning.
@@ -227,9 +228,7 @@ def frame_rate(stream: Any) -> float:
 
 def geometry_of(source: Source, stream: Any, first: VideoFrame) -> VideoGeometry:
     """The size as shown, the length of the video stream and the frame rate of a video."""
-    height, width = first.height, first.width
-    if quarter_turns(first) % 2:
-        height, width = width, height
+    height, width = orientation_of(first).shown_size(first.height, first.width)
     return VideoGeometry(height, width, duration_s(source, stream), frame_rate(stream))
 
 
@@ -267,8 +266,3 @@ def _measured_duration_s(source: Source, stream_index: int) -> float:
                 return length_s
         ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
         return float((max(ends, default=first) - first) * stream.time_base)
-
-
-def quarter_turns(frame: VideoFrame) -> int:
-    """Counter-clockwise quarter turns, 0 to 3, from the decoded to the shown frame, by the display matrix."""
-    return round(frame.rotation / 90) % 4
