@@ -26,7 +26,11 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class VideoGeometry:
-    """The geometry of a video as displayed (rotation applied): size, duration and frames per second."""
+    """The geometry of a video as displayed: size, duration and frames per second.
+
+    The size is that of the frames turned as their display matrix says and with square pixels: if pixels are not
+    square, the width before turning is that of the decoded frame times the pixel aspect.
+    """
 
     height_px: int
     width_px: int
@@ -71,8 +75,8 @@ def plan_clips(video_id: str, mode: str, geometry: VideoGeometry, sampling: Samp
     frame. A video shorter than one span repeats its last frame.
 
     Differs from the paper's release: times are in seconds instead of frame numbers, so that any frame rate
-    works, and boxes are in whole pixels of the video's own frames, so that a stored position is exactly the
-    crop that was used.
+    works, and boxes are in whole pixels of the video's own frames as displayed, so that a stored position is
+    exactly the crop that was used.
     """
     latest_start_s = max(geometry.duration_s - sampling.span_s, 0.0)
     if mode == "eval":

@@ -2,7 +2,7 @@
 
 from scale_ray.decoding.decode import decode_clips, video_bytes
 from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels, as_source
-from scale_ray.decoding.frames import frame_rate, header_duration_s, open_video, video_stream
+from scale_ray.decoding.frames import display_size, frame_rate, header_duration_s, open_video, video_stream
 
 __all__ = [
     "Decoder",
@@ -10,6 +10,7 @@ __all__ = [
     "SharedPixels",
     "as_source",
     "decode_clips",
+    "display_size",
     "frame_rate",
     "header_duration_s",
     "open_video",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import av.filter
@@ -54,7 +55,10 @@ class Cropper:
 
 
 class _Crop:
-    """The region of the decoded frame that contains all boxes, and their corners in the resized region."""
+    """The region of the decoded frame that contains all boxes, and their corners in the resized region.
+
+    Resizing the region also makes pixels square that are not: its two axes have different scales.
+    """
 
     def __init__(
         self,
@@ -65,30 +69,28 @@ class _Crop:
         frame: VideoFrame,
     ) -> None:
         self._frame = (frame.width, frame.height, frame.format.name)
-        new_px = orientation.shown_size(frame.height, frame.width)
-        if new_px != shown_px:
-            boxes = [_rescaled(box, shown_px, new_px) for box in boxes]
-        coded = [orientation.decoded_box(box, frame.height, frame.width) for box in boxes]
+        limits = (frame.height, frame.width)
+        decoded = [_decoded_box(box, shown_px, orientation, limits) for box in boxes]
         # A region starts on a chroma sample. Boxes that start elsewhere are cut at the nearest pixel of the resized
         # region, at most half a pixel off.
         steps = (8 // frame.format.chroma_height(8), 8 // frame.format.chroma_width(8))
-        y0, x0 = (min(box[axis] for box in coded) // steps[axis] * steps[axis] for axis in (0, 1))
-        y1, x1 = (max(box[axis] for box in coded) for axis in (2, 3))
-        scale_y, scale_x = (input_size_px / (coded[0][axis + 2] - coded[0][axis]) for axis in (0, 1))
+        y0, x0 = (int(min(box[axis] for box in decoded)) // steps[axis] * steps[axis] for axis in (0, 1))
+        y1, x1 = (min(math.ceil(max(box[axis + 2] for box in decoded)), limits[axis]) for axis in (0, 1))
+        scale_y, scale_x = (input_size_px / (decoded[0][axis + 2] - decoded[0][axis]) for axis in (0, 1))
         self.height_px = max(round((y1 - y0) * scale_y), input_size_px)
         self.width_px = max(round((x1 - x0) * scale_x), input_size_px)
-        coded_corners = [
+        decoded_corners = [
             (
                 min(round((box[0] - y0) * scale_y), self.height_px - input_size_px),
                 min(round((box[1] - x0) * scale_x), self.width_px - input_size_px),
             )
-            for box in coded
+            for box in decoded
         ]
         self.corners = [
             orientation.shown_box(
                 (top, left, top + input_size_px, left + input_size_px), self.height_px, self.width_px
             )[:2]
-            for top, left in coded_corners
+            for top, left in decoded_corners
         ]
         self._graph: av.filter.Graph | None = None
         if (y0, x0, y1, x1) != (0, 0, frame.height, frame.width):
@@ -117,8 +119,14 @@ def _crop_graph(frame: VideoFrame, arguments: str) -> av.filter.Graph:
     return graph
 
 
-def _rescaled(box: Box, old_px: tuple[int, int], new_px: tuple[int, int]) -> Box:
-    """The same relative box in a frame of another size."""
-    low = [int(box[axis] * new_px[axis % 2] / old_px[axis % 2]) for axis in (0, 1)]
-    high = [int(box[axis] * new_px[axis % 2] / old_px[axis % 2]) for axis in (2, 3)]
-    return (low[0], low[1], max(high[0], low[0] + 1), max(high[1], low[1] + 1))
+def _decoded_box(
+    box: Box, shown_px: tuple[int, int], orientation: Orientation, decoded_px: tuple[int, int]
+) -> tuple[float, ...]:
+    """Where a box of the shown frame is in the decoded frame, in pixels and parts of pixels.
+
+    The frame may be decoded at another size than it is shown at: its pixels need not be square, and its size may change
+    within a video.
+    """
+    upright_px = orientation.shown_size(*shown_px)  # either way: rows and columns are swapped, or not
+    upright = orientation.decoded_box(box, *upright_px)
+    return tuple(edge * decoded_px[axis % 2] / upright_px[axis % 2] for axis, edge in enumerate(upright))

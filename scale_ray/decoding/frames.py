@@ -44,6 +44,8 @@ _BLIND_SEEK_S = 12.0
 _SEEK_BACK_S = (0.0, 1.0, 3.0, 10.0)
 # MPEG program streams: after a seek, their stamps are estimates that are off by some frames.
 _NEVER_SEEK = {"mpeg"}
+# Pixels more elongated than this are an error of the header; those of real videos are up to about 2.4.
+_PIXEL_ASPECT_MAX = 10
 
 
 class ReadAgain(Exception):
@@ -226,9 +228,20 @@ def frame_rate(stream: Any) -> float:
     return float(stream.average_rate or stream.guessed_rate or 0)
 
 
+def display_size(stream: Any, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a frame with square pixels, before it is turned: the width times the pixel aspect.
+
+    As in players, the aspect that the container states comes before that of the coded stream.
+    """
+    aspect = stream.sample_aspect_ratio or 1
+    if not 1 / _PIXEL_ASPECT_MAX <= aspect <= _PIXEL_ASPECT_MAX:
+        aspect = 1
+    return height, max(round(width * aspect), 1)
+
+
 def geometry_of(source: Source, stream: Any, first: VideoFrame) -> VideoGeometry:
     """The size as shown, the length of the video stream and the frame rate of a video."""
-    height, width = orientation_of(first).shown_size(first.height, first.width)
+    height, width = orientation_of(first).shown_size(*display_size(stream, first.height, first.width))
     return VideoGeometry(height, width, duration_s(source, stream), frame_rate(stream))
 
 

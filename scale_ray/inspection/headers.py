@@ -17,14 +17,17 @@ import av.error
 from scale_ray.config import Extraction
 from scale_ray.console import Console
 from scale_ray.corpus import Corpus
-from scale_ray.decoding import Decoder, as_source, frame_rate, header_duration_s, open_video, video_stream
+from scale_ray.decoding import Decoder, as_source, display_size, frame_rate, header_duration_s, open_video, video_stream
 from scale_ray.errors import VideoError
 from scale_ray.files.locations import REQUESTS_AT_ONCE, is_uri
 
 
 @dataclass(frozen=True)
 class Header:
-    """The contents of a file's header. The size is the coded one; `fps` and `duration_s` are None if unknown."""
+    """The contents of a file's header; `fps` and `duration_s` are None if unknown.
+
+    The size is that of the frame with square pixels, before it is turned: only decoded frames state their orientation.
+    """
 
     video_id: str
     container: str
@@ -115,4 +118,5 @@ def header_of(video_id: str, path: str) -> Header:
         if not codec.width or not codec.height:
             raise VideoError("open", "the header does not state the frame size")
         container_name = container.format.long_name.partition(" (")[0]
-        return Header(video_id, container_name, codec.name, codec.width, codec.height, fps, duration_s)
+        height_px, width_px = display_size(stream, codec.height, codec.width)
+        return Header(video_id, container_name, codec.name, width_px, height_px, fps, duration_s)
