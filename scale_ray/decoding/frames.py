@@ -10,7 +10,7 @@ from typing import IO, Any
 import av
 import av.error
 from av.format import formats_available
-from av.stream import Discard
+from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 
 from scale_ray.clips import VideoGeometry
@@ -32,8 +32,14 @@ _BEGINNINGS = {
     b"v=0": "a session description (sdp)",
     b"# VobSub": "an index of subtitles (vobsub)",
 }
-# Formats that FFmpeg opens although they are not videos: text as terminal art, single images, subtitles.
-_NOT_VIDEO = {"tty", "ico", "lrc", "srt", "webvtt", "ass"}
+# Formats that FFmpeg opens although they are not videos: text as terminal art, subtitles.
+_NOT_VIDEO = {"tty", "lrc", "srt", "webvtt", "ass"}
+# Formats of single images have names that end so.
+_IMAGES = ("_pipe", "ico")
+_ONLY_A_PICTURE = "only a picture"
+# Enough for all of the above and for the flags of a WebP file, of which one marks an animation.
+_BEGINNING_BYTES = 21
+_WEBP_ANIMATED = 2
 # Stamps are rounded, in Matroska to milliseconds; a wanted time this close before a frame selects that frame.
 _SAME_TIME_S = 6e-4
 # A seek costs about as much as decoding this many frames; fewer frames are decoded and discarded.
@@ -81,8 +87,10 @@ def open_video(source: Source) -> Iterator[Any]:
         except (av.error.FFmpegError, OSError) as error:
             raise VideoError("open", f"not a readable video: {error.strerror or error}") from error
         kind = container.format.name
-        if kind in _NOT_VIDEO or kind.endswith("_pipe"):
+        if kind in _NOT_VIDEO:
             raise VideoError("open", f"not a video: FFmpeg reads it as {kind!r}")
+        if kind.endswith(_IMAGES):
+            raise VideoError("open", _ONLY_A_PICTURE)
         yield container
 
 
@@ -92,33 +100,51 @@ def _opened(source: Source) -> IO[bytes]:
 
 
 def _check_beginning(file: IO[bytes]) -> None:
-    """Raise a VideoError for an empty file, and for one that is known to point to other files."""
-    beginning = file.read(max(map(len, _BEGINNINGS)))
+    """Raise a VideoError for an empty file, and for those that FFmpeg does not read, or not to the end.
+
+    They point to other files or, as an animated WebP, would be taken for a damaged picture.
+    """
+    beginning = file.read(_BEGINNING_BYTES)
     file.seek(0)
     if not beginning:
         raise VideoError("open", "not a readable video: the file is empty")
     for known, kind in _BEGINNINGS.items():
         if beginning.startswith(known):
             raise VideoError("open", f"not a video: {kind}, which may point to other files or servers")
+    if len(beginning) == _BEGINNING_BYTES and beginning[8:16] == b"WEBPVP8X" and beginning[20] & _WEBP_ANIMATED:
+        raise VideoError("open", "not supported: an animated WebP, which FFmpeg does not decode")
 
 
 def video_stream(container: Any) -> Any:
-    """The video stream of a container, set up for decoding; a cover picture does not count.
+    """The video stream of a container, set up for decoding; a cover or another still picture does not count.
 
     Raises
     ------
     VideoError
         Stage `open` if there is none.
     """
-    stream = container.streams.best("video")
-    if stream is None:
+    best = container.streams.best("video")
+    if best is None:
         raise VideoError("open", f"contains no video stream (format {container.format.name})")
+    videos = [stream for stream in container.streams.video if not _is_picture(stream)]
+    if not videos:
+        raise VideoError("open", _ONLY_A_PICTURE)
+    stream = best if any(best is video for video in videos) else videos[0]
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all
     # One thread per decoder: many decoders run at once, and frame threading was seen to deadlock on corrupt files.
     stream.thread_type = "NONE"
     return stream
+
+
+def _is_picture(stream: Any) -> bool:
+    """Whether a stream is a still picture: a cover, an item of a photo (HEIC, AVIF), or a GIF that is not animated.
+
+    A video of a single frame states a length, even if it is 0, and stays a video.
+    """
+    is_item = stream.frames == 1 and (stream.duration is None or stream.container.format.name == "gif")
+    return is_item or bool(stream.disposition & Disposition.attached_pic)
 
 
 class FrameReader:
