@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import av.error
 import av.filter
 import numpy as np
 from av.video.frame import VideoFrame
@@ -12,6 +13,10 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from scale_ray.clips import Box
 from scale_ray.decoding.orientation import Orientation
+from scale_ray.errors import VideoError
+
+# Names of FFmpeg's numbers of colour spaces, usual ones and those that it does not convert.
+_COLOUR_SPACES = {1: "BT.709", 2: "unspecified", 5: "BT.601", 6: "BT.601", 8: "YCgCo", 9: "BT.2020", 14: "ICtCp"}
 
 
 class Cropper:
@@ -37,14 +42,8 @@ class Cropper:
             # Once per video, and again if the frame size changes within it.
             self._crop = _Crop(self._boxes, self._shown_px, self._input_size_px, self._orientation, frame)
         crop = self._crop
-        rgb = self._converter.reformat(
-            crop.region(frame),
-            width=crop.width_px,
-            height=crop.height_px,
-            format="rgb24",
-            interpolation=Interpolation.BILINEAR,
-            threads=1,
-        )
+        region = crop.region(frame)
+        rgb = to_rgb(self._converter, region, crop.width_px, crop.height_px, Interpolation.BILINEAR)
         plane = rgb.planes[0]
         image = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
             : crop.height_px, : crop.width_px * 3
@@ -52,6 +51,33 @@ class Cropper:
         image = self._orientation.shown(image.reshape(crop.height_px, crop.width_px, 3))
         size = self._input_size_px
         return [image[top : top + size, left : left + size] for top, left in crop.corners]
+
+
+def to_rgb(
+    converter: VideoReformatter,
+    frame: VideoFrame,
+    width_px: int,
+    height_px: int,
+    interpolation: Interpolation | None = None,
+) -> VideoFrame:
+    """A frame as RGB at another size.
+
+    Raises
+    ------
+    VideoError
+        Stage `decode` if FFmpeg cannot convert its format or its colour space, or not to that size.
+    """
+    try:
+        return converter.reformat(
+            frame, width=width_px, height=height_px, format="rgb24", interpolation=interpolation, threads=1
+        )
+    except (av.error.FFmpegError, OSError) as error:
+        space = _COLOUR_SPACES.get(frame.colorspace, f"number {frame.colorspace}")
+        raise VideoError(
+            "decode",
+            f"FFmpeg cannot convert {frame.width}x{frame.height} px of {frame.format.name} (colour space {space})"
+            f" to {width_px}x{height_px} px of RGB: {error.strerror or error}",
+        ) from error
 
 
 class _Crop:

@@ -17,7 +17,7 @@ from av.video.reformatter import VideoReformatter
 from scale_ray.clips import Clip, VideoGeometry, plan_clips
 from scale_ray.config import Sampling
 from scale_ray.decoding.augmentation import apply_augmentation
-from scale_ray.decoding.cropping import Cropper
+from scale_ray.decoding.cropping import Cropper, to_rgb
 from scale_ray.decoding.frames import FrameReader, ReadAgain, Source, geometry_of, open_video, video_stream
 from scale_ray.decoding.orientation import Orientation, orientation_of
 from scale_ray.errors import VideoError
@@ -183,7 +183,7 @@ class _ReducedFrame:
             shrink = min(_REDUCED_PX / min(frame.height, frame.width), 1.0)
             width, height = (max(round(length * shrink), 1) for length in (frame.width, frame.height))
             self._frame = frame
-            reduced = self._converter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
+            reduced = to_rgb(self._converter, frame, width, height)
             self._rgb = np.asarray(reduced.to_ndarray(), np.uint8)
         return self._rgb
 

@@ -147,6 +147,20 @@ def _is_picture(stream: Any) -> bool:
     return is_item or bool(stream.disposition & Disposition.attached_pic)
 
 
+def packets_of(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream, in the order of the file.
+
+    Raises
+    ------
+    VideoError
+        Stage `open` if one is encrypted.
+    """
+    for packet in container.demux(stream):
+        if packet.has_sidedata("encryption_info"):
+            raise VideoError("open", "encrypted: its frames cannot be decoded without the key")
+        yield packet
+
+
 class FrameReader:
     """Returns the frame shown at each of a series of increasing times, in seconds since the first frame.
 
@@ -192,7 +206,8 @@ class FrameReader:
 
     def _decoded(self) -> Iterator[tuple[float, VideoFrame]]:
         previous_s: float | None = None
-        frames = self._container.decode(self.stream)
+        packets = packets_of(self._container, self.stream)
+        frames: Iterator[VideoFrame] = (frame for packet in packets for frame in packet.decode())
         if self.has_sought:
             # Frames before the first key frame lack the frames that they refer to.
             frames = itertools.dropwhile(lambda frame: not frame.key_frame, frames)

@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -17,7 +17,16 @@ import av.error
 from scale_ray.config import Extraction
 from scale_ray.console import Console
 from scale_ray.corpus import Corpus
-from scale_ray.decoding import Decoder, as_source, display_size, frame_rate, header_duration_s, open_video, video_stream
+from scale_ray.decoding import (
+    Decoder,
+    as_source,
+    display_size,
+    frame_rate,
+    header_duration_s,
+    open_video,
+    packets_of,
+    video_stream,
+)
 from scale_ray.errors import VideoError
 from scale_ray.files.locations import REQUESTS_AT_ONCE, is_uri
 
@@ -106,7 +115,7 @@ def header_of(video_id: str, path: str) -> Header:
     Raises
     ------
     VideoError
-        With stage `open`, if the file has no readable video.
+        With stage `open`, if the file has no readable video, or an encrypted one.
     """
     with open_video(as_source(path)) as container:
         stream = video_stream(container)
@@ -118,5 +127,7 @@ def header_of(video_id: str, path: str) -> Header:
         if not codec.width or not codec.height:
             raise VideoError("open", "the header does not state the frame size")
         container_name = container.format.long_name.partition(" (")[0]
+        with suppress(av.error.FFmpegError, OSError):  # damage after the header is found when decoding
+            next(packets_of(container, stream), None)  # whether packets are encrypted is stated in them
         height_px, width_px = display_size(stream, codec.height, codec.width)
         return Header(video_id, container_name, codec.name, width_px, height_px, fps, duration_s)

@@ -14,6 +14,7 @@ from scale_ray.config import Sampling
 from scale_ray.corpus.sample_videos import write_video
 from scale_ray.decoding.decode import decode_clips
 from scale_ray.errors import VideoError
+from scale_ray.inspection.headers import header_of
 
 SAMPLING = Sampling(clips=4, frames=4, stride=2, fps=30.0)
 
@@ -133,6 +134,52 @@ def test_a_text_that_ffmpeg_would_show_as_terminal_art_is_no_video(tmp_path):
 def test_a_missing_file_has_a_reason():
     with pytest.raises(VideoError, match="No such file"):
         decode_clips("/nowhere/video.mp4", "id", "train", Sampling(), [32])
+
+
+def test_an_encrypted_video_is_called_encrypted(tmp_path):
+    path = tmp_path / "encrypted.mp4"
+    key = "00112233445566778899aabbccddeeff"
+    options = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": key, "encryption_kid": key}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=15)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for image in numbered_frames(30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    for read in (
+        lambda: decode_clips(str(path), "id", "eval", Sampling(), [32]),
+        lambda: header_of("id", str(path)),
+    ):
+        with pytest.raises(VideoError, match="encrypted: its frames cannot be decoded without the key") as caught:
+            read()
+        assert caught.value.stage == "open"
+
+
+@pytest.mark.parametrize(
+    ("size", "colour_space", "reason"),
+    [
+        ((64, 96), 8, r"FFmpeg cannot convert 96x64 px of yuv420p \(colour space YCgCo\) to 336x224 px of RGB: "),
+        ((2, 16380), 2, r"FFmpeg cannot convert 16380x2 px of yuv420p .* to 1834560x224 px of RGB: "),
+    ],
+    ids=["YCgCo", "16380x2"],
+)
+def test_what_ffmpeg_cannot_convert_is_not_called_damaged(tmp_path, size, colour_space, reason):
+    path = tmp_path / "video.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=15)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.colorspace = colour_space
+        for number in range(10):
+            frame = av.VideoFrame(size[1], size[0], "yuv420p")
+            for plane in frame.planes:
+                plane.update(bytes([128]) * plane.buffer_size)
+            frame.pts, frame.colorspace = number, colour_space
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(VideoError, match=reason) as caught:
+        decode_clips(str(path), "id", "eval", Sampling(), [224])
+    assert caught.value.stage == "decode"
 
 
 # Refused as cut short although they are whole: known errors of the decoder.
