@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pyarrow import fs
 
-from scale_ray.corpus.layouts import LAYOUTS, Annotations, Layout
+from scale_ray.corpus.layouts import LAYOUTS, Annotations, Layout, video_ids
 from scale_ray.errors import UserError
 from scale_ray.files.locations import (
     REQUESTS_AT_ONCE,
@@ -21,11 +21,6 @@ from scale_ray.files.locations import (
     read_bytes,
     showable,
     without_options,
-)
-
-# What a layout counts as a video: lists, archives and read-me files lie in the same folders.
-_VIDEO_SUFFIXES = frozenset(
-    (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 )
 
 
@@ -57,7 +52,7 @@ def read_layout(name: str, root: str, ids: Sequence[str], annotations: str | Non
         return None
     is_requested = name != "auto" or annotations is not None
     candidates = list(LAYOUTS.values()) if name == "auto" else [LAYOUTS[name]]
-    ids = [video_id for video_id in ids if posixpath.splitext(video_id)[1].lower() in _VIDEO_SUFFIXES]
+    ids = video_ids(ids)
     recognised = _recognised_layouts(candidates, root, ids, annotations)
     best = max(recognised, key=lambda layout: layout.content.num_listed, default=None)
     if best is not None:

@@ -16,7 +16,8 @@ from fsspec.utils import glob_translate
 from pyarrow import fs
 
 from scale_ray.config import CorpusOptions
-from scale_ray.corpus.annotations import read_layout
+from scale_ray.corpus.annotations import RecognisedLayout, read_layout
+from scale_ray.corpus.layouts import VideoAnnotation, notes_on_classes, read_subset_folders
 from scale_ray.corpus.manifests import MANIFEST_SUFFIXES, Video, read_manifest
 from scale_ray.corpus.splits import DEFAULT_SPLIT, check_groups, counted, hashed_splits
 from scale_ray.errors import UserError
@@ -55,13 +56,14 @@ class Corpus:
     the file does not exist or its size cannot be read), `label`, `labels` (of a multi-label corpus), `target` (a
     number to predict) and `group`, all null if unknown; `splits` (split name -> train, validation or test; no
     entry for a split that the video is not in), and the additional columns of a manifest.
-    `split_note` describes where the splits come from. Paths are without options, which can hold keys: a file is opened
-    at `opened_at(path)`.
+    `split_note` describes where the splits come from; `notes` are lines on what was read otherwise than it may seem.
+    Paths are without options, which can hold keys: a file is opened at `opened_at(path)`.
     """
 
     source: str
     videos: pa.Table
     split_note: str
+    notes: tuple[str, ...] = ()
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -76,6 +78,7 @@ class Corpus:
 def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, excluded_folder: str | None = None) -> Corpus:
     """List the videos of a folder (one subfolder per class, or an official layout), a glob or a manifest.
 
+    A plain folder may have its classes in `train`, `val` and `test`, which are then the splits.
     Every file of a plain folder is listed, except hidden ones; a file that is not a video is reported when it is
     opened. `excluded_folder` is a folder inside the source that is skipped, such as the feature store. In a URI the
     wildcards are `*`, `**` and `[...]`; `?` is none, because it begins the options of the URI.
@@ -91,13 +94,14 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, excluded_fol
         or a group is in two subsets of one split.
     """
     extra_columns: dict[str, pa.ChunkedArray] = {}
+    notes: list[str] = []
     if without_options(source).lower().endswith(MANIFEST_SUFFIXES) and not _is_glob(source):
         if options.layout != "auto" or options.annotations is not None:
             raise UserError(f"layout, annotations: expected a folder or a glob with them, found the manifest {source}")
         videos, extra_columns = read_manifest(source)
         note = "splits as given"
     else:
-        videos, note = _from_folder(source, options, excluded_folder)
+        videos, note, notes = _from_folder(source, options, excluded_folder)
     repeated = [video_id for video_id, count in Counter(video.video_id for video in videos).items() if count > 1]
     if repeated:
         raise UserError(f"expected every video once, found {repeated[0]!r} more than once in {source}")
@@ -118,7 +122,7 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, excluded_fol
     table = pa.Table.from_pylist(rows, schema=VIDEO_COLUMNS)
     for name, values in extra_columns.items():
         table = table.append_column(name, values)
-    return Corpus(source, table.sort_by("video_id"), note)
+    return Corpus(source, table.sort_by("video_id"), note, tuple(notes))
 
 
 def _complete_splits(videos: Sequence[Video], note: str, test_share: float) -> str:
@@ -134,8 +138,13 @@ def _complete_splits(videos: Sequence[Video], note: str, test_share: float) -> s
     return note
 
 
-def _from_folder(source: str, options: CorpusOptions, excluded_folder: str | None) -> tuple[list[Video], str]:
-    """The videos of a folder or glob, labelled by its official lists, otherwise by its subfolders; and a note."""
+def _from_folder(
+    source: str, options: CorpusOptions, excluded_folder: str | None
+) -> tuple[list[Video], str, list[str]]:
+    """The videos of a folder or glob, labelled by its official lists, otherwise by its subfolders.
+
+    Returns them with a note on their splits, empty if they have none, and further notes for the user.
+    """
     root, sizes = _matching_files(source) if _is_glob(source) else _files(source)
     root_path = filesystem_of(root)[1]
     excluded = filesystem_of(excluded_folder)[1].rstrip("/") + "/" if excluded_folder else None
@@ -147,25 +156,32 @@ def _from_folder(source: str, options: CorpusOptions, excluded_folder: str | Non
         result = "no file that matches" if _is_glob(source) else "an empty folder at"
         raise UserError(f"expected videos, found {result} {source}")
     layout = read_layout(options.layout, root, list(sizes), options.annotations)
-    if layout is None:
-        return [
-            Video(video_id, join(root, video_id), size, posixpath.dirname(video_id) or None)
-            for video_id, size in sizes.items()
-        ], ""
+    notes: list[str] = []
+    if layout is not None:
+        entries, note = layout.content.videos, _note_on(layout)
+    elif subsets := read_subset_folders(list(sizes)):
+        entries, note = subsets
+    else:
+        entries, note = {video_id: VideoAnnotation(posixpath.dirname(video_id) or None) for video_id in sizes}, ""
+        notes = notes_on_classes(entry.label for entry in entries.values())
     videos = [
         Video(
             video_id, join(root, video_id), sizes[video_id], entry.label, group=entry.group, splits=dict(entry.splits)
         )
-        for video_id, entry in layout.content.videos.items()
+        for video_id, entry in entries.items()
     ]
-    names = sorted({name for video in videos for name in video.splits or {}})
+    return videos, note, notes
+
+
+def _note_on(layout: RecognisedLayout) -> str:
+    """Where the splits of an official layout come from, and what is missing."""
+    names = sorted({name for entry in layout.content.videos.values() for name in entry.splits})
     description = "official split" + (
         "" if names == [DEFAULT_SPLIT] else f"{'s' * (len(names) > 1)} {', '.join(names)}"
     )
     note = f"{description} of {layout.title}, from {layout.shown_folder}"
     note += counted(layout.content.num_absent, "listed video is missing", "listed videos are missing")
-    note += counted(layout.content.num_left_out, "unlisted video left out", "unlisted videos left out")
-    return videos, note
+    return note + counted(layout.content.num_left_out, "unlisted video left out", "unlisted videos left out")
 
 
 def _files(folder: str) -> tuple[str, dict[str, int]]:

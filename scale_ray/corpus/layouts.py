@@ -12,11 +12,23 @@ import json
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from scale_ray.corpus.splits import DEFAULT_SPLIT, SUBSETS, subset_of
 from scale_ray.errors import UserError
+
+_Key = TypeVar("_Key", bound=Hashable)
+# What a layout counts as a video: lists, archives and read-me files lie in the same folders.
+_VIDEO_SUFFIXES = frozenset(
+    (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+)
+
+
+def video_ids(ids: Sequence[str]) -> list[str]:
+    """The files among these that a layout counts as videos."""
+    return [video_id for video_id in ids if posixpath.splitext(video_id)[1].lower() in _VIDEO_SUFFIXES]
 
 
 @dataclass(frozen=True)
@@ -180,7 +192,7 @@ def read_ssv2(ids: Sequence[str], texts: Mapping[str, str]) -> Annotations:
     return _annotate(ids, _stem, listed, lambda video_id: listed.get(_stem(video_id), VideoAnnotation()))
 
 
-def _with_labelled_tests(listed: dict[Hashable, VideoAnnotation]) -> dict[Hashable, VideoAnnotation]:
+def _with_labelled_tests(listed: dict[_Key, VideoAnnotation]) -> dict[_Key, VideoAnnotation]:
     """Make the validation videos test videos if the labels of the official test videos are not published.
 
     This is how everybody reports Something-Something, and most report Kinetics; settings are then selected on
@@ -193,6 +205,45 @@ def _with_labelled_tests(listed: dict[Hashable, VideoAnnotation]) -> dict[Hashab
         key: replace(entry, splits={name: replacements.get(subset, subset) for name, subset in entry.splits.items()})
         for key, entry in listed.items()
     }
+
+
+def read_subset_folders(ids: Sequence[str]) -> tuple[dict[str, VideoAnnotation], str] | None:
+    """Read a folder of the form `train/CLASS/...`, `val/CLASS/...`, `test/CLASS/...`, which has no lists.
+
+    Returns the annotations of all files and a note on their splits; None unless every folder at the top that holds
+    videos is named as a subset, and there are classes in the training folder and in at least one of the others. As in
+    the official layouts, the validation videos are the test videos if no test video has a label.
+    """
+    videos = video_ids(ids) or list(ids)
+    subset_of_top = {top: subset_of(top) for top in sorted({video_id.partition("/")[0] for video_id in videos})}
+    with_classes = {subset_of_top[video_id.partition("/")[0]] for video_id in videos if video_id.count("/") > 1}
+    if None in subset_of_top.values() or "train" not in with_classes or len(with_classes) < 2:
+        return None
+    tops = sorted(subset_of_top, key=lambda top: SUBSETS.index(str(subset_of_top[top])))
+    given = {video_id: _annotation_in_subset(video_id) for video_id in ids}
+    annotations = _with_labelled_tests(given)
+    names = f"{', '.join(tops[:-1])} and {tops[-1]}"
+    note = f"splits as given by the folders {names}"
+    if annotations != given:
+        note += "; the validation videos are the test videos, because no other test video has a label"
+    return annotations, note
+
+
+def _annotation_in_subset(video_id: str) -> VideoAnnotation:
+    """The annotation of `SUBSET/CLASS/NAME`; of a file outside the folders of the subsets, without a split."""
+    top, _, rest = video_id.partition("/")
+    subset = subset_of(top)
+    if not rest or subset is None:
+        return VideoAnnotation(posixpath.dirname(video_id) or None)
+    return VideoAnnotation(posixpath.dirname(rest) or None, splits={DEFAULT_SPLIT: subset})
+
+
+def notes_on_classes(labels: Iterable[str | None]) -> list[str]:
+    """A note if folders that are taken as classes are named as subsets: the split that is drawn ignores them."""
+    parts = {part for label in labels if label for part in label.split("/")}
+    names = sorted(filter(subset_of, parts))
+    found = f"found folders called {', '.join(names)}, which are read as parts of class names; "
+    return [found + "splits are read from train/CLASS/... beside val/CLASS/... or test/CLASS/..."] if names else []
 
 
 LAYOUTS = {

@@ -100,6 +100,8 @@ def _from_videos(videos: str, out: str, aggregator: Aggregator, config: EmbedCon
     """The same stream as an extraction's, with its ledger, its lease and its commits."""
     corpus = read_corpus(videos, config.corpus, excluded_folder=out)
     console.say(f"{len(corpus.videos)} files in {videos}")
+    for line in corpus.notes:
+        console.say(line)
     if note := backbone_note(aggregator.origin):
         console.say(note)
     sampling, encoder = sampling_of(aggregator.origin), backbone_of(aggregator.origin, **vars(config.source))

@@ -28,6 +28,8 @@ def extract(videos: str, store: str, *, config: ExtractConfig, console: Console)
     """
     corpus = read_corpus(videos, config.corpus, excluded_folder=store)
     console.say(f"{len(corpus.videos)} files in {videos} ({corpus.split_note})")
+    for line in corpus.notes:
+        console.say(line)
     with open_targets(store, config.backbone, config.sampling, console) as targets:
         run = ExtractionRun(corpus, targets, config.extraction)
         summaries = run_stream(run, "extract", config.sampling, config.extraction, config.cluster, console)

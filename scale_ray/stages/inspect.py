@@ -74,6 +74,8 @@ def inspect(videos: str, *, config: InspectConfig, console: Console) -> InspectR
         If there are no videos, or a backbone cannot be loaded.
     """
     corpus, inspection = read_corpus(videos, config.corpus), config.inspection
+    for line in corpus.notes:
+        console.say(line)
     rows = select_videos(corpus, inspection.inspect_headers, inspection.inspect_seed)
     headers, unreadable = read_headers(rows, config.extraction, console)
     facts = facts_of_corpus(corpus, headers, unreadable)
