@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -119,6 +120,13 @@ def _entries(folder: str) -> _Entries:
     """The names of the files and of the subfolders in a folder; none if it cannot be listed."""
     try:
         filesystem, path = filesystem_of(folder)
+        if isinstance(filesystem, fs.LocalFileSystem):
+            # pyarrow cannot list a folder with a name that is not UTF-8.
+            names = sorted(os.listdir(path))
+            return (
+                [name for name in names if os.path.isfile(f"{path}/{name}")],
+                [name for name in names if os.path.isdir(f"{path}/{name}")],
+            )
         infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     except Exception:  # noqa: BLE001 - the folder above a corpus may be unreadable, with any error of its driver
         return [], []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import posixpath
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -18,6 +18,7 @@ from pyarrow import fs
 from scale_ray.config import CorpusOptions
 from scale_ray.corpus.annotations import RecognisedLayout, read_layout
 from scale_ray.corpus.layouts import VideoAnnotation, notes_on_classes, read_subset_folders
+from scale_ray.corpus.local_files import LocalFiles
 from scale_ray.corpus.manifests import MANIFEST_SUFFIXES, Video, read_manifest
 from scale_ray.corpus.splits import DEFAULT_SPLIT, check_groups, counted, hashed_splits
 from scale_ray.errors import UserError
@@ -93,6 +94,10 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, excluded_fol
         If there is no video, the lists of a layout are missing, a manifest is invalid, a video occurs twice,
         or a group is in two subsets of one split.
     """
+    try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"expected a location in UTF-8, found {source!r}") from error
     extra_columns: dict[str, pa.ChunkedArray] = {}
     notes: list[str] = []
     if without_options(source).lower().endswith(MANIFEST_SUFFIXES) and not _is_glob(source):
@@ -145,25 +150,18 @@ def _from_folder(
 
     Returns them with a note on their splits, empty if they have none, and further notes for the user.
     """
-    root, sizes = _matching_files(source) if _is_glob(source) else _files(source)
-    root_path = filesystem_of(root)[1]
-    excluded = filesystem_of(excluded_folder)[1].rstrip("/") + "/" if excluded_folder else None
-    for video_id in list(sizes):
-        is_hidden = any(part.startswith(".") for part in video_id.split("/"))
-        if is_hidden or (excluded and posixpath.join(root_path, video_id).startswith(excluded)):
-            del sizes[video_id]
+    root, sizes, notes = (_matching_files if _is_glob(source) else _files)(source, excluded_folder)
     if not sizes:
         result = "no file that matches" if _is_glob(source) else "an empty folder at"
         raise UserError(f"expected videos, found {result} {source}")
     layout = read_layout(options.layout, root, list(sizes), options.annotations)
-    notes: list[str] = []
     if layout is not None:
         entries, note = layout.content.videos, _note_on(layout)
     elif subsets := read_subset_folders(list(sizes)):
         entries, note = subsets
     else:
         entries, note = {video_id: VideoAnnotation(posixpath.dirname(video_id) or None) for video_id in sizes}, ""
-        notes = notes_on_classes(entry.label for entry in entries.values())
+        notes = notes + notes_on_classes(entry.label for entry in entries.values())
     videos = [
         Video(
             video_id, join(root, video_id), sizes[video_id], entry.label, group=entry.group, splits=dict(entry.splits)
@@ -184,19 +182,38 @@ def _note_on(layout: RecognisedLayout) -> str:
     return note + counted(layout.content.num_left_out, "unlisted video left out", "unlisted videos left out")
 
 
-def _files(folder: str) -> tuple[str, dict[str, int]]:
-    """The absolute location of a folder, and the size in bytes of each file below it, by its relative path."""
+class _Files(NamedTuple):
+    """The absolute location of a folder, the sizes in bytes of the files below it, by relative path, and notes."""
+
+    root: str
+    sizes: dict[str, int | None]
+    notes: list[str]
+
+
+def _files(folder: str, excluded_folder: str | None) -> _Files:
+    """All files below a folder, except hidden ones and those in `excluded_folder`."""
     filesystem, root = filesystem_of(folder)
     kind = filesystem.get_file_info(root).type
     if kind == fs.FileType.NotFound:
         raise UserError(f"expected a folder, a glob or a manifest of videos, found nothing at {folder}")
     if kind == fs.FileType.File:
         raise UserError(f"expected a folder, a glob or a manifest (.csv, .parquet), found the file {folder}")
-    return absolute(folder), {posixpath.relpath(file.path, root): file.size for file in list_files(folder)}
+    excluded_filesystem, excluded = filesystem_of(excluded_folder) if excluded_folder else (None, "")
+    if isinstance(filesystem, fs.LocalFileSystem):
+        is_local = isinstance(excluded_filesystem, fs.LocalFileSystem)
+        files = LocalFiles(root, excluded=excluded if is_local else None)
+        return _Files(absolute(folder), files.sizes, files.notes())
+    below = excluded.rstrip("/") + "/" if excluded_folder else None
+    sizes = {
+        posixpath.relpath(file.path, root): file.size
+        for file in list_files(folder)
+        if not (below and file.path.startswith(below))
+    }
+    return _Files(absolute(folder), {name: size for name, size in sizes.items() if not _is_hidden(name)}, [])
 
 
-def _matching_files(source: str) -> tuple[str, dict[str, int]]:
-    """The folder before the first wildcard, and the sizes of the files that match, as in `_files`.
+def _matching_files(source: str, excluded_folder: str | None) -> _Files:
+    """The files that match a glob, as in `_files`, below the folder before the first wildcard.
 
     Ids are relative to that folder, so that a narrower glob keeps them. A remote folder is listed as a whole,
     in requests of a thousand files; on local disk only the folders that match are listed.
@@ -207,14 +224,21 @@ def _matching_files(source: str) -> tuple[str, dict[str, int]]:
     first = next(index for index, part in enumerate(parts) if _has_wildcard(part))
     folder = "/".join(parts[:first]) or "/"
     if not is_uri(source):
-        paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-        return folder, {os.path.relpath(path, folder): os.path.getsize(path) for path in paths}
+        if not os.path.isdir(folder):
+            return _Files(folder, {}, [])
+        excluded = excluded_folder if excluded_folder and not is_uri(excluded_folder) else None
+        matching = LocalFiles(folder, parts[first:], excluded)
+        return _Files(folder, matching.sizes, matching.notes())
     try:
         matches = re.compile(glob_translate(unquote("/".join(parts[first:])))).fullmatch
     except ValueError as error:
         raise UserError(f"expected ** to stand alone between two / of a glob, found {source}") from error
-    root, sizes = _files(folder + location[len(pattern) :])
-    return root, {name: size for name, size in sizes.items() if matches(name)}
+    files = _files(folder + location[len(pattern) :], excluded_folder)
+    return files._replace(sizes={name: size for name, size in files.sizes.items() if matches(name)})
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _is_glob(source: str) -> bool:
