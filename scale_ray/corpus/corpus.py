@@ -103,7 +103,7 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, excluded_fol
     if without_options(source).lower().endswith(MANIFEST_SUFFIXES) and not _is_glob(source):
         if options.layout != "auto" or options.annotations is not None:
             raise UserError(f"layout, annotations: expected a folder or a glob with them, found the manifest {source}")
-        videos, extra_columns = read_manifest(source)
+        videos, extra_columns, notes = read_manifest(source)
         note = "splits as given"
     else:
         videos, note, notes = _from_folder(source, options, excluded_folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import dataclasses
 import io
 import math
@@ -49,18 +51,19 @@ class Video:
     splits: dict[str, str] | None = None
 
 
+_SPLIT_PREFIX = "split_"
 _COLUMNS = tuple(field.name for field in dataclasses.fields(Video))
 
 
-def read_manifest(source: str) -> tuple[list[Video], dict[str, pa.ChunkedArray]]:
-    """Read the videos of a manifest, and its additional columns.
+def read_manifest(source: str) -> tuple[list[Video], dict[str, pa.ChunkedArray], list[str]]:
+    """Read the videos of a manifest, its additional columns, and notes for the user.
 
     Raises
     ------
     UserError
         If the manifest cannot be read, has no column `path` or no row, or holds an invalid value.
     """
-    manifest = _read_table(source)
+    manifest, notes = _read_table(source)
     columns = {name: manifest[name].to_pylist() for name in manifest.column_names}
     root = parent(source)
     assert root is not None, source
@@ -83,46 +86,108 @@ def read_manifest(source: str) -> tuple[list[Video], dict[str, pa.ChunkedArray]]
         video.target = _number(columns["target"][row], source, row + 1) if "target" in columns else None
         video.splits = splits[row]
     known = {id_column, *_COLUMNS, *(name for name in columns if _split_of(name) is not None)}
-    return videos, {name: manifest[name] for name in columns if name not in known}
+    return videos, {name: manifest[name] for name in columns if name not in known}, notes
 
 
-def _read_table(source: str) -> pa.Table:
+def _read_table(source: str) -> tuple[pa.Table, list[str]]:
+    """The table of a manifest, in which the columns that this package uses have their names, and notes for the user."""
     filesystem, path = filesystem_of(source)
     if filesystem.get_file_info(path).type != fs.FileType.File:
         raise UserError(f"expected a manifest of videos, found no file at {source}")
     data = read_bytes(source)
     is_parquet = without_options(source).lower().endswith(".parquet")
     try:
-        table = read_parquet(io.BytesIO(data), source) if is_parquet else _read_csv(data)
+        table = read_parquet(io.BytesIO(data), source) if is_parquet else _read_csv(data, source)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{source}: expected a readable manifest, found: {first_line(error)}") from error
-    names = table.column_names
+    given = table.column_names
+    names = _own_names(given)
+    table = table.rename_columns(names)
     if "path" not in names:
-        raise UserError(f"{source}: expected a column 'path', found {', '.join(names) or 'none'}")
+        raise UserError(f"{source}: expected a column 'path', found {', '.join(given) or 'none'}")
+    notes = [f"column {old!r} is read as {new!r}" for old, new in zip(given, names, strict=True) if old != new]
     split_names = [name for name in map(_split_of, names) if name is not None]
     for kind, values in (("column", names), ("split", split_names)):
         for name, count in Counter(values).items():
             if count > 1:
-                raise UserError(f"{source}: expected every {kind} once, found {name!r} more than once")
+                like = [repr(old) for old, new in zip(given, names, strict=True) if new == name and old != name]
+                detail = f" ({', '.join(like)})" if like else ""
+                raise UserError(f"{source}: expected every {kind} once, found {name!r} more than once{detail}")
     if "splits" in names and not pa.types.is_map(table["splits"].type):
         raise UserError(f"{source}: expected columns 'split' or 'split_NAME', found 'splits'")
     if not len(table):
         raise UserError(f"expected videos, found no rows in {source}")
-    return table
+    return table, notes
 
 
-def _read_csv(data: bytes) -> pa.Table:
-    """The table of a CSV file; the columns that this package uses are text, so that a label 001 stays 001."""
-    names = pyarrow.csv.open_csv(io.BytesIO(data)).schema.names
-    text_columns = [name for name in names if name in ("id", *_COLUMNS) or _split_of(name) is not None]
-    types = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(text_columns, pa.string()))
-    return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=types)
+def _read_csv(data: bytes, source: str) -> pa.Table:
+    """The table of a CSV file; the columns that this package uses are text, so that a label 001 stays 001.
+
+    A cell in quotes may hold line breaks. The separator is the comma, or the semicolon or tab that shows a column
+    `path`.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{source}: expected text in UTF-8, found UTF-16")
+    text = data.decode("utf-8-sig", errors="replace")
+    headers = {separator: _csv_header(text, separator) for separator in ",;\t"}
+    separator = next((separator for separator, names in headers.items() if "path" in _own_names(names)), ",")
+    _check_quotes(text, separator, source)
+    own = [name for name, own in zip(headers[separator], _own_names(headers[separator]), strict=True) if _is_own(own)]
+    return pyarrow.csv.read_csv(
+        io.BytesIO(data),
+        # One block, since a cell cannot be longer than a block.
+        read_options=pyarrow.csv.ReadOptions(block_size=min(max(len(data), 2**20), 2**31 - 1)),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(own, pa.string())),
+    )
+
+
+def _csv_header(text: str, separator: str) -> list[str]:
+    try:
+        return next((row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row), [])
+    except csv.Error:  # a very long text without a line break
+        return []
+
+
+def _check_quotes(text: str, separator: str, source: str) -> None:
+    """Check that every quote is closed: what follows an open one would become a part of its cell."""
+    limit, row = csv.field_size_limit(max(csv.field_size_limit(), len(text))), 0
+    try:
+        for _ in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True):
+            row += 1
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            raise UserError(f"{source}: expected a closing quote, found none in row {row} or behind it") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _own_names(names: Sequence[str]) -> list[str]:
+    """The names of columns; those that this package uses are recognised in any case, and with blanks around them."""
+    own = [_own_name(name) for name in names]
+    # Beside a column `video_id`, one called `id` is the user's own.
+    return [name if new == "id" and "video_id" in own else new for name, new in zip(names, own, strict=True)]
+
+
+def _own_name(name: str) -> str:
+    plain = name.strip()
+    if plain.lower().startswith(_SPLIT_PREFIX):
+        return _SPLIT_PREFIX + plain[len(_SPLIT_PREFIX) :]
+    return plain.lower() if _is_own(plain.lower()) else name
+
+
+def _is_own(name: str) -> bool:
+    return name in ("id", *_COLUMNS) or _split_of(name) is not None
 
 
 def _split_of(column: str) -> str | None:
     """The name of the split that a column holds: `default` for `split`, NAME for `split_NAME`; None for others."""
     return (
-        DEFAULT_SPLIT if column == "split" else column.removeprefix("split_") if column.startswith("split_") else None
+        DEFAULT_SPLIT
+        if column == "split"
+        else column.removeprefix(_SPLIT_PREFIX)
+        if column.startswith(_SPLIT_PREFIX)
+        else None
     )
 
 

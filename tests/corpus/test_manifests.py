@@ -1,0 +1,108 @@
+"""Manifests as other programs write them: quotes, separators, names of columns and cells."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scale_ray.corpus.corpus import read_corpus
+from scale_ray.errors import UserError
+
+
+def read_csv(tmp_path, data):
+    (tmp_path / "m.csv").write_bytes(data if isinstance(data, bytes) else data.encode())
+    return read_corpus(str(tmp_path / "m.csv"))
+
+
+def read_parquet(tmp_path, **columns):
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    return read_corpus(str(tmp_path / "m.parquet"))
+
+
+def test_many_cells_with_line_breaks(tmp_path):
+    caption = "one line, " * 10 + "\nand another"
+    rows = "".join(f'{number}.mp4,"{caption}",a\n' for number in range(20_000))
+    videos = read_csv(tmp_path, "path,caption,label\n" + rows).videos
+    assert len(videos) == 20_000
+    assert set(videos["caption"].to_pylist()) == {caption}
+    assert set(videos["label"].to_pylist()) == {"a"}
+
+
+def test_a_cell_of_more_than_a_megabyte(tmp_path):
+    caption = "long\n" * 400_000
+    videos = read_csv(tmp_path, f'path,caption\na.mp4,"{caption}"\nb.mp4,short\n').videos
+    assert videos["caption"].to_pylist() == [caption, "short"]
+
+
+@pytest.mark.parametrize("num_rows", [2, 20_000])
+def test_a_quote_that_is_not_closed_is_refused_with_its_row(tmp_path, num_rows):
+    rows = "".join(f"{number}.mp4,a\n" for number in range(num_rows))
+    with pytest.raises(UserError, match="expected a closing quote, found none in row 2 or behind it"):
+        read_csv(tmp_path, f'path,caption\nfirst.mp4,a\nx.mp4,"open\n{rows}')
+
+
+def test_a_quote_inside_a_cell_is_a_character(tmp_path):
+    videos = read_csv(tmp_path, 'path,caption\n3".mp4,a 5" nail\nb.mp4,"a ""word"""\n').videos
+    assert videos["video_id"].to_pylist() == ['3".mp4', "b.mp4"]
+    assert videos["caption"].to_pylist() == ['a 5" nail', 'a "word"']
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_separators_and_the_byte_order_mark(tmp_path, separator, mark, end):
+    rows = (("path", "label", "camera"), ("a.mp4", "001", "3"))
+    text = mark + "".join(separator.join(row) + end for row in rows)
+    [row] = read_csv(tmp_path, text).videos.select(["video_id", "label", "camera"]).to_pylist()
+    assert row == {"video_id": "a.mp4", "label": "001", "camera": 3}
+
+
+def test_another_encoding_is_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="expected text in UTF-8, found UTF-16"):
+        read_csv(tmp_path, "path\na.mp4\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"expected a readable manifest, found: .*column #1.*UTF8"):
+        read_csv(tmp_path, "path,label\na.mp4,é\n".encode("latin-1"))
+
+
+@pytest.mark.parametrize("name", ["Label", "LABEL", " label ", "label "])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_column_that_is_nearly_one_of_ours_is_read_as_ours(tmp_path, name, suffix):
+    if suffix == "csv":
+        corpus = read_csv(tmp_path, f"PATH,{name}\na.mp4,007\n")
+    else:
+        corpus = read_parquet(tmp_path, **{"PATH": ["a.mp4"], name: ["007"]})
+    assert corpus.videos["label"].to_pylist() == ["007"]
+    assert name not in corpus.videos.column_names
+    assert corpus.notes == ("column 'PATH' is read as 'path'", f"column {name!r} is read as 'label'")
+
+
+def test_every_column_of_ours_is_recognised(tmp_path):
+    corpus = read_csv(
+        tmp_path,
+        "Path,Video_ID, Labels,Target ,GROUP,Split,SPLIT_Loso\na.mp4,1,x|y,2.5,g,train,test\n",
+    )
+    [row] = corpus.videos.to_pylist()
+    assert (row["video_id"], row["labels"], row["target"], row["group"]) == ("1", ["x", "y"], 2.5, "g")
+    assert dict(row["splits"]) == {"default": "train", "Loso": "test"}
+    assert corpus.videos.column_names[-1] == "splits"
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("label,Label", r"found 'label' more than once \('Label'\)"),
+        ("Label,label ", r"found 'label' more than once \('Label', 'label '\)"),
+        ("split_1,Split_1", r"found 'split_1' more than once \('Split_1'\)"),
+        ("Splits,x", "expected columns 'split' or 'split_NAME', found 'splits'"),
+    ],
+)
+def test_two_columns_for_one_of_ours_are_refused(tmp_path, header, found):
+    with pytest.raises(UserError, match=found):
+        read_csv(tmp_path, f"path,{header}\na.mp4,a,b\n")
+
+
+def test_a_column_called_id_beside_video_id_stays_the_users_own(tmp_path):
+    corpus = read_csv(tmp_path, "path,video_id,ID,labelled\na.mp4,1,5,yes\n")
+    assert corpus.videos.select(["video_id", "ID", "labelled"]).to_pylist() == [
+        {"video_id": "1", "ID": 5, "labelled": "yes"}
+    ]
+    assert corpus.notes == ()
