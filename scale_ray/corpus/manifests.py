@@ -74,6 +74,7 @@ def read_manifest(source: str) -> tuple[list[Video], dict[str, pa.ChunkedArray],
                 raise UserError(f"{source}: expected a value for {name!r} in every row, found none in row {row}")
     locations = [str(value) for value in columns["path"]]
     paths = [_path_in(source, root, value, row) for row, value in enumerate(locations, 1)]
+    notes += _note_on_blanks(locations, paths)
     splits = _given_splits(columns, source)
     videos = [
         Video(str(_text(video_id)), path, size)
@@ -117,7 +118,52 @@ def _read_table(source: str) -> tuple[pa.Table, list[str]]:
         raise UserError(f"{source}: expected columns 'split' or 'split_NAME', found 'splits'")
     if not len(table):
         raise UserError(f"expected videos, found no rows in {source}")
+    for index, name in enumerate(names):
+        if _is_own(name):
+            table = table.set_column(index, name, _checked(table[name], name, source))
     return table, notes
+
+
+def _checked(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
+    """A column that this package uses; bytes become text. One value per row, but for `labels` and `splits`."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    several = name == "labels" and _is_list(column.type)
+    type_ = column.type.value_type if several else column.type
+    if pa.types.is_nested(type_) and name != "splits":
+        hint = "; several labels belong in 'labels'" if name == "label" and _is_list(type_) else ""
+        raise UserError(f"{source}: expected text or numbers in column {name!r}, found {type_}{hint}")
+    if not _is_binary(type_):
+        return column
+    try:
+        return column.cast(pa.list_(pa.string()) if several else pa.string())
+    except pa.ArrowException as error:
+        raise UserError(f"{source}: expected text in UTF-8 in column {name!r}, found other bytes") from error
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    return any(
+        check(type_)
+        for check in (
+            pa.types.is_list,
+            pa.types.is_large_list,
+            pa.types.is_fixed_size_list,
+            pa.types.is_list_view,
+            pa.types.is_large_list_view,
+        )
+    )
+
+
+def _is_binary(type_: pa.DataType) -> bool:
+    return any(
+        check(type_)
+        for check in (
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_fixed_size_binary,
+            pa.types.is_binary_view,
+        )
+    )
 
 
 def _read_csv(data: bytes, source: str) -> pa.Table:
@@ -240,13 +286,26 @@ def _number(value: Any, source: str, row: int) -> float | None:
 
 
 def _path_in(source: str, root: str, value: str, row: int) -> str:
-    """The location that a row names; a relative one is below `root`, the folder of the manifest."""
-    if not is_uri(value):
-        return value if os.path.isabs(value) else join(root, value)
-    try:
-        return check_from_data(value)
-    except UserError as error:
-        raise UserError(f"{source}, row {row}: {error}") from error
+    """The location that a row names; a relative one is below `root`, the folder of the manifest.
+
+    Blanks around it belong to it only if a local file has them in its name.
+    """
+    plain = value.strip()
+    if is_uri(plain):
+        try:
+            return check_from_data(plain)
+        except UserError as error:
+            raise UserError(f"{source}, row {row}: {error}") from error
+    given, stripped = (path if os.path.isabs(path) else join(root, path) for path in (value, plain))
+    return given if given != stripped and not is_uri(given) and os.path.lexists(given) else stripped
+
+
+def _note_on_blanks(values: Sequence[str], paths: Sequence[str]) -> list[str]:
+    blank = [
+        value for value, path in zip(values, paths, strict=True) if value != value.strip() and path == path.strip()
+    ]
+    around = "path without the blanks around it" if len(blank) == 1 else "paths without the blanks around them"
+    return [f"read {len(blank)} {around}, such as {blank[0]!r}"] if blank else []
 
 
 def _sizes_of(paths: Sequence[str], source: str) -> list[int | None]:

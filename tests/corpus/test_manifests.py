@@ -106,3 +106,75 @@ def test_a_column_called_id_beside_video_id_stays_the_users_own(tmp_path):
         {"video_id": "1", "ID": 5, "labelled": "yes"}
     ]
     assert corpus.notes == ()
+
+
+def test_blanks_around_a_path_are_left_out_and_said(tmp_path):
+    for name in ("a.mp4", "b.mp4", "b.mp4 "):
+        (tmp_path / name).write_text(name)
+    rows = ["a.mp4 ", f" {tmp_path}/a.mp4", "b.mp4 ", " gone.mp4", "\thttps://host.invalid/c.mp4", "b.mp4"]
+    table = {"video_id": list("123456"), "path": rows, "size_bytes": [None, None, None, None, 7, None]}
+    corpus = read_parquet(tmp_path, **table)
+    assert corpus.videos["path"].to_pylist() == [
+        f"{tmp_path}/a.mp4",
+        f"{tmp_path}/a.mp4",
+        f"{tmp_path}/b.mp4 ",  # there is a file of exactly this name
+        f"{tmp_path}/gone.mp4",
+        "https://host.invalid/c.mp4",
+        f"{tmp_path}/b.mp4",
+    ]
+    assert corpus.videos["size_bytes"].to_pylist()[:4] == [5, 5, 6, None]
+    assert corpus.notes == ("read 4 paths without the blanks around them, such as 'a.mp4 '",)
+
+
+def test_blanks_around_a_path_of_a_manifest_at_a_uri(tmp_path):
+    (tmp_path / "a.mp4").write_text("video")
+    (tmp_path / "m.csv").write_text("path,label\na.mp4 ,x\n")
+    corpus = read_corpus(f"file://{tmp_path}/m.csv")
+    assert corpus.videos["path"].to_pylist() == [f"file://{tmp_path}/a.mp4"]
+    assert corpus.videos["size_bytes"].to_pylist() == [5]
+    assert corpus.notes == ("read 1 path without the blanks around it, such as 'a.mp4 '",)
+
+
+@pytest.mark.parametrize("path", [" https://host/a?x://y", "s3://bucket/a?region=here ", " ftp://host/a.mp4"])
+def test_blanks_do_not_hide_a_uri_that_is_refused(tmp_path, path):
+    if path.startswith(" https"):
+        assert read_csv(tmp_path, f"path\n{path}\n").videos["path"].to_pylist() == [path.strip()]
+        return
+    with pytest.raises(UserError, match=r"m\.csv, row 1: expected a"):
+        read_csv(tmp_path, f"path\n{path}\n")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("label", [["a", "b"]], "text or numbers in column 'label', found list<.*; several labels belong in 'labels'"),
+        ("labels", [[["a"]]], "text or numbers in column 'labels', found list<"),
+        ("labels", [{"a": 1}], "text or numbers in column 'labels', found struct<"),
+        ("group", [{"a": 1}], "text or numbers in column 'group', found struct<"),
+        ("split", [["train"]], "text or numbers in column 'split', found list<"),
+        ("video_id", [b"\xff"], "text in UTF-8 in column 'video_id', found other bytes"),
+        ("labels", [[b"\xff"]], "text in UTF-8 in column 'labels', found other bytes"),
+    ],
+)
+def test_cells_of_another_kind_are_refused_in_one_line(tmp_path, column, values, message):
+    with pytest.raises(UserError, match=f"m.parquet: expected {message}") as caught:
+        read_parquet(tmp_path, path=["a.mp4"], **{column: values})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("type_", [pa.binary(), pa.large_binary(), pa.binary(5), pa.dictionary(pa.int8(), pa.binary())])
+def test_bytes_are_read_as_text(tmp_path, type_):
+    plain = pa.array([b"a.mp4", b"b.mp4"])
+    cells = plain.dictionary_encode().cast(type_) if pa.types.is_dictionary(type_) else plain.cast(type_)
+    corpus = read_parquet(tmp_path, path=cells, label=cells, labels=[[b"x", b"y"], None], camera=cells)
+    assert corpus.videos["video_id"].to_pylist() == ["a.mp4", "b.mp4"]
+    assert corpus.videos["path"][0].as_py() == f"{tmp_path}/a.mp4"
+    assert corpus.videos["label"].to_pylist() == ["a.mp4", "b.mp4"]
+    assert corpus.videos["labels"].to_pylist() == [["x", "y"], None]
+    assert corpus.videos["camera"].to_pylist() == [b"a.mp4", b"b.mp4"]
+
+
+@pytest.mark.parametrize("type_", [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.string(), 2)])
+def test_lists_of_every_kind_are_labels(tmp_path, type_):
+    corpus = read_parquet(tmp_path, path=["a.mp4"], labels=pa.array([["x", "y"]], type_))
+    assert corpus.videos["labels"].to_pylist() == [["x", "y"]]
