@@ -9,9 +9,9 @@ import io
 import math
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ from scale_ray.files.locations import (
     join,
     parent,
     read_bytes,
+    server_of,
+    showable,
     with_options_of,
     without_options,
 )
@@ -52,6 +54,8 @@ class Video:
 
 
 _SPLIT_PREFIX = "split_"
+# A server that gives the size of no file in this time is not asked again.
+_PATIENCE_S = 20.0
 _COLUMNS = tuple(field.name for field in dataclasses.fields(Video))
 
 
@@ -76,15 +80,19 @@ def read_manifest(source: str) -> tuple[list[Video], dict[str, pa.ChunkedArray],
     paths = [_path_in(source, root, value, row) for row, value in enumerate(locations, 1)]
     notes += _note_on_blanks(locations, paths)
     splits = _given_splits(columns, source)
+    given_sizes = columns.get("size_bytes", [None] * len(paths))
+    numbers = [_number(value, "size_bytes", source, row) for row, value in enumerate(given_sizes, 1)]
+    sizes, notes_on_servers = _sizes_of(paths, [None if size is None else int(size) for size in numbers], source)
+    notes += notes_on_servers
     videos = [
         Video(str(_text(video_id)), path, size)
-        for video_id, path, size in zip(columns[id_column], paths, _sizes_of(paths, source), strict=True)
+        for video_id, path, size in zip(columns[id_column], paths, sizes, strict=True)
     ]
     for row, video in enumerate(videos):
         video.label = _text(columns["label"][row]) if "label" in columns else None
         video.group = _text(columns["group"][row]) if "group" in columns else None
         video.labels = _texts(columns["labels"][row]) if "labels" in columns else None
-        video.target = _number(columns["target"][row], source, row + 1) if "target" in columns else None
+        video.target = _number(columns["target"][row], "target", source, row + 1) if "target" in columns else None
         video.splits = splits[row]
     known = {id_column, *_COLUMNS, *(name for name in columns if _split_of(name) is not None)}
     return videos, {name: manifest[name] for name in columns if name not in known}, notes
@@ -273,7 +281,7 @@ def _texts(value: Any) -> list[str] | None:
     return labels if is_list or labels else None
 
 
-def _number(value: Any, source: str, row: int) -> float | None:
+def _number(value: Any, name: str, source: str, row: int) -> float | None:
     if _text(value) is None:
         return None
     try:
@@ -281,7 +289,7 @@ def _number(value: Any, source: str, row: int) -> float | None:
     except (TypeError, ValueError):
         number = math.inf
     if math.isinf(number):
-        raise UserError(f"{source}: expected a finite number as target, found {value!r} in row {row}")
+        raise UserError(f"{source}: expected a finite number as {name}, found {value!r} in row {row}")
     return None if math.isnan(number) else number
 
 
@@ -308,13 +316,46 @@ def _note_on_blanks(values: Sequence[str], paths: Sequence[str]) -> list[str]:
     return [f"read {len(blank)} {around}, such as {blank[0]!r}"] if blank else []
 
 
-def _sizes_of(paths: Sequence[str], source: str) -> list[int | None]:
-    """The file sizes in bytes; None for a missing or unreachable file. Remote files are queried concurrently."""
-    remote = [path for path in paths if is_uri(path)]
+def _sizes_of(paths: Sequence[str], given: Sequence[int | None], source: str) -> tuple[list[int | None], list[str]]:
+    """The file sizes in bytes, None for a missing or unreachable file; and a note on each server that does not answer.
+
+    Local files are measured. The size that a manifest gives for a remote file is believed, because asking for it takes
+    a request; the others are asked for, concurrently.
+    """
+    asked: dict[str, list[str]] = defaultdict(list)
+    for path, size in zip(paths, given, strict=True):
+        if is_uri(path) and size is None:
+            asked[server_of(path)].append(path)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        sizes = pool.map(lambda path: _remote_size(with_options_of(path, source)), remote)
-        remote_sizes = dict(zip(remote, sizes, strict=True))
-    return [remote_sizes[path] if path in remote_sizes else _local_size(path) for path in paths]
+        answers = dict(zip(asked, pool.map(lambda some: _remote_sizes(some, source), asked.values()), strict=True))
+    found = {path: size for sizes, _ in answers.values() for path, size in sizes.items()}
+    notes = [
+        f"the sizes of {len(asked[server])} files at {showable(server)} are not known: {reason}"
+        for server, (_, reason) in answers.items()
+        if reason
+    ]
+    sizes = [
+        (found.get(path) if size is None else size) if is_uri(path) else _local_size(path)
+        for path, size in zip(paths, given, strict=True)
+    ]
+    return sizes, notes
+
+
+def _remote_sizes(paths: Sequence[str], source: str) -> tuple[dict[str, int | None], str]:
+    """The sizes of files on one server, and why it gives none of them: it is asked for a few first, and for a time."""
+    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE)
+    try:
+        few = [pool.submit(_remote_size, with_options_of(path, source)) for path in paths[:REQUESTS_AT_ONCE]]
+        done = wait(few, timeout=_PATIENCE_S).done
+        errors = [error for answer in done if (error := answer.exception()) is not None]
+        if len(errors) == len(done):
+            return {}, first_line(errors[0]) if errors else f"no answer within {_PATIENCE_S:.0f} s"
+        answers = [*few, *(pool.submit(_remote_size, with_options_of(path, source)) for path in paths[len(few) :])]
+        # One file that is missing or cannot be reached must not stop the corpus from being read.
+        sizes = [None if answer.exception() is not None else answer.result() for answer in answers]
+        return dict(zip(paths, sizes, strict=True)), ""
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _local_size(path: str) -> int | None:
@@ -322,8 +363,5 @@ def _local_size(path: str) -> int | None:
 
 
 def _remote_size(path: str) -> int | None:
-    try:
-        filesystem, inner = filesystem_of(path)
-        return filesystem.get_file_info(inner).size
-    except Exception:  # noqa: BLE001 - one missing or unreachable file must not stop the corpus from being read
-        return None
+    filesystem, inner = filesystem_of(path)
+    return filesystem.get_file_info(inner).size

@@ -75,6 +75,11 @@ def parent(location: str) -> str | None:
     return uri._replace(path=folder or ("" if uri.host else "/")).text() if name else None
 
 
+def server_of(uri: str) -> str:
+    """The scheme and the host or bucket of a URI."""
+    return _Uri.parse(uri)._replace(path="", options="").text()
+
+
 def without_options(location: str) -> str:
     """A URI without its options, which begin with `?`; a local path is unchanged."""
     return location.partition("?")[0] if is_uri(location) else location

@@ -1,9 +1,12 @@
 """Manifests as other programs write them: quotes, separators, names of columns and cells."""
 
+import threading
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from scale_ray.corpus import manifests
 from scale_ray.corpus.corpus import read_corpus
 from scale_ray.errors import UserError
 
@@ -178,3 +181,56 @@ def test_bytes_are_read_as_text(tmp_path, type_):
 def test_lists_of_every_kind_are_labels(tmp_path, type_):
     corpus = read_parquet(tmp_path, path=["a.mp4"], labels=pa.array([["x", "y"]], type_))
     assert corpus.videos["labels"].to_pylist() == [["x", "y"]]
+
+
+class Servers:
+    """File systems in place of remote ones: every file has 5 bytes; a bucket `gone` fails, `silent` never answers."""
+
+    def __init__(self, monkeypatch):
+        self.asked, self.released = [], threading.Event()
+        original = manifests.filesystem_of
+        monkeypatch.setattr(
+            manifests,
+            "filesystem_of",
+            lambda location: (self, location) if location.startswith("s3://") else original(location),
+        )
+
+    def get_file_info(self, path):
+        self.asked.append(path)
+        if path.startswith("s3://gone/"):
+            raise OSError("no such host\nsecond line")
+        if path.startswith("s3://silent/"):
+            self.released.wait(60)
+        return pa.fs.FileInfo(path, size=5)
+
+
+def test_a_given_size_of_a_remote_file_is_believed(tmp_path, monkeypatch):
+    servers = Servers(monkeypatch)
+    (tmp_path / "c.mp4").write_text("abc")
+    text = "path,Size_Bytes\ns3://bucket/a.mp4,70\ns3://bucket/b.mp4,\nc.mp4,70\ns3://bucket/d.mp4,8.0\n"
+    assert read_csv(tmp_path, text).videos["size_bytes"].to_pylist() == [3, 70, 5, 8]
+    assert servers.asked == ["s3://bucket/b.mp4"]
+
+
+@pytest.mark.parametrize("size", ["big", "inf"])
+def test_a_given_size_that_is_no_number_is_refused(tmp_path, size):
+    with pytest.raises(UserError, match=f"expected a finite number as size_bytes, found '{size}' in row 1"):
+        read_csv(tmp_path, f"path,size_bytes\na.mp4,{size}\n")
+
+
+def test_a_server_that_does_not_answer_is_one_line_and_the_others_are_asked(tmp_path, monkeypatch):
+    servers = Servers(monkeypatch)
+    monkeypatch.setattr(manifests, "_PATIENCE_S", 0.2)
+    rows = "".join(f"s3://{name}/{number}.mp4\n" for name in ("gone", "silent", "here") for number in range(100))
+    try:
+        corpus = read_csv(tmp_path, "path\n" + rows)
+    finally:
+        servers.released.set()
+    sizes = dict(zip(corpus.videos["video_id"].to_pylist(), corpus.videos["size_bytes"].to_pylist(), strict=True))
+    assert {size for path, size in sizes.items() if path.startswith("s3://here/")} == {5}
+    assert {size for path, size in sizes.items() if not path.startswith("s3://here/")} == {None}
+    assert corpus.notes == (
+        "the sizes of 100 files at s3://gone are not known: no such host",
+        "the sizes of 100 files at s3://silent are not known: no answer within 0 s",
+    )
+    assert sum(path.startswith("s3://gone/") for path in servers.asked) <= 16
