@@ -1,6 +1,7 @@
 import threading
 import time
 
+import fsspec
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -375,3 +376,14 @@ def test_nothing_to_read_is_refused(tmp_path):
 )
 def test_the_clips_that_a_video_needs_follow_from_its_splits(splits, several, modes):
     assert modes_of(splits, has_several_splits=several) == modes
+
+
+@pytest.mark.parametrize("end", ["", "/**"])
+def test_hidden_files_and_the_store_are_left_out_at_another_file_system(end):
+    driver = fsspec.filesystem("memory")
+    for name in ("kick/1.mp4", "hug/2.mp4", ".hidden/3.mp4", "hug/.4.mp4", "store/store.json"):
+        driver.pipe(f"/listed/{name}", b"video")
+    corpus = read_corpus(f"memory://listed{end}", excluded_folder="memory://listed/store")
+    assert corpus.videos["video_id"].to_pylist() == ["hug/2.mp4", "kick/1.mp4"]
+    assert corpus.videos["size_bytes"].to_pylist() == [5, 5]
+    assert corpus.notes == ()
