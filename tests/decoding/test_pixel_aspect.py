@@ -82,7 +82,8 @@ def test_cuts_are_those_of_the_frame_with_square_pixels(tmp_path, aspect, degree
                 frame = frames[min(int((time_s + 6e-4) * FPS), NUM_FRAMES - 1)][y0:y1, x0:x1]
                 expected = np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize((64, 64), BILINEAR))
                 expected = expected[:, ::-1] if plan.flipped else expected
-                assert np.abs(expected.astype(int) - cut).mean() < 3, (mode, plan)
+                # The next frame would differ by 6 and more; two resizings, in other orders, of coded pixels by about 3.
+                assert np.abs(expected.astype(int) - cut).mean() < 4, (mode, plan)
 
 
 def test_the_header_has_the_size_with_square_pixels(tmp_path):
