@@ -24,6 +24,8 @@ from scale_ray.extraction import open_targets
 from scale_ray.store import Failure, FeatureStore, fingerprint_of
 from scale_ray.tracking import RunFolder
 
+pytestmark = pytest.mark.slow  # many commands
+
 TINY = fingerprint_of({"backbone": "tiny", "weights": "none"}, Sampling())
 IDS = [f"v{number}" for number in range(12)]
 

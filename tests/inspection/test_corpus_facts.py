@@ -126,6 +126,7 @@ def test_without_a_sample_there_is_no_estimate_and_good_videos_end_in_0(videos, 
     assert values["corpus"]["labels"] == {}
 
 
+@pytest.mark.slow
 def test_of_a_large_corpus_a_seeded_sample_is_opened_and_scaled_up(videos):
     def facts(seed: int) -> dict:
         result = inspect(videos, "--inspect-headers", 7, "--inspect-seed", seed, "--inspect-sample", 0, "--json")

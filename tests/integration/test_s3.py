@@ -185,6 +185,7 @@ def test_one_writer_a_store(monkeypatch):
     assert claims(store) == []
 
 
+@pytest.mark.slow
 def test_a_silent_writer_loses_the_bucket_and_a_living_one_does_not(monkeypatch):
     """The server stamps claims in whole seconds."""
     store = "s3://bucket/stores/silent"

@@ -60,6 +60,7 @@ def test_nor_does_that_of_an_exported_model(marker: Path, tmp_path: Path):
     assert "expected --trust-custom-backbone" in message
 
 
+@pytest.mark.slow
 def test_the_command_names_the_flag(marker: Path, tmp_path: Path, scale_ray):
     aggregator("somebodys:network").save(str(tmp_path / "somebodys" / "aggregator"))
     ended = scale_ray("export", "--checkpoint", tmp_path / "somebodys" / "aggregator", "--out", tmp_path / "model")
