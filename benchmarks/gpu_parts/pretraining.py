@@ -144,7 +144,7 @@ def synchronisations(bench: Bench, width: int) -> dict | str:
     source = trainer.source
     return {
         "step": bench.synchronisations(lambda: trainer.step(batch)),
-        "drawing a batch": bench.synchronisations(lambda: source.draw(rows, trainer.config.sets, seed=0, epoch=0)),  # type: ignore[attr-defined]
+        "drawing a batch": bench.synchronisations(lambda: source.draw(rows, trainer.config.sets, seed=0, epoch=0)),
     }
 
 

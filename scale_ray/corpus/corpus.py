@@ -17,10 +17,11 @@ from pyarrow import fs
 
 from scale_ray.config import CorpusOptions
 from scale_ray.corpus.annotations import RecognisedLayout, read_layout
-from scale_ray.corpus.layouts import VideoAnnotation, notes_on_classes, read_subset_folders
+from scale_ray.corpus.layouts import VideoAnnotation
 from scale_ray.corpus.local_files import LocalFiles
 from scale_ray.corpus.manifests import MANIFEST_SUFFIXES, Video, read_manifest
 from scale_ray.corpus.splits import DEFAULT_SPLIT, check_groups, counted, hashed_splits
+from scale_ray.corpus.subset_folders import notes_on_classes, read_subset_folders
 from scale_ray.errors import UserError
 from scale_ray.files.locations import (
     absolute,

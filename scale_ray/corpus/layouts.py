@@ -12,7 +12,7 @@ import json
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -164,7 +164,7 @@ def read_kinetics(ids: Sequence[str], texts: Mapping[str, str]) -> Annotations:
         clips = clips_of.get(stem, ())
         return next(iter(clips)) if len(clips) == 1 else stem
 
-    listed = _with_labelled_tests(listed)
+    listed = with_labelled_tests(listed)
     return _annotate(ids, key_of, listed, lambda video_id: listed.get(key_of(video_id)))
 
 
@@ -188,11 +188,11 @@ def read_ssv2(ids: Sequence[str], texts: Mapping[str, str]) -> Annotations:
         for video, template in templates.items():
             label = re.sub(r"[\[\]]", "", template) if template else None
             listed[video] = VideoAnnotation(label, None, {DEFAULT_SPLIT: _subset_in(name)})
-    listed = _with_labelled_tests(listed)
+    listed = with_labelled_tests(listed)
     return _annotate(ids, _stem, listed, lambda video_id: listed.get(_stem(video_id), VideoAnnotation()))
 
 
-def _with_labelled_tests(listed: dict[_Key, VideoAnnotation]) -> dict[_Key, VideoAnnotation]:
+def with_labelled_tests(listed: dict[_Key, VideoAnnotation]) -> dict[_Key, VideoAnnotation]:
     """Make the validation videos test videos if the labels of the official test videos are not published.
 
     This is how everybody reports Something-Something, and most report Kinetics; settings are then selected on
@@ -205,45 +205,6 @@ def _with_labelled_tests(listed: dict[_Key, VideoAnnotation]) -> dict[_Key, Vide
         key: replace(entry, splits={name: replacements.get(subset, subset) for name, subset in entry.splits.items()})
         for key, entry in listed.items()
     }
-
-
-def read_subset_folders(ids: Sequence[str]) -> tuple[dict[str, VideoAnnotation], str] | None:
-    """Read a folder of the form `train/CLASS/...`, `val/CLASS/...`, `test/CLASS/...`, which has no lists.
-
-    Returns the annotations of all files and a note on their splits; None unless every folder at the top that holds
-    videos is named as a subset, and there are classes in the training folder and in at least one of the others. As in
-    the official layouts, the validation videos are the test videos if no test video has a label.
-    """
-    videos = video_ids(ids) or list(ids)
-    subset_of_top = {top: subset_of(top) for top in sorted({video_id.partition("/")[0] for video_id in videos})}
-    with_classes = {subset_of_top[video_id.partition("/")[0]] for video_id in videos if video_id.count("/") > 1}
-    if None in subset_of_top.values() or "train" not in with_classes or len(with_classes) < 2:
-        return None
-    tops = sorted(subset_of_top, key=lambda top: SUBSETS.index(str(subset_of_top[top])))
-    given = {video_id: _annotation_in_subset(video_id) for video_id in ids}
-    annotations = _with_labelled_tests(given)
-    names = f"{', '.join(tops[:-1])} and {tops[-1]}"
-    note = f"splits as given by the folders {names}"
-    if annotations != given:
-        note += "; the validation videos are the test videos, because no other test video has a label"
-    return annotations, note
-
-
-def _annotation_in_subset(video_id: str) -> VideoAnnotation:
-    """The annotation of `SUBSET/CLASS/NAME`; of a file outside the folders of the subsets, without a split."""
-    top, _, rest = video_id.partition("/")
-    subset = subset_of(top)
-    if not rest or subset is None:
-        return VideoAnnotation(posixpath.dirname(video_id) or None)
-    return VideoAnnotation(posixpath.dirname(rest) or None, splits={DEFAULT_SPLIT: subset})
-
-
-def notes_on_classes(labels: Iterable[str | None]) -> list[str]:
-    """A note if folders that are taken as classes are named as subsets: the split that is drawn ignores them."""
-    parts = {part for label in labels if label for part in label.split("/")}
-    names = sorted(filter(subset_of, parts))
-    found = f"found folders called {', '.join(names)}, which are read as parts of class names; "
-    return [found + "splits are read from train/CLASS/... beside val/CLASS/... or test/CLASS/..."] if names else []
 
 
 LAYOUTS = {

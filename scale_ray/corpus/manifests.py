@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,14 @@ class Video:
 
 
 _SPLIT_PREFIX = "split_"
+_LISTS = (
+    *(pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
+    *(pa.types.is_list_view, pa.types.is_large_list_view),
+)
+_BYTES = (
+    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary),
+    pa.types.is_binary_view,
+)
 # A server that gives the size of no file in this time is not asked again.
 _PATIENCE_S = 20.0
 _COLUMNS = tuple(field.name for field in dataclasses.fields(Video))
@@ -136,12 +144,12 @@ def _checked(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray
     """A column that this package uses; bytes become text. One value per row, but for `labels` and `splits`."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    several = name == "labels" and _is_list(column.type)
+    several = name == "labels" and _is_one_of(column.type, _LISTS)
     type_ = column.type.value_type if several else column.type
     if pa.types.is_nested(type_) and name != "splits":
-        hint = "; several labels belong in 'labels'" if name == "label" and _is_list(type_) else ""
+        hint = "; several labels belong in 'labels'" if name == "label" and _is_one_of(type_, _LISTS) else ""
         raise UserError(f"{source}: expected text or numbers in column {name!r}, found {type_}{hint}")
-    if not _is_binary(type_):
+    if not _is_one_of(type_, _BYTES):
         return column
     try:
         return column.cast(pa.list_(pa.string()) if several else pa.string())
@@ -149,29 +157,8 @@ def _checked(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray
         raise UserError(f"{source}: expected text in UTF-8 in column {name!r}, found other bytes") from error
 
 
-def _is_list(type_: pa.DataType) -> bool:
-    return any(
-        check(type_)
-        for check in (
-            pa.types.is_list,
-            pa.types.is_large_list,
-            pa.types.is_fixed_size_list,
-            pa.types.is_list_view,
-            pa.types.is_large_list_view,
-        )
-    )
-
-
-def _is_binary(type_: pa.DataType) -> bool:
-    return any(
-        check(type_)
-        for check in (
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-            pa.types.is_fixed_size_binary,
-            pa.types.is_binary_view,
-        )
-    )
+def _is_one_of(type_: pa.DataType, checks: Sequence[Callable[[pa.DataType], bool]]) -> bool:
+    return any(check(type_) for check in checks)
 
 
 def _read_csv(data: bytes, source: str) -> pa.Table:

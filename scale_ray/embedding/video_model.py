@@ -10,11 +10,11 @@ as safetensors, so that loading executes no code from it:
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ def clip_vectors(aggregator: Aggregator, features: np.ndarray, positions: np.nda
 def sampling_of(origin: Mapping[str, Any]) -> Sampling:
     """The sampling of the features that an aggregator was trained on, from its `origin`."""
     check_origin(origin)
-    merged = dict(chain.from_iterable(options.items() for options in origin["sampling"].values()))
+    merged = dict(itertools.chain.from_iterable(options.items() for options in origin["sampling"].values()))
     return Sampling.from_dict({**merged, "sampling_seed": origin["sampling_seed"]})
 
 
@@ -226,7 +226,7 @@ class VideoModel:
         import pandas as pd
 
         paths = model_input.iloc[:, 0].tolist() if isinstance(model_input, pd.DataFrame) else list(model_input)
-        rows = [row for path in paths for row in self._served(str(path))]
+        rows = self._served([str(path) for path in paths])
         columns = {
             "path": [row.path for row in rows],
             "vector": [None if row.vector is None else row.vector.tolist() for row in rows],
@@ -235,11 +235,16 @@ class VideoModel:
         # Columns of plain objects keep a missing value as None (null in JSON); others would turn it into NaN.
         return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
 
-    def _served(self, path: str) -> list[Embedded]:
-        if is_below(path, self.served_folders):
-            return self.embed([path])
+    def _served(self, paths: Sequence[str]) -> list[Embedded]:
+        """One result per path, in their order; an error for those that are not below the served folders."""
+        allowed = [is_below(path, self.served_folders) for path in paths]
+        embedded = iter(self.embed(itertools.compress(paths, allowed)))
         folders = ", ".join(self.served_folders) or f"nothing, since {SERVED_VARIABLE} is not set"
-        return [Embedded(path, None, error=f"path: expected a video below {folders}")]
+        error = f"path: expected a video below {folders}"
+        return [
+            next(embedded) if is_allowed else Embedded(path, None, error=error)
+            for path, is_allowed in zip(paths, allowed, strict=True)
+        ]
 
 
 def _load_pyfunc(path: str) -> VideoModel:

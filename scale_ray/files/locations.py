@@ -151,7 +151,7 @@ def _is_below(location: str, folder: str) -> bool:
     if is_uri(location) != is_uri(folder):
         return False
     if not is_uri(location):
-        return os.path.commonpath([os.path.realpath(folder), os.path.realpath(location)]) == os.path.realpath(folder)
+        return _is_really_below(location, folder)
     uri, allowed = _Uri.parse(location), _Uri.parse(folder)
     path = unquote(uri.path)
     if ".." in path.replace("\\", "/").split("/"):
@@ -159,6 +159,12 @@ def _is_below(location: str, folder: str) -> bool:
     return (uri.scheme, uri.host) == (allowed.scheme, allowed.host) and path.startswith(
         unquote(allowed.path).rstrip("/") + "/"
     )
+
+
+def _is_really_below(path: str, folder: str) -> bool:
+    """Whether a local path is in a local folder, or is that folder, after all links are resolved."""
+    root = os.path.realpath(folder)
+    return os.path.commonpath([root, os.path.realpath(path)]) == root
 
 
 def filesystem_of(location: str) -> tuple[fs.FileSystem, str]:
@@ -243,7 +249,8 @@ def check_within(folder: str, root: str) -> None:
     UserError
         If it is a link to elsewhere, or below one. (Folders of an object store have no links.)
     """
-    if not is_uri(folder) and not is_uri(root) and not _is_below(folder, root):
+    folder, root = _local(folder), _local(root)
+    if not is_uri(folder) and not _is_really_below(folder, root):
         raise UserError(f"{folder}: expected a folder in {root}, found a link to {os.path.realpath(folder)}")
 
 

@@ -35,9 +35,9 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 _FLUSH_S = 2.0
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-# MLflow's page opens the experiment as model training, not as an application of language models.
 # What MLflow answers for a run that does not exist, has been deleted, or cannot exist under this id.
 _NO_SUCH_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
+# MLflow's page opens the experiment as model training, not as an application of language models.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
@@ -73,7 +73,8 @@ def _check_own_database(tracking: Tracking, runs: str) -> None:
     Raises
     ------
     UserError
-        If it names a server, or an existing place elsewhere. (After the runs were moved, the former one is gone.)
+        If it names a server, or an existing place elsewhere (after the runs were moved, the former one is gone); or if
+        it cannot be read.
     """
     database = Path(absolute(runs), "mlflow.db")
     if not _is_own(tracking) or not database.exists():
@@ -82,8 +83,10 @@ def _check_own_database(tracking: Tracking, runs: str) -> None:
         for query in _PLACES:
             try:
                 places = [place for (place,) in connection.execute(query.replace("SELECT", "SELECT DISTINCT"))]
-            except sqlite3.Error:
-                continue  # a table that this version of MLflow does not have; MLflow reports a damaged database
+            except sqlite3.Error as error:
+                if "no such" in str(error):  # a table or column that this version of MLflow does not have
+                    continue
+                raise UserError(f"runs: expected a database that can be read, found {database}: {error}") from error
             for place in places:
                 if place and not _is_below(place, runs) and (_local_path(place) is None or _exists(place)):
                     raise _foreign(place, runs)

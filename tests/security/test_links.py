@@ -38,13 +38,14 @@ def precious(tmp_path: Path) -> Path:
     return folder
 
 
-def test_claims_are_not_looked_for_behind_a_link(tmp_path: Path, precious: Path, rng):
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_claims_are_not_looked_for_behind_a_link(scheme: str, tmp_path: Path, precious: Path, rng):
     store = make_store(tmp_path / "store", rng, "a")
     Path(store.location, "leases").symlink_to(precious)
     before = files(precious)
 
     def lease() -> None:
-        with write_lease(store.location):
+        with write_lease(f"{scheme}{store.location}"):
             pass
 
     message = refusal(lease)

@@ -61,6 +61,12 @@ def test_a_database_that_the_user_names_is_the_users(runs: Path, tmp_path: Path)
     assert server_command(named, str(runs), "127.0.0.1", 5000)
 
 
+def test_a_database_that_cannot_be_read_is_not_taken_for_a_harmless_one(runs: Path):
+    (runs / "mlflow.db").write_bytes(b"SQLite format 3\0" + b"damaged" * 100)
+    message = refusal(lambda: server_command(Tracking(), str(runs), "127.0.0.1", 5000))
+    assert message.startswith("runs: expected a database that can be read, found ")
+
+
 def test_runs_that_were_moved_are_served(runs: Path, tmp_path: Path):
     runs.rename(tmp_path / "moved")
     assert server_command(Tracking(), str(tmp_path / "moved"), "127.0.0.1", 5000)
