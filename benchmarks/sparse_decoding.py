@@ -30,7 +30,8 @@ from PIL import Image
 from scale_ray.clips import Clip, plan_clips
 from scale_ray.config import Sampling
 from scale_ray.decoding import decode as decoding
-from scale_ray.decoding.frames import FrameReader, geometry_of, open_video, video_stream
+from scale_ray.decoding import open_video, timing_of
+from scale_ray.decoding.frames import FrameReader, geometry_of
 
 INPUT_SIZE_PX = 224
 SAMPLING = Sampling()
@@ -38,9 +39,8 @@ LENGTHS_S = {"10 s": 10, "10 min": 600, "1 h": 3600}
 
 
 def planned(path: Path) -> list[Clip]:
-    with open_video(str(path)) as container:
-        stream = video_stream(container)
-        geometry = geometry_of(str(path), stream, next(container.decode(stream)))
+    with open_video(str(path)) as video:
+        geometry = geometry_of(FrameReader(video, timing_of(video), by_stamp=True, may_seek=False))
     return plan_clips("benchmark", "train", geometry, SAMPLING)
 
 

@@ -18,8 +18,10 @@ from scale_ray.clips import Clip, VideoGeometry, plan_clips
 from scale_ray.config import Sampling
 from scale_ray.decoding.augmentation import apply_augmentation
 from scale_ray.decoding.cropping import Cropper, to_rgb
-from scale_ray.decoding.frames import FrameReader, ReadAgain, Source, geometry_of, open_video, video_stream
+from scale_ray.decoding.frames import FrameReader, ReadAgain, geometry_of
 from scale_ray.decoding.orientation import Orientation, orientation_of
+from scale_ray.decoding.timing import clearly_shorter, cut_short, timing_of
+from scale_ray.decoding.video_file import Source, open_video
 from scale_ray.errors import VideoError
 
 # Short side of the reduced frame whose mean is used for the contrast of augmented clips.
@@ -74,10 +76,10 @@ def decode_clips(
     assert [array.shape for array in pixels] == [pixel_shape(mode, sampling, size) for size in input_sizes_px]
 
     def read(*, by_stamp: bool, may_seek: bool) -> DecodedClips:
-        with open_video(source) as container:
-            reader = FrameReader(container, video_stream(container), by_stamp=by_stamp, may_seek=may_seek)
+        with open_video(source) as video:
+            reader = FrameReader(video, timing_of(video), by_stamp=by_stamp, may_seek=may_seek)
             try:
-                return _decode(source, reader, video_id, mode, sampling, pixels)
+                return _decode(reader, video_id, mode, sampling, pixels)
             except (av.error.FFmpegError, OSError, VideoError) as error:
                 if reader.has_sought:  # perhaps because of the seek: read from the start first
                     raise ReadAgain(by_stamp=True) from error
@@ -93,7 +95,8 @@ def decode_clips(
         except ReadAgain:
             return read(by_stamp=False, may_seek=False)
     except av.error.FFmpegError as error:
-        raise VideoError("decode", f"damaged: {error.strerror or error}") from error
+        kind = "damaged" if isinstance(error, av.error.InvalidDataError) else "FFmpeg cannot decode it"
+        raise VideoError("decode", f"{kind}: {error.strerror or error}") from error
     except OSError as error:
         raise VideoError("decode", f"cannot be read: {error.strerror or error}") from error
 
@@ -107,7 +110,6 @@ class _CropGroup:
 
 
 def _decode(
-    source: Source,
     reader: FrameReader,
     video_id: str,
     mode: str,
@@ -115,7 +117,7 @@ def _decode(
     pixels: Sequence[np.ndarray],
 ) -> DecodedClips:
     first = reader.shown[1]
-    geometry = geometry_of(source, reader.stream, first)
+    geometry = geometry_of(reader)
     clips = plan_clips(video_id, mode, geometry, sampling)
     groups = _crop_groups(clips, geometry, orientation_of(first), [array.shape[2] for array in pixels])
     wanted = sorted(
@@ -136,7 +138,7 @@ def _decode(
                 continue
             for c, crop in zip(group.clips, cropper.cut(frame), strict=True):
                 array[c, t] = _augmented_and_flipped(crop, clips[c], frame, reduced)
-    _check_not_truncated(reader.shown[0], geometry, min(wanted[-1][0], geometry.duration_s))
+    _check_not_cut_short(reader, min(wanted[-1][0], geometry.duration_s))
     positions = np.array(
         [(1.0 if clip.flipped else -1.0, *clip.box_px, used_s[c, 0], used_s[c, -1]) for c, clip in enumerate(clips)],
         np.float32,
@@ -188,13 +190,18 @@ class _ReducedFrame:
         return self._rgb
 
 
-def _check_not_truncated(last_s: float, geometry: VideoGeometry, needed_s: float) -> None:
-    """Raise a VideoError if the frames end clearly before the length that the header states."""
-    # Headers of good files may overstate the length by a frame or two; 0.25 s or 5 % is more than rounding.
-    if needed_s - last_s > max(0.25, 0.05 * geometry.duration_s, 3 / max(geometry.fps, 1)):
-        raise VideoError(
-            "decode", f"cut short: expected {geometry.duration_s:.2f} s, found frames up to {last_s:.2f} s"
-        )
+def _check_not_cut_short(reader: FrameReader, needed_s: float) -> None:
+    """Raise a VideoError if the frames end clearly before the packets do, or the packets before the stated length.
+
+    A container that is whole and states more ends with a frame that stands: not all of them state for how long.
+    """
+    found_s, packets_s, fps = reader.frames_end_s, reader.packets_end_s, reader.timing.fps
+    if found_s is None or needed_s <= found_s:
+        return
+    may_lack_packets = reader.timing.is_believed and not reader.video.end.is_whole
+    for expected_s in (packets_s, reader.length_s if may_lack_packets else packets_s):
+        if clearly_shorter(found_s, expected_s, fps):
+            raise cut_short(found_s, expected_s)
 
 
 def video_bytes(mode: str, sampling: Sampling, input_sizes_px: Sequence[int]) -> int:

@@ -29,7 +29,7 @@ import numpy as np
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import Sampling
 from scale_ray.decoding.decode import decode_clips, pixel_shape
-from scale_ray.decoding.frames import Source
+from scale_ray.decoding.video_file import Source
 from scale_ray.errors import VideoError
 from scale_ray.files.import_path import safe_path
 

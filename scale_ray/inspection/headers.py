@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-import av
 import av.error
 
 from scale_ray.config import Extraction
@@ -22,10 +21,10 @@ from scale_ray.decoding import (
     as_source,
     display_size,
     frame_rate,
-    header_duration_s,
+    header_length_s,
     open_video,
     packets_of,
-    video_stream,
+    timing_of,
 )
 from scale_ray.errors import VideoError
 from scale_ray.files.locations import REQUESTS_AT_ONCE, is_uri
@@ -110,24 +109,24 @@ def read_headers(
 def header_of(video_id: str, path: str) -> Header:
     """Read the header of one file.
 
-    The duration is that of the video stream or, if the container does not state it, that of the whole file.
+    The duration is that of the video stream or, if the container does not state it, that of the whole file. A stream
+    without a header that states its length is read through.
 
     Raises
     ------
     VideoError
-        With stage `open`, if the file has no readable video, or an encrypted one.
+        If the file has no readable video (stage `open`), an encrypted one, or a raw stream without a frame rate.
     """
-    with open_video(as_source(path)) as container:
-        stream = video_stream(container)
-        fps = frame_rate(stream) or None
-        duration_s = header_duration_s(stream)
-        if duration_s is None and container.duration:
-            duration_s = container.duration / av.time_base
-        codec = stream.codec_context
+    with open_video(as_source(path)) as video:
+        codec = video.stream.codec_context
         if not codec.width or not codec.height:
             raise VideoError("open", "the header does not state the frame size")
-        container_name = container.format.long_name.partition(" (")[0]
+        fps, duration_s = frame_rate(video.stream), header_length_s(video)
+        if duration_s is None:
+            timing = timing_of(video)
+            fps, duration_s = timing.fps, timing.length_s
+        container_name = video.container.format.long_name.partition(" (")[0]
         with suppress(av.error.FFmpegError, OSError):  # damage after the header is found when decoding
-            next(packets_of(container, stream), None)  # whether packets are encrypted is stated in them
-        height_px, width_px = display_size(stream, codec.height, codec.width)
-        return Header(video_id, container_name, codec.name, width_px, height_px, fps, duration_s)
+            next(packets_of(video), None)  # whether packets are encrypted is stated in them
+        height_px, width_px = display_size(video.stream, codec.height, codec.width)
+        return Header(video_id, container_name, codec.name, width_px, height_px, fps or None, duration_s or None)

@@ -182,19 +182,11 @@ def test_what_ffmpeg_cannot_convert_is_not_called_damaged(tmp_path, size, colour
     assert caught.value.stage == "decode"
 
 
-# Refused as cut short although they are whole: known errors of the decoder.
-KNOWN = (
-    "made__begins_between_key_frames.ts",
-    "made__last_frame_stands_25_s.mp4",
-    "made__pause_at_the_end.gif",
-)
 PICTURES = ("made__photo.avif", "made__photo.heic", "made__song_with_cover.m4a")
 
 
 def odd_files() -> list[Any]:
-    known = pytest.mark.xfail(raises=VideoError, strict=True, reason="refused as cut short: a known error")
-    paths = sorted((SHARED / "odd").glob("*"))
-    return [pytest.param(path, id=path.name, marks=[known] if path.name in KNOWN else []) for path in paths]
+    return [pytest.param(path, id=path.name) for path in sorted((SHARED / "odd").glob("*"))]
 
 
 @pytest.mark.parametrize("path", odd_files())

@@ -44,8 +44,8 @@ class Counted(FrameReader):
     forward = False
     num_decoded = 0
 
-    def __init__(self, container, stream, *, by_stamp: bool, may_seek: bool) -> None:
-        super().__init__(container, stream, by_stamp=by_stamp, may_seek=may_seek and not Counted.forward)
+    def __init__(self, video, timing, *, by_stamp: bool, may_seek: bool) -> None:
+        super().__init__(video, timing, by_stamp=by_stamp, may_seek=may_seek and not Counted.forward)
 
     def _decoded(self):
         for decoded in super()._decoded():

@@ -17,7 +17,7 @@ from support.servers import free_port
 from support.videos import encode
 
 from scale_ray.corpus import read_corpus
-from scale_ray.decoding import Decoder, frames, open_video
+from scale_ray.decoding import Decoder, open_video, video_file
 from scale_ray.errors import VideoError
 from scale_ray.inspection.headers import header_of
 
@@ -67,7 +67,7 @@ BOTH_WAYS = pytest.mark.parametrize("remote", [False, True], ids=["local", "remo
 def refused(path: Path, *, remote: bool = False) -> str:
     """The reason for which a file is refused, opened by its path, or as a remote one is, from a file object."""
     with pytest.raises(VideoError) as caught, open_video((lambda: path.open("rb")) if remote else str(path)) as opened:
-        pytest.fail(f"opened as {opened.format.name}")
+        pytest.fail(f"opened as {opened.container.format.name}")
     assert caught.value.stage == "open"
     return caught.value.reason
 
@@ -148,8 +148,8 @@ def test_a_session_description_does_not_listen(tmp_path, remote):
 
 def test_without_the_list_of_formats_ffmpeg_still_opens_nothing(tmp_path, video, server, monkeypatch):
     """What makes these attacks impossible is that no protocol is allowed; the list only refuses earlier."""
-    monkeypatch.setattr(frames, "_BEGINNINGS", {b"\0none": ""})
-    monkeypatch.delitem(frames._OPENS_NOTHING, "format_whitelist")
+    monkeypatch.setattr(video_file, "_BEGINNINGS", {b"\0none": ""})
+    monkeypatch.delitem(video_file._OPENS_NOTHING, "format_whitelist")
     path = tmp_path / "clip.m3u8"
     targets = [f"http://127.0.0.1:{server.server_port}/marker.ts", video, f"file:{video}"]
     for text in (*map(playlist, targets), f"ffconcat version 1.0\nfile '{video}'\n", session(free_port())):
@@ -215,7 +215,7 @@ def test_a_video_may_have_any_name(video, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for path in (name, str(tmp_path / name)):
         with open_video(path) as opened:
-            assert opened.streams.video[0].codec_context.width == 96
+            assert opened.stream.codec_context.width == 96
 
 
 def test_metadata_in_another_encoding_than_utf8_does_no_harm(tmp_path):
@@ -224,4 +224,4 @@ def test_metadata_in_another_encoding_than_utf8_does_no_harm(tmp_path):
     assert b"Lavf" in content
     path.write_bytes(content.replace(b"Lavf", b"caf\xe9", 1))
     with open_video(str(path)) as opened:
-        assert opened.streams.video[0].codec_context.width == 96
+        assert opened.stream.codec_context.width == 96
