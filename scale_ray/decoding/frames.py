@@ -15,8 +15,8 @@ from scale_ray.decoding.timing import Timing, packets_of
 from scale_ray.decoding.video_file import VideoFile
 from scale_ray.errors import VideoError
 
-# Stamps are rounded, in Matroska to milliseconds; a wanted time this close before a frame selects that frame.
-SAME_TIME_S = 6e-4
+# Stamps are rounded, in Matroska and ASF to milliseconds; a wanted time this close before a frame selects that frame.
+SAME_TIME_S = 1.1e-3
 # A seek costs about as much as decoding this many frames; fewer frames are decoded and discarded.
 _SEEK_COST_FRAMES = 16
 # Minimum distance of a seek if the container has no index of its key frames.

@@ -23,8 +23,11 @@ _WITH_HEADER = {_MOV, "matroska,webm", "avi", "asf", "flv", "mxf"}
 _WITH_AVERAGE_RATE = {_MOV, "matroska,webm"}
 # Flags of FFmpeg's formats: no stamps at all, and stamps that may begin again.
 _NO_STAMPS, _STAMPS_MAY_JUMP = 0x80, 0x200
-# MPEG program streams: after a seek, their stamps are estimates that are off by some frames.
-_NEVER_SEEK = {"mpeg"}
+# MPEG program streams: few of their frames have stamps, and what FFmpeg estimates for the others is off by half a frame
+# and more, after a seek by some frames. Where all frames last equally long (a count is off by less than two), the frame
+# rate is better, and so it is where most stamps are missing.
+_ESTIMATED_STAMPS = {"mpeg"}
+_EVEN_FRAMES, _FEW_STAMPS = 2.0, 0.9
 # A step back by more than this, and in some formats a step forward by more than that, is where a second part begins.
 # The same limits as in FFmpeg's command line.
 _STEP_BACK_S, _STEP_FORWARD_S = 0.1, 10.0
@@ -62,7 +65,7 @@ def timing_of(video: VideoFile) -> Timing:
     """
     fps = frame_rate(video.stream)
     has_header = _has_header(video)
-    timing = Timing(_length_by_header_s(video), fps, is_believed=True) if has_header else _read_through(video, fps)
+    timing = Timing(_length_by_header_s(video), fps, is_believed=True) if has_header else _read_through(video)
     counted_s = _length_by_count_s(video.stream)
     # FFmpeg corrects the length in the headers of some files that lost their end, but not the number of frames.
     if (
@@ -183,28 +186,43 @@ def _joined_packets(video: VideoFile) -> Iterator[tuple[Any, int]]:
         yield packet, shift
 
 
-def _read_through(video: VideoFile, fps: float) -> Timing:
+def _read_through(video: VideoFile) -> Timing:
     """The timing of a stream by all of its packets, which are read, but not decoded."""
     has_stamps = not video.container.format.flags & _NO_STAMPS
     if not has_stamps and not video.stream.codec_context.framerate:
         raise VideoError("decode", "states neither time stamps nor a frame rate")
     unit_s = float(video.stream.time_base)
-    has_all_stamps, is_joined = has_stamps, False
-    first, end, duration = None, 0, 0
+    num_packets, num_stamps, first, end = 0, 0, None, 0
+    duration, shown, is_joined = 0, 0, False
     with opened_again(video) as again:
         for packet, shift in _joined_packets(again):
-            if packet.size or packet.pts is not None:
-                duration += packet.duration or 0
-                is_joined |= shift != 0
-                has_all_stamps &= packet.pts is not None
-                if packet.pts is not None:
-                    first = packet.pts if first is None else min(first, packet.pts)
-                    end = max(end, packet.pts + (packet.duration or 0))
-    length = end - first if has_all_stamps and first is not None else duration
+            if not packet.size and packet.pts is None:
+                continue
+            # What was cut off before its key frame cannot be shown.
+            shown += (packet.duration or 0) if shown or packet.is_keyframe else 0
+            duration += packet.duration or 0
+            num_packets += 1
+            is_joined |= shift != 0
+            if packet.pts is not None:
+                num_stamps += 1
+                first = packet.pts if first is None else min(first, packet.pts)
+                end = max(end, packet.pts + (packet.duration or 0))
+    length = end - (first or 0)
+    fps = _nearest_rate(video.stream, num_packets / (duration * unit_s) if duration else 0.0)
+    is_even = fps > 0 and abs(num_packets / fps - length * unit_s) < _EVEN_FRAMES / fps
+    if num_stamps < _FEW_STAMPS * num_packets or (is_even and video.container.format.name in _ESTIMATED_STAMPS):
+        has_stamps = False
     if has_stamps and not is_joined:  # some headers state how long the last frame stands
         length = max(length, video.stream.duration or 0)
-    may_seek = not is_joined and video.container.format.name not in _NEVER_SEEK
-    return Timing(length * unit_s, fps, has_stamps, is_joined, may_seek)
+    may_seek = not is_joined and video.container.format.name not in _ESTIMATED_STAMPS
+    return Timing((length if has_stamps else shown or duration) * unit_s, fps, has_stamps, is_joined, may_seek)
+
+
+def _nearest_rate(stream: Any, counted: float) -> float:
+    """Of the rates that the stream states and that FFmpeg estimates, the one nearest to that of the packets."""
+    stated = (stream.codec_context.framerate, stream.guessed_rate, stream.average_rate)
+    rates = [float(rate) for rate in stated if rate]
+    return min(rates, key=lambda rate: abs(rate - counted), default=counted)
 
 
 def _length_by_end_s(video: VideoFile) -> float:
