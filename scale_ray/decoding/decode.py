@@ -7,7 +7,7 @@ converted, each once for all boxes that are cut from it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import av.error
 import numpy as np
@@ -18,7 +18,7 @@ from scale_ray.clips import Clip, VideoGeometry, plan_clips
 from scale_ray.config import Sampling
 from scale_ray.decoding.augmentation import apply_augmentation
 from scale_ray.decoding.cropping import Cropper, to_rgb
-from scale_ray.decoding.frames import FrameReader, ReadAgain, geometry_of
+from scale_ray.decoding.frames import SAME_TIME_S, FrameReader, ReadAgain, geometry_of
 from scale_ray.decoding.orientation import Orientation, orientation_of
 from scale_ray.decoding.timing import clearly_shorter, cut_short, timing_of
 from scale_ray.decoding.video_file import Source, open_video
@@ -54,19 +54,25 @@ def decode_clips(
     sampling: Sampling,
     input_sizes_px: Sequence[int],
     into: Sequence[np.ndarray] | None = None,
+    *,
+    start_s: float | None = None,
+    end_s: float | None = None,
 ) -> DecodedClips:
     """Decode the planned clips of one video, resized to `size` x `size` for each size of `input_sizes_px`.
 
     Frames are selected by time stamp: the last frame at or before the planned time. If the stamps do not increase in
-    the decoder's output order, that order and the average frame rate are used instead. The pixels are the same as when
-    reading from the start, whatever was skipped; damage in a skipped part of the file is ignored. If `into` is given,
-    the pixels are written into its arrays (shapes as in `pixel_shape`).
+    the decoder's output order, that order and the times of decoding are used instead, and without any stamps the frame
+    rate. The pixels are the same as when reading from the start, whatever was skipped; damage in a skipped part of the
+    file is ignored. If `into` is given, the pixels are written into its arrays (shapes as in `pixel_shape`).
+
+    With `start_s` or `end_s`, in seconds since the first frame, the video is that segment of the file: its clips, its
+    duration and its times are those of the segment. A segment that ends after the file ends with it.
 
     Raises
     ------
     VideoError
         Stage `open` if the source is not a readable video, stage `decode` if it cannot be decoded up to the last frame
-        that is needed.
+        that is needed, or ends before the segment begins.
     """
     pixels = (
         list(into)
@@ -79,7 +85,7 @@ def decode_clips(
         with open_video(source) as video:
             reader = FrameReader(video, timing_of(video), by_stamp=by_stamp, may_seek=may_seek)
             try:
-                return _decode(reader, video_id, mode, sampling, pixels)
+                return _decode(reader, video_id, mode, sampling, pixels, (start_s, end_s))
             except (av.error.FFmpegError, OSError, VideoError) as error:
                 if reader.has_sought:  # perhaps because of the seek: read from the start first
                     raise ReadAgain(by_stamp=True) from error
@@ -109,19 +115,50 @@ class _CropGroup:
     croppers: list[Cropper]
 
 
+@dataclass(frozen=True)
+class _Segment:
+    """A part of a video, in seconds since its first frame."""
+
+    start_s: float
+    end_s: float
+    last_s: float  # the latest time at which a frame of it is shown
+
+    @classmethod
+    def of(cls, geometry: VideoGeometry, start_s: float | None, end_s: float | None) -> _Segment:
+        start_s = start_s or 0.0
+        if start_s and start_s >= geometry.duration_s:
+            raise VideoError(
+                "decode",
+                f"segment: expected a start before the end of the video at {geometry.duration_s:.2f} s, "
+                f"found {start_s:g} s",
+            )
+        if end_s is None or end_s >= geometry.duration_s:
+            return cls(start_s, geometry.duration_s, float("inf"))
+        # The frame that begins where the segment ends is not part of it.
+        return cls(start_s, end_s, max(end_s - 2 * SAME_TIME_S, start_s))
+
+    def video_time_s(self, time_s: float) -> float:
+        return min(self.start_s + time_s, self.last_s)
+
+
 def _decode(
     reader: FrameReader,
     video_id: str,
     mode: str,
     sampling: Sampling,
     pixels: Sequence[np.ndarray],
+    limits_s: tuple[float | None, float | None],
 ) -> DecodedClips:
     first = reader.shown[1]
-    geometry = geometry_of(reader)
+    whole = geometry_of(reader)
+    segment = _Segment.of(whole, *limits_s)
+    geometry = replace(whole, duration_s=segment.end_s - segment.start_s)
     clips = plan_clips(video_id, mode, geometry, sampling)
     groups = _crop_groups(clips, geometry, orientation_of(first), [array.shape[2] for array in pixels])
     wanted = sorted(
-        (time, g, t) for g, group in enumerate(groups) for t, time in enumerate(clips[group.clips[0]].times_s)
+        (segment.video_time_s(time), g, t)
+        for g, group in enumerate(groups)
+        for t, time in enumerate(clips[group.clips[0]].times_s)
     )
     used_s = np.zeros((len(clips), sampling.frames))
     reduced = _ReducedFrame()
@@ -138,7 +175,9 @@ def _decode(
                 continue
             for c, crop in zip(group.clips, cropper.cut(frame), strict=True):
                 array[c, t] = _augmented_and_flipped(crop, clips[c], frame, reduced)
-    _check_not_cut_short(reader, min(wanted[-1][0], geometry.duration_s))
+    _check_not_cut_short(reader, min(wanted[-1][0], segment.end_s))
+    # The frame that is shown where a segment begins may have begun before.
+    used_s = np.maximum(used_s - segment.start_s, 0.0)
     positions = np.array(
         [(1.0 if clip.flipped else -1.0, *clip.box_px, used_s[c, 0], used_s[c, -1]) for c, clip in enumerate(clips)],
         np.float32,

@@ -239,3 +239,27 @@ def test_motion_jpeg_without_a_container_is_not_called_a_picture(tmp_path):
     path = write(tmp_path / "a.mjpeg", "mjpeg", {"strict": "unofficial"}, range(10))
     with pytest.raises(VideoError, match="states neither time stamps nor a frame rate"):
         decoded(path)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "ts", "h264"])
+@pytest.mark.parametrize("limits_s", [(2.0, 5.5), (3.01, None), (None, 4.0), (11.5, 20.0), (7.0, 7.1)])
+def test_of_a_segment_clips_duration_and_times_are_those_of_the_segment(tmp_path, suffix, limits_s):
+    start_s, end_s = limits_s[0] or 0.0, min(limits_s[1] or 12.0, 12.0)
+    path = write(tmp_path / f"whole.{suffix}")
+    clips = decode_clips(str(path), "id", "eval", SAMPLING, [SIZE_PX], start_s=limits_s[0], end_s=limits_s[1])
+    assert clips.geometry.duration_s == pytest.approx(end_s - start_s, abs=0.04)
+    plans = plan_clips("id", "eval", clips.geometry, SAMPLING)
+    last = int(np.ceil(FPS * end_s - 0.05)) - 1
+    for plan, pixels, position in zip(plans, clips.pixels[0], clips.positions, strict=True):
+        expected = [min(int(FPS * (start_s + time_s + 1.1e-3)), last) for time_s in plan.times_s]
+        assert [number_of(frame) for frame in pixels] == expected
+        begin, end = (max(number / FPS - start_s, 0) for number in (expected[0], expected[-1]))
+        assert position[5:] == pytest.approx([begin, end], abs=2e-3)
+
+
+def test_a_segment_behind_the_end_of_its_video_has_a_reason(tmp_path):
+    path = write(tmp_path / "short.mp4", stamps=range(30))
+    with pytest.raises(
+        VideoError, match=r"segment: expected a start before the end of the video at 1\.00 s, found 2 s"
+    ):
+        decode_clips(str(path), "id", "eval", SAMPLING, [32], start_s=2.0, end_s=3.0)
