@@ -11,7 +11,7 @@ from av.video.frame import VideoFrame
 
 from scale_ray.clips import VideoGeometry
 from scale_ray.decoding.orientation import orientation_of
-from scale_ray.decoding.timing import Timing, packets_of
+from scale_ray.decoding.timing import Timing, decoding_times_s, packets_of
 from scale_ray.decoding.video_file import VideoFile
 from scale_ray.errors import VideoError
 
@@ -107,23 +107,19 @@ class FrameReader:
         return self._shown
 
     def _decoded(self) -> Iterator[tuple[float, VideoFrame]]:
-        decoding_stamps: list[int | None] = []
-        frames = self._decoded_packets(decoding_stamps)
+        frames = self._decoded_packets()
         if self.has_sought:
             # Frames before the first key frame lack the frames that they refer to.
             frames = itertools.dropwhile(lambda frame: not frame.key_frame, frames)
-        return self._timed_by_stamp(frames) if self._by_stamp else self._timed_in_order(frames, decoding_stamps)
+        return self._timed_by_stamp(frames) if self._by_stamp else self._timed_in_order(frames)
 
-    def _decoded_packets(self, decoding_stamps: list[int | None]) -> Iterator[VideoFrame]:
+    def _decoded_packets(self) -> Iterator[VideoFrame]:
         for packet in packets_of(self.video):
-            if packet.size and not packet.is_discard:
-                decoding_stamps.append(packet.dts)
-                stamp = packet.pts if self._by_stamp else packet.dts
-                if stamp is not None:
-                    if self._origin_s is None:
-                        self._first_stamp = stamp if self._first_stamp is None else min(self._first_stamp, stamp)
-                    end = stamp + (packet.duration or 0)
-                    self._end_stamp = end if self._end_stamp is None else max(self._end_stamp, end)
+            if self._by_stamp and packet.pts is not None and not packet.is_discard:
+                if self._origin_s is None:
+                    self._first_stamp = min(packet.pts, packet.pts if self._first_stamp is None else self._first_stamp)
+                end = packet.pts + (packet.duration or 0)
+                self._end_stamp = max(end, end if self._end_stamp is None else self._end_stamp)
             yield from packet.decode()
 
     def _timed_by_stamp(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
@@ -139,20 +135,14 @@ class FrameReader:
             previous_s = time_s
             yield time_s, frame
 
-    def _timed_in_order(
-        self, frames: Iterator[VideoFrame], decoding_stamps: list[int | None]
-    ) -> Iterator[tuple[float, VideoFrame]]:
+    def _timed_in_order(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
         """Frames with the times at which packets are decoded: frame n, in the order of the output, with packet n."""
         if self.timing.fps <= 0:
             raise VideoError("decode", "neither usable time stamps nor a frame rate")
-        time_s = -1 / self.timing.fps
+        times_s = decoding_times_s(self.video) if self.timing.has_stamps else []
         for number, frame in enumerate(frames):
-            stamp = decoding_stamps[number] if number < len(decoding_stamps) and self.timing.has_stamps else None
-            if self._origin_s is None:
-                self._origin_s = (stamp or 0) * self._unit_s
-            next_s = time_s + 1 / self.timing.fps if stamp is None else stamp * self._unit_s - self._origin_s
-            time_s = max(time_s, next_s)
-            yield time_s, frame
+            last_s, ahead = (times_s[-1], number - len(times_s) + 1) if times_s else (0.0, number)
+            yield times_s[number] if number < len(times_s) else last_s + ahead / self.timing.fps, frame
 
     def _seek_pays(self, reached_s: float, time_s: float) -> bool:
         stream, rate = self.video.stream, self.timing.fps

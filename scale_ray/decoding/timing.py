@@ -108,6 +108,19 @@ def packets_of(video: VideoFile) -> Iterator[Any]:
     return (packet for packet, _ in _joined_packets(video))
 
 
+def decoding_times_s(video: VideoFile) -> list[float]:
+    """The times in seconds since the first one at which the packets are decoded, from a separate reading of the file.
+
+    Some containers store these as presentation stamps. None are returned if stamps are missing or not in order.
+    """
+    with opened_again(video) as again:
+        packets = [(packet.pts, packet.dts) for packet in packets_of(again) if packet.size and not packet.is_discard]
+    for stamps in zip(*packets, strict=True):
+        if None not in stamps and list(stamps) == sorted(stamps):
+            return [float((stamp - stamps[0]) * video.stream.time_base) for stamp in stamps]
+    return []
+
+
 def clearly_shorter(found_s: float, expected_s: float, fps: float) -> bool:
     """Whether a length is shorter than stated by more than the rounding of headers: a frame or two, 0.25 s or 5 %."""
     return expected_s - found_s > max(0.25, 0.05 * expected_s, 3 / max(fps, 1))

@@ -14,6 +14,7 @@ import av.error
 from av.format import formats_available
 from av.stream import Discard, Disposition
 
+from scale_ray.decoding.animated_webp import decoded_webp, is_animated_webp
 from scale_ray.decoding.container_end import ContainerEnd, read_container_end
 from scale_ray.errors import VideoError
 
@@ -38,9 +39,7 @@ _NOT_VIDEO = {"tty", "lrc", "srt", "webvtt", "ass"}
 _IMAGES = ("_pipe", "ico")
 _ONLY_A_PICTURE = "only a picture"
 _ONLY_PICTURES = "only pictures one after another: states neither time stamps nor a frame rate"
-# Enough for all of the above and for the flags of a WebP file, of which one marks an animation.
-_BEGINNING_BYTES = 21
-_WEBP_ANIMATED = 2
+_BEGINNING_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,8 @@ def open_video(source: Source) -> Iterator[VideoFile]:
         try:
             file = stack.enter_context(_opened(source))
             _check_beginning(file)
+            if is_animated_webp(file):
+                file = decoded_webp(file)
             end = read_container_end(file)
         except OSError as error:
             raise VideoError("open", f"not a readable video: {error.strerror or error}") from error
@@ -142,10 +143,7 @@ def _opened(source: Source) -> IO[bytes]:
 
 
 def _check_beginning(file: IO[bytes]) -> None:
-    """Raise a VideoError for an empty file, and for those that FFmpeg does not read, or not to the end.
-
-    They point to other files or, as an animated WebP, would be taken for a damaged picture.
-    """
+    """Raise a VideoError for an empty file, and for those that FFmpeg does not read since they point to other files."""
     beginning = file.read(_BEGINNING_BYTES)
     file.seek(0)
     if not beginning:
@@ -153,8 +151,6 @@ def _check_beginning(file: IO[bytes]) -> None:
     for known, kind in _BEGINNINGS.items():
         if beginning.startswith(known):
             raise VideoError("open", f"not a video: {kind}, which may point to other files or servers")
-    if len(beginning) == _BEGINNING_BYTES and beginning[8:16] == b"WEBPVP8X" and beginning[20] & _WEBP_ANIMATED:
-        raise VideoError("open", "not supported: an animated WebP, which FFmpeg does not decode")
 
 
 def _video_stream(container: Any) -> Any:

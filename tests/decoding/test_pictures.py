@@ -66,7 +66,7 @@ def test_a_still_picture_is_no_video(tmp_path, suffix):
     assert_only_a_picture(save(tmp_path / f"still.{suffix}", 1))
 
 
-@pytest.mark.parametrize("suffix", ["gif", "png", "avif"])
+@pytest.mark.parametrize("suffix", ["gif", "png", "avif", "webp"])
 def test_an_animated_picture_is_a_video(tmp_path, suffix):
     path = save(tmp_path / f"animated.{suffix}", 4)
     clips = decode_clips(str(path), "id", "eval", SAMPLING, [32])
@@ -76,10 +76,23 @@ def test_an_animated_picture_is_a_video(tmp_path, suffix):
     assert header_of("id", str(path)).fps == 10
 
 
-def test_an_animated_webp_is_not_called_a_picture(tmp_path):
-    with pytest.raises(VideoError, match="not supported: an animated WebP") as caught:
-        decode_clips(str(save(tmp_path / "animated.webp", 4)), "id", "eval", SAMPLING, [32])
-    assert caught.value.stage == "open"
+def test_the_frames_of_an_animated_webp_stand_as_long_as_it_says(tmp_path):
+    path = tmp_path / "animated.webp"
+    first, *others = images(4)
+    first.save(path, save_all=True, append_images=others, duration=[100, 700, 200, 3000], lossless=True)
+    clips = decode_clips(str(path), "id", "eval", Sampling(frames=8, stride=16, eval_times=1, eval_crops=1), [32])
+    assert (clips.geometry.height_px, clips.geometry.width_px) == (64, 96)
+    assert clips.geometry.duration_s == pytest.approx(4.0)
+    # Eight times from 0 to 127/30 s.
+    shown = np.searchsorted([0.1, 0.8, 1.0], np.arange(8) * 127 / 30 / 7, "right")
+    np.testing.assert_allclose(clips.pixels[0][0].mean((1, 2, 3)), 50 + 40 * shown, atol=2)
+
+
+def test_a_damaged_animated_webp_has_a_reason(tmp_path):
+    path = save(tmp_path / "animated.webp", 4)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(VideoError, match=r"an animated WebP that is damaged"):
+        decode_clips(str(path), "id", "eval", SAMPLING, [32])
 
 
 def test_the_cover_of_a_song_is_no_video(tmp_path):
