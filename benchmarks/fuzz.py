@@ -50,7 +50,7 @@ _MARKERS = (
     *((element, 0, 12) for element in (b"#\xe3\x83", b"\x1fC\xb6u", b"\xe7", b"\x1cS\xbbk", b"\xa0", b"\x16T\xaek")),
     *((chunk, 0, 64) for chunk in b"RIFF LIST avih strh strf idx1 movi 00dc 01wb".split()),
     # MPEG: sequence, picture, group, extension, pack and stream headers; H.264 parameter sets; transport stream.
-    *((b"\0\0\1" + bytes([code]), 0, 16) for code in (0xB3, 0x00, 0xB8, 0xB5, 0xBA, 0xE0, 0x20, 0x67, 0x68, 0x27)),
+    *((b"\0\0\1" + bytes([code]), 0, 16) for code in b"\xb3\x00\xb8\xb5\xba\xe0\x20\x67\x68\x27\x65"),
     (b"G@", 0, 24),
     (b"FLV", 0, 24),
     (b"GIF8", 0, 16),
