@@ -32,7 +32,7 @@ from common import hardware
 
 from scale_ray.clips import MODES, Clip, VideoGeometry, plan_clips
 from scale_ray.config import Sampling
-from scale_ray.decoding import decode, open_video, packets_of, video_stream
+from scale_ray.decoding import decode, open_video
 from scale_ray.errors import VideoError
 
 SIDE_PX = 48
@@ -198,9 +198,9 @@ def compare(ffmpeg: str, path: Path) -> Comparison:
     """Compare one file."""
     found = Comparison(path.name)
     try:
-        with open_video(str(path)) as container:
+        with open_video(str(path)) as video:
+            container, stream = video.container, video.stream
             found.format = container.format.name
-            stream = video_stream(container)
             found.format += f", {stream.codec_context.name}"
             index = stream.index
             found.num_pyav = _number_of_frames(container, stream)
@@ -236,7 +236,7 @@ def compare(ffmpeg: str, path: Path) -> Comparison:
 def _number_of_frames(container: Any, stream: Any) -> int:
     number = 0
     try:
-        for packet in packets_of(container, stream):
+        for packet in container.demux(stream):
             number += len(packet.decode())
     except (OSError, ValueError, VideoError):  # FFmpeg's errors are both; decoding ends there
         pass
@@ -246,7 +246,7 @@ def _number_of_frames(container: Any, stream: Any) -> int:
 def _check(found: Comparison, reference: Reference, plan: str, time_s: float, frame: np.ndarray) -> None:
     """Note whether a frame is that which is shown at a time."""
     found.asked += 1
-    expected = max(int(np.searchsorted(reference.times_s, time_s + 6e-4, side="right")) - 1, 0)
+    expected = max(int(np.searchsorted(reference.times_s, time_s + 1.1e-3, side="right")) - 1, 0)
     brightness = _brightness(frame[None])
     first = expected
     near = _differences(reference.brightness[expected : expected + 1], brightness)

@@ -12,6 +12,16 @@ from av.video.frame import VideoFrame
 from scale_ray.clips import Box
 from scale_ray.errors import VideoError
 
+
+def _unknown_type(cls: type[Any], value: int) -> Any:
+    member = object.__new__(cls)
+    member._name_, member._value_ = f"UNKNOWN_{value}", value
+    return member
+
+
+# PyAV lists the side data of a frame by type and fails if one, such as FFmpeg's EXIF, is newer than its own list.
+Type._missing_ = classmethod(_unknown_type)  # type: ignore[assignment]
+
 # Part of the larger entries of a row that the smaller ones may have: rounding, not an angle (0.01 is 0.6 degrees).
 _ROUNDING = 0.01
 

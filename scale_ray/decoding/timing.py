@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import av
@@ -250,9 +251,11 @@ def _length_by_end_s(video: VideoFile) -> float:
         container, stream = again.container, again.stream
         for other in container.streams:
             other.discard = Discard.default
-        first = next((packet.pts for packet in container.demux(stream) if packet.pts is not None), None)
-        if first is None:
+        beginning = [packet for packet in islice(container.demux(stream), _REORDERED) if packet.pts is not None]
+        if not beginning:
             return 0.0
+        first = min(packet.pts for packet in beginning)
+        end = max(packet.pts + (packet.duration or 0) for packet in beginning)
         stated_s = container.duration / av.time_base if container.duration else None
         if stated_s is not None and stated_s > 2 * _END_S:
             # In a long video, reading the end is enough.
@@ -261,7 +264,7 @@ def _length_by_end_s(video: VideoFile) -> float:
                 container.seek(int(target_s / stream.time_base), stream=stream, backward=True)
             except (av.error.FFmpegError, OSError):
                 return stated_s
-        end, end_s = first, 0.0
+        end_s = float(end * stream.time_base)
         for packet in container.demux():
             if packet.pts is None:
                 continue

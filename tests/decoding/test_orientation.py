@@ -1,5 +1,6 @@
 """Videos are shown as their display matrix says: turned, mirrored, or refused."""
 
+import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -8,6 +9,7 @@ import av
 import numpy as np
 import pytest
 from av.bitstream import BitStreamFilterContext
+from PIL import Image
 from support.command import SHARED
 
 from scale_ray.config import Sampling
@@ -113,3 +115,23 @@ def test_mirrored_files_of_other_programs_are_shown(name, axis):
     y0, x0, y1, x1 = clips.positions[0, 1:5].astype(int)
     expected = np.flip(first, axis)[y0:y1, x0:x1]
     assert np.abs(clips.pixels[0][0, 0].astype(int) - expected).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("exif", "shown"), [(1, quadrants()), (2, np.fliplr(quadrants())), (6, np.rot90(quadrants(), -1))]
+)
+def test_the_orientation_of_photos_in_a_row_is_that_of_their_exif(tmp_path, exif, shown):
+    """Motion JPEG of cameras; FFmpeg passes on EXIF as side data of a type that PyAV does not know."""
+    path = tmp_path / "camera.mov"
+    photo, tags = io.BytesIO(), Image.Exif()
+    tags[0x0112] = exif
+    Image.fromarray(quadrants()).save(photo, "jpeg", exif=tags, quality=95)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=30)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuvj420p"
+        for number in range(30):
+            packet = av.Packet(photo.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 30)
+            packet.duration = 1
+            container.mux(packet)
+    assert_shown(path, shown)
