@@ -85,9 +85,7 @@ def read(store: Path) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
         table = pyarrow.dataset.dataset(path).to_table()
         ids += zip(table["video_id"].to_pylist(), table["mode"].to_pylist(), strict=True)
         for name, arrays in (("features", features), ("positions", positions)):
-            # Flat rows, since the modes train and eval differ in the number of clips.
-            for values in table[name].combine_chunks().to_numpy_ndarray():
-                arrays.append(values.ravel())
+            arrays += [clips.values.flatten().to_numpy() for clips in table[name]]
     order = sorted(range(len(ids)), key=lambda row: ids[row])
     return (
         [ids[row] for row in order],

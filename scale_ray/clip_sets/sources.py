@@ -202,7 +202,8 @@ def _agreed_mode(ingest_mode: str, device: torch.device) -> str:
 
 def _mapped_clips(stored: StoredClips, cache: Path, device: torch.device) -> ResidentClips:
     """The clips, mapped from files that the first worker of a machine writes and all its workers share."""
-    described = json.dumps([stored.store.fingerprint, stored.mode, [part.path for part in stored.parts]])
+    store, paths = stored.store, [part.path for part in stored.parts]
+    described = json.dumps([store.FORMAT, store.fingerprint, stored.mode, paths])
     digest = hashlib.blake2b("\0".join([described, *stored.video_ids]).encode(), digest_size=10).hexdigest()
     folder = cache / f"scale-ray-clips-{digest}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,7 @@ class VectorStore(ShardStore):
     """A store of vectors at a folder or URI; call `prepare` before the first `commit`."""
 
     HEADER, FOLDER, KIND, MADE_BY = "vectors.json", "vectors", "a folder of vectors", "embed"
+    FORMAT = 2
     CONTENTS, FLAG = "the vectors of one aggregator, backbone and sampling", "--out"
 
     def prepare(self, aggregator: Aggregator, representing: Representing, *, per_clip: bool, split: str | None) -> None:

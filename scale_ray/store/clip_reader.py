@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from scale_ray.clips import POSITION_FIELDS
 from scale_ray.errors import UserError
 from scale_ray.hashing import uniform_hash
+from scale_ray.store.clip_lists import CLIP_COLUMNS, ClipLists, read_clip_lists
 from scale_ray.store.feature_store import FeatureStore
 
 # Shards that are read concurrently: object stores have a high latency and a high throughput.
@@ -45,13 +45,15 @@ class _Part:
 class StoredClips:
     """The clips of one mode for some videos of a store: ids are listed on opening, clips are read on request.
 
+    All videos must have the same number of clips, as those that `extract` writes have: that of the first one.
     `video_ids` are sorted; a place is an index into them. If two shards hold the same video, as during a compaction,
     one of them is used.
 
     Raises
     ------
     UserError
-        On opening and on reading, if a shard is damaged: the message names it.
+        On opening and on reading, if a shard is damaged or a video has another number of clips: the message names
+        the shard.
     """
 
     def __init__(self, store: FeatureStore, mode: str, wanted: Collection[str] | None = None) -> None:
@@ -70,7 +72,7 @@ class StoredClips:
             part, row = row_of[video_id]
             rows_by_part.setdefault(part, []).append((row, place))
         self.parts = [_part(paths[part], rows_by_part[part]) for part in sorted(rows_by_part)]
-        self.num_clips, self.feature_width = store.clip_shape(self.parts[0].path) if self.parts else (0, 0)
+        self.num_clips, self.feature_width = self._clip_shape(self.parts[0]) if self.parts else (0, 0)
 
     def __len__(self) -> int:
         return len(self.video_ids)
@@ -103,24 +105,43 @@ class StoredClips:
         """The positions alone, float32 (videos, clips, 7), in pixels and seconds."""
         positions = np.empty(self.shapes[1], np.float32)
         for part in self.parts:
-            table = self.store.read_part(part.path, ["positions"])
-            values = _checked(_values(table["positions"]), self.shapes[1][1:], np.float32, part.path)
+            [values] = self._arrays(part, ["positions"])
             positions[part.places] = values[part.rows]
         return positions
 
     def read_rows(self, part: int, begin: int, end: int) -> ClipFeatures:
         """The wanted rows from `begin` to before `end` of one shard, in the order of the shard."""
         chosen = self.parts[part]
-        features, positions = self._tensors(chosen, chosen.rows[begin:end])
+        rows = chosen.rows[begin:end]
+        features, positions = (values[rows] for values in self._arrays(chosen))
         return ClipFeatures([self.video_ids[place] for place in chosen.places[begin:end]], features, positions)
 
     def _fill(self, part: _Part, features: np.ndarray, positions: np.ndarray) -> None:
-        features[part.places], positions[part.places] = self._tensors(part, part.rows)
+        for target, values in zip((features, positions), self._arrays(part), strict=True):
+            target[part.places] = values[part.rows]
 
-    def _tensors(self, part: _Part, rows: np.ndarray) -> Iterator[np.ndarray]:
-        table = self.store.read_part(part.path, ["features", "positions"])
-        expected = zip(("features", "positions"), self.shapes, (np.float16, np.float32), strict=True)
-        return (_checked(_values(table[name]), shape[1:], dtype, part.path)[rows] for name, shape, dtype in expected)
+    def _clip_shape(self, part: _Part) -> tuple[int, int]:
+        """Clips of the first wanted video of a shard, and the feature width."""
+        positions = read_clip_lists(self.store.read_part(part.path, ["positions"]), "positions", part.path)
+        return int(positions.lengths[part.rows[0]]), self.store.width_of_part(part.path)
+
+    def _arrays(self, part: _Part, names: Sequence[str] = CLIP_COLUMNS) -> list[np.ndarray]:
+        """These columns of a shard, each (videos of the shard, clips, W)."""
+        table = self.store.read_part(part.path, list(names))
+        return [self._stacked(read_clip_lists(table, name, part.path), name, part.path) for name in names]
+
+    def _stacked(self, lists: ClipLists, name: str, path: str) -> np.ndarray:
+        """The lists as one array; refused if they do not fit the other shards, instead of stretched in silence."""
+        _, clips, width = self.shapes[CLIP_COLUMNS.index(name)]
+        others = np.flatnonzero(lists.lengths != clips)
+        if len(others) or lists.values.shape[1] != width:
+            row = int(others[0]) if len(others) else 0
+            video_id = self.store.read_part(path, ["video_id"])["video_id"][row].as_py()
+            raise UserError(
+                f"{path}: expected {name} of {clips} clips x {width} numbers per video as in other shards, found "
+                f"{lists.lengths[row]} x {lists.values.shape[1]} of {video_id!r}; delete it and extract again"
+            )
+        return lists.values.reshape(len(lists.lengths), clips, width)
 
 
 def training_clips(
@@ -140,18 +161,3 @@ def training_clips(
 def _part(path: str, rows_and_places: list[tuple[int, int]]) -> _Part:
     rows, places = np.array(sorted(rows_and_places), np.int64).T
     return _Part(path, rows, places)
-
-
-def _checked(values: np.ndarray, shape: tuple[int, ...], dtype: type, path: str) -> np.ndarray:
-    """The values of a shard, of the shape and type of the others: NumPy would stretch or round them in silence."""
-    if values.shape[1:] != shape or values.dtype != dtype:
-        raise UserError(
-            f"{path}: expected {np.dtype(dtype).name} of {' x '.join(map(str, shape))} per video as in other shards, "
-            f"found {values.dtype.name} of {' x '.join(map(str, values.shape[1:]))}; delete it and extract again"
-        )
-    return values
-
-
-def _values(column: pa.ChunkedArray) -> np.ndarray:
-    arrays = [chunk.to_numpy_ndarray() for chunk in column.chunks]
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -6,7 +6,8 @@
     failures/part-*.parquet       the ledger of videos that could not be used
     leases/*.json                 the process that is writing now
 
-Readable with pyarrow, pandas and DuckDB without this package.
+Readable without this package: the folder of shards is one table for pyarrow, pandas, DuckDB, polars and Hugging Face
+`datasets`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from scale_ray.clips import POSITION_FIELDS
-from scale_ray.errors import UserError
+from scale_ray.store.clip_lists import CLIP_COLUMNS, clip_lists, width_of
 from scale_ray.store.schema import GEOMETRY, VideoFeatures
 from scale_ray.store.shard_store import ShardStore
 
@@ -30,6 +30,15 @@ class FeatureStore(ShardStore):
     HEADER, FOLDER, KIND, MADE_BY = "store.json", "features", "a feature store", "extract"
     FINGERPRINT = MappingProxyType({"backbone": str, "weights": str})
     CONTENTS, FLAG = "the features of one backbone and sampling", "--store"
+    # 2: a tensor type for each number of clips. 1 and 2: boxes of mirrored videos and of pixels that are not square
+    # were others, so the clips must be decoded again.
+    FORMAT = 3
+    DESCRIPTION = MappingProxyType(
+        {
+            "positions": list(POSITION_FIELDS),
+            "sizes": "pixels of the video as displayed: turned and mirrored, with square pixels",
+        }
+    )
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -37,16 +46,13 @@ class FeatureStore(ShardStore):
         return {**self.fingerprint, **({"made_with": self.loading_options} if self.loading_options else {})}
 
     def commit(self, part_name: str, mode: str, videos: Sequence[VideoFeatures]) -> None:
-        """Write one shard atomically: one row per video, all with the same number of clips."""
-        clips, width = videos[0].features.shape
+        """Write one shard atomically: one row per video."""
+        assert all(len(video.features) == len(video.positions) for video in videos)
         table = pa.table(
             {
                 "video_id": pa.array([video.video_id for video in videos], pa.string()),
                 "mode": pa.array([mode] * len(videos), pa.string()),
-                "features": _tensor_column([video.features for video in videos], np.float16, (clips, width)),
-                "positions": _tensor_column(
-                    [video.positions for video in videos], np.float32, (clips, len(POSITION_FIELDS))
-                ),
+                **{name: clip_lists(name, [getattr(video, name) for video in videos]) for name in CLIP_COLUMNS},
                 **{
                     field.name: pa.array([getattr(video.geometry, field.name) for video in videos], field.type)
                     for field in GEOMETRY
@@ -58,20 +64,17 @@ class FeatureStore(ShardStore):
     def feature_width(self) -> int | None:
         """D, from the schema of any shard; None if there is none yet."""
         parts = self.parts("features/part-")
-        return self.clip_shape(parts[0])[1] if parts else None
+        return self.width_of_part(parts[0]) if parts else None
 
-    def clip_shape(self, path: str) -> tuple[int, int]:
-        """Clips per video and feature width D of one shard, from its schema."""
+    def width_of_part(self, path: str) -> int:
+        """The feature width D of one shard, from its schema.
+
+        Raises
+        ------
+        UserError
+            If it is damaged, or its columns of clips have other types.
+        """
         with self._opened_part(path) as file:
             schema = file.schema_arrow
-        type_ = schema.field("features").type if "features" in schema.names else None
-        if not isinstance(type_, pa.FixedShapeTensorType) or len(type_.shape) != 2:
-            raise UserError(f"{path}: expected a shard with features as tensors (clips, width), found {type_}")
-        clips, width = type_.shape
-        return clips, width
-
-
-def _tensor_column(values: list[np.ndarray], dtype: type, shape: tuple[int, int]) -> pa.Array:
-    stacked: np.ndarray = np.ascontiguousarray(np.stack(values), dtype)
-    assert stacked.shape[1:] == shape
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(stacked)
+        feature_width, _ = (width_of(schema, name, path) for name in CLIP_COLUMNS)
+        return feature_width

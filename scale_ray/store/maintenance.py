@@ -13,6 +13,7 @@ import pyarrow as pa
 from scale_ray.clips import MODES
 from scale_ray.errors import UserError
 from scale_ray.files.locations import check_within, files_in, filesystem_of, join
+from scale_ray.store.clip_lists import CLIP_COLUMNS, read_clip_lists, width_of
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.schema import GEOMETRY
 from scale_ray.store.shard_store import ShardStore
@@ -60,7 +61,7 @@ def compact(store: FeatureStore) -> tuple[int, int]:
     before = len(store.parts("features/part-"))
     for mode in MODES:
         for paths in _batches(store, mode):
-            merged = pa.concat_tables([store.read_part(path) for path in paths]).sort_by("video_id")
+            merged = _joined(store, paths).sort_by("video_id")
             name = store.part_name(mode, merged["video_id"].to_pylist(), "merger")
             store.write(merged, "features", name)
             _delete(store, paths, {name})
@@ -71,7 +72,7 @@ def verify(store: FeatureStore) -> list[str]:
     """Read every shard completely, including its checksums; return one line per fault."""
     faults: list[str] = []
     known = set(store.videos()["video_id"].to_pylist())
-    shapes: dict[str, set[tuple[int, ...]]] = {}
+    shapes: dict[str, set[tuple[int, int]]] = {}
     for mode in MODES:
         seen: dict[str, str] = {}
         for path in store.parts(f"features/part-{mode}-"):
@@ -84,8 +85,7 @@ def verify(store: FeatureStore) -> list[str]:
             if not _is_shard(table.schema):
                 faults.append(f"{name}: expected the columns of a shard, found others; delete it and extract again")
                 continue
-            faults += [f"{name}: {fault}" for fault in _faults(table, mode)]
-            shapes.setdefault(mode, set()).add(tuple(table["features"].type.shape))
+            faults += _faults(table, mode, name, shapes.setdefault(mode, set()))
             for video_id in table["video_id"].to_pylist():
                 if video_id in seen:
                     faults.append(f"{name}: holds {video_id!r}, which {seen[video_id]} also holds")
@@ -104,24 +104,33 @@ def unreadable(store: FeatureStore) -> list[str]:
     for path in store.parts("features/part-"):
         try:
             store.read_part(path, ["video_id", *GEOMETRY.names])
-            store.clip_shape(path)
+            store.width_of_part(path)
         except UserError:
             paths.append(path)
     return paths
 
 
 def _is_shard(schema: pa.Schema) -> bool:
-    """Whether these are the columns that the store writes; shapes may differ."""
-    plain = {"video_id": pa.string(), "mode": pa.string(), **{field.name: field.type for field in GEOMETRY}}
-    tensors = {"features": pa.float16(), "positions": pa.float32()}
+    """Whether these are the columns that the store writes; the feature width may differ."""
     types = dict(zip(schema.names, schema.types, strict=True))
-    return set(types) == {*plain, *tensors} and (
-        all(types[name] == type_ for name, type_ in plain.items())
-        and all(
-            isinstance(types[name], pa.FixedShapeTensorType) and types[name].value_type == type_
-            for name, type_ in tensors.items()
-        )
-    )
+    plain = {"video_id": pa.string(), "mode": pa.string(), **{field.name: field.type for field in GEOMETRY}}
+    if set(types) != {*plain, *CLIP_COLUMNS} or any(types[name] != type_ for name, type_ in plain.items()):
+        return False
+    try:
+        return all(width_of(schema, name, "") for name in CLIP_COLUMNS)
+    except UserError:
+        return False
+
+
+def _joined(store: FeatureStore, paths: list[str]) -> pa.Table:
+    """The videos of several shards; a damaged one is refused, since deleting it later would delete the others too."""
+    tables = [store.read_part(path) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        for column in CLIP_COLUMNS:
+            read_clip_lists(table, column, path)
+        if not table.schema.equals(tables[0].schema):
+            raise UserError(f"{path}: expected the columns of {paths[0]}, found others; `--verify` lists the faults")
+    return pa.concat_tables(tables)
 
 
 def _delete(store: ShardStore, paths: list[str], written: set[str]) -> None:
@@ -133,15 +142,29 @@ def _delete(store: ShardStore, paths: list[str], written: set[str]) -> None:
             filesystem.delete_file(path)
 
 
-def _faults(table: pa.Table, mode: str) -> Iterator[str]:
+def _faults(table: pa.Table, mode: str, name: str, shapes: set[tuple[int, int]]) -> list[str]:
+    """The faults of one shard, called `name`; adds the shapes of its videos' features to `shapes`."""
+    faults = []
     if set(table["mode"].to_pylist()) - {mode}:
-        yield f"holds clips of another mode than {mode}"
-    for name in ("features", "positions"):
-        values = np.concatenate([chunk.to_numpy_ndarray() for chunk in table[name].chunks])
-        finite = np.isfinite(values).all(axis=(1, 2))
-        if not finite.all():
-            example = table["video_id"][int(np.argmin(finite))].as_py()
-            yield f"holds {name} that are not finite, for example of {example!r}"
+        faults.append(f"{name}: holds clips of another mode than {mode}")
+    try:
+        features, positions = (read_clip_lists(table, column, name) for column in CLIP_COLUMNS)
+    except UserError as error:
+        return [*faults, str(error)]
+    shapes |= {(int(clips), features.values.shape[1]) for clips in np.unique(features.lengths)}
+    for column, lists in zip(CLIP_COLUMNS, (features, positions), strict=True):
+        infinite = np.flatnonzero(~np.isfinite(lists.values).all(axis=1))
+        if len(infinite):
+            row = int(np.searchsorted(np.cumsum(lists.lengths), infinite[0], side="right"))
+            faults.append(f"{name}: holds {column} that are not finite, for example of {_id(table, row)}")
+    unequal = np.flatnonzero(features.lengths != positions.lengths)
+    if len(unequal):
+        faults.append(f"{name}: holds features and positions of different clips of {_id(table, int(unequal[0]))}")
+    return faults
+
+
+def _id(table: pa.Table, row: int) -> str:
+    return repr(table["video_id"][row].as_py())
 
 
 def _batches(store: FeatureStore, mode: str) -> Iterator[list[str]]:

@@ -13,7 +13,6 @@ from scale_ray.clips import MODES, VideoGeometry
 from scale_ray.config import Sampling
 from scale_ray.corpus import VIDEO_COLUMNS
 
-FORMAT = 2
 GEOMETRY = pa.schema(
     [
         ("height_px", pa.int32()),

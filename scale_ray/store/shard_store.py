@@ -30,7 +30,7 @@ from scale_ray.files.locations import (
 from scale_ray.files.small_files import check_types, read_json
 from scale_ray.files.tables import open_parquet, read_parquet, read_parquet_files, write_parquet
 from scale_ray.hashing import digest
-from scale_ray.store.schema import FORMAT, GEOMETRY, LEDGER, VIDEOS, Failure, VideoFeatures
+from scale_ray.store.schema import GEOMETRY, LEDGER, VIDEOS, Failure, VideoFeatures
 
 
 class ShardStore:
@@ -54,6 +54,9 @@ class ShardStore:
     MADE_BY: str
     CONTENTS: str
     FLAG: str
+    # The version of the format, and what the header says of the shards besides.
+    FORMAT: int
+    DESCRIPTION: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, location: str) -> None:
         self.location = absolute(location)
@@ -62,8 +65,8 @@ class ShardStore:
             raise UserError(f"expected {self.KIND} (made by `scale-ray {self.MADE_BY}`), found none at {location}")
         kind = f"the header of {self.KIND}"
         described = read_json(header, kind, {"format": Any})
-        if (version := described.get("format")) != FORMAT:
-            raise UserError(f"{header}: expected store format {FORMAT}, found {version!r}")
+        if (version := described.get("format")) != self.FORMAT or type(version) is not int:
+            raise UserError(f"{header}: expected store format {self.FORMAT}, found {version!r}{self._advice(version)}")
         check_types(described, header, kind, {"fingerprint": dict, "made_with": dict | None})
         check_types(described["fingerprint"], header, f"{kind} and a fingerprint", self.FINGERPRINT)
         self.fingerprint: dict[str, Any] = described["fingerprint"]
@@ -88,7 +91,12 @@ class ShardStore:
             return store
         if list_files(location):
             raise UserError(f"expected {cls.KIND} or an empty folder, found other files at {location}")
-        described = {"format": FORMAT, "fingerprint": fingerprint, "made_with": dict(loading_options or {})}
+        described = {
+            "format": cls.FORMAT,
+            **cls.DESCRIPTION,
+            "fingerprint": fingerprint,
+            "made_with": dict(loading_options or {}),
+        }
         with atomic_write(join(absolute(location), cls.HEADER)) as file:
             file.write(json.dumps(described, indent=2).encode())
         return cls(location)
@@ -97,6 +105,15 @@ class ShardStore:
     def is_store(cls, location: str) -> bool:
         """Whether there is a store of this kind."""
         return exists(join(absolute(location), cls.HEADER))
+
+    @classmethod
+    def _advice(cls, version: Any) -> str:
+        """What to do about a store of another format."""
+        if type(version) is not int:
+            return ""
+        if version > cls.FORMAT:
+            return ", made by a newer scale-ray: update this one"
+        return f", made by an older scale-ray: {cls.MADE_BY} again, to another {cls.FLAG}"
 
     def check_fingerprint(self, fingerprint: Mapping[str, Any]) -> None:
         """Raise a UserError that names the differences if the store has another fingerprint."""

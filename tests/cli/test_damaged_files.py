@@ -210,9 +210,9 @@ def test_values_of_wrong_types_are_refused_or_not_needed(place):
 @pytest.mark.parametrize(
     "values",
     [
-        {"format": [2]},
+        {"format": [3]},
         {"format": None},
-        {"format": "2"},
+        {"format": "3"},
         {"format": True},
         {"fingerprint": None},
         {"fingerprint": {}},

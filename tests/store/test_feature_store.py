@@ -42,9 +42,9 @@ def test_plain_pyarrow_reads_the_features(store, rng):
     videos = features_of(rng, "a", "b")
     store.commit(store.part_name("train", ["a", "b"]), "train", videos)
     table = pyarrow.dataset.dataset(f"{store.location}/features").to_table()
-    np.testing.assert_array_equal(
-        table["features"].combine_chunks().to_numpy_ndarray(), np.stack([video.features for video in videos])
-    )
+    assert table.schema.field("features").type == pa.list_(pa.list_(pa.float16(), 5))
+    assert table.schema.field("positions").type == pa.list_(pa.list_(pa.float32(), 7))
+    np.testing.assert_array_equal(table["features"].to_pylist(), [video.features for video in videos])
     assert table["duration_s"].to_pylist() == [8.0, 8.0]
 
 
@@ -78,7 +78,7 @@ def test_no_store_and_a_future_format_are_refused(tmp_path):
     with pytest.raises(UserError, match="found none"):
         FeatureStore(str(tmp_path))
     (tmp_path / "store.json").write_text(json.dumps({"format": 99, "fingerprint": {}}))
-    with pytest.raises(UserError, match="expected store format 2, found 99"):
+    with pytest.raises(UserError, match="expected store format 3, found 99, made by a newer scale-ray: update"):
         FeatureStore(str(tmp_path))
 
 
@@ -92,7 +92,7 @@ def test_a_corrected_corpus_corrects_the_videos_and_keeps_the_others(store, rng)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "3", '{"fingerprint": {}}', '{"format": 2}', '{"format": 2, "fingerprint": 5}']
+    "text", ["", "{", "[]", "3", '{"fingerprint": {}}', '{"format": 3}', '{"format": 3, "fingerprint": 5}']
 )
 def test_a_damaged_header_is_one_line(tmp_path, text):
     (tmp_path / "store.json").write_text(text)
@@ -125,3 +125,14 @@ def test_the_newest_ledger_entry_counts_until_the_video_is_done(store, rng):
     assert [(entry.reason, entry.attempts) for entry in store.failures()] == [("reason 2", 2)]
     store.commit(store.part_name("train", ["a"]), "train", features_of(rng, "a"))
     assert store.failures() == []
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_store_is_refused_in_one_line_that_says_what_to_do(store, version):
+    header = Path(store.location, "store.json")
+    header.write_text(json.dumps({**json.loads(header.read_text()), "format": version}))
+    line = f"store format 3, found {version}, made by an older scale-ray: extract again, to another --store"
+    for use in (lambda: FeatureStore(store.location), lambda: FeatureStore.create(store.location, FINGERPRINT)):
+        with pytest.raises(UserError, match=line) as refused:
+            use()
+        assert "\n" not in str(refused.value)
