@@ -92,18 +92,18 @@ def with_polars(folder: Path, _: Path) -> list[dict]:
 
 
 def with_datasets(folder: Path, cache: Path) -> list[dict]:
-    return list(_dataset(folder, cache_dir=str(cache)))
+    return list(_dataset(folder / "*.parquet", cache_dir=str(cache)))
 
 
 def with_streamed_datasets(folder: Path, _: Path) -> list[dict]:
-    return list(_dataset(folder, streaming=True))
+    return list(_dataset(folder / "*.parquet", streaming=True))
 
 
-def _dataset(folder: Path, **options: object) -> Any:
-    """All files of a folder; given as a folder, `datasets` makes splits of the modes in the names of the files."""
+def _dataset(files: Path, **options: object) -> Any:
+    """One table from files; given a folder, `datasets` makes splits of the modes in the names of its files."""
     from datasets import load_dataset
 
-    return load_dataset("parquet", data_files=str(folder / "*.parquet"), split="train", **options)
+    return load_dataset("parquet", data_files=str(files), split="train", **options)
 
 
 @pytest.fixture
@@ -145,8 +145,18 @@ def test_libraries_with_a_type_for_it_keep_float16(store: FeatureStore, cache: P
     folder = Path(store.location, "features")
     assert pd.read_parquet(folder)["features"][0][0].dtype == np.float16
     assert polars.read_parquet(folder).schema["features"] == polars.List(polars.Array(polars.Float16, WIDTH))
-    of_videos = _dataset(folder, cache_dir=str(cache)).features["features"]
+    of_videos = _dataset(folder / "*.parquet", cache_dir=str(cache)).features["features"]
     assert (of_videos.feature.length, of_videos.feature.feature.dtype) == (WIDTH, "float16")
+
+
+@pytest.mark.parametrize("read", READERS[:-2], ids=lambda read: read.__name__)
+def test_the_table_of_videos_is_read_too(read: Reader, store: FeatureStore, tmp_path: Path, cache: Path):
+    """But not by `datasets`, which does not read maps, such as the column of splits."""
+    assert READERS[-2:] == [with_datasets, with_streamed_datasets]
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "videos.parquet").hardlink_to(Path(store.location, "videos.parquet"))
+    rows = read(tmp_path / "videos", cache)
+    assert {row["video_id"]: row["label"] for row in rows} == store.labels()
 
 
 @of_every_reader
