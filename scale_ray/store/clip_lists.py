@@ -43,13 +43,13 @@ def width_of(schema: pa.Schema, name: str, path: str) -> int:
     UserError
         If there is no such column, or it has another type.
     """
-    number = _NUMBERS[name]
+    number, width = _NUMBERS[name], len(POSITION_FIELDS) if name == "positions" else None
     type_ = schema.field(name).type if name in schema.names else None
     if type_ is not None and pa.types.is_list(type_) and pa.types.is_fixed_size_list(type_.value_type):
-        width = type_.value_type.list_size
-        if type_.value_type.value_type == number and width == (_expected_width(name) or max(width, 1)):
-            return width
-    expected = f"list<fixed_size_list<{np.dtype(number.to_pandas_dtype())}, {_expected_width(name) or 'D'}>>"
+        clip = type_.value_type
+        if clip.value_type == number and clip.list_size and width in (None, clip.list_size):
+            return clip.list_size
+    expected = f"list<fixed_size_list<{np.dtype(number.to_pandas_dtype())}, {width or 'D'}>>"
     raise UserError(
         f"{path}: expected a shard with {name} of type {expected}, found {type_}; delete it and extract again"
     )
@@ -72,8 +72,3 @@ def read_clip_lists(table: pa.Table, name: str, path: str) -> ClipLists:
     if lists.null_count or clips.null_count or numbers.null_count:
         raise UserError(f"{path}: expected {name} of every clip, found null; delete it and extract again")
     return ClipLists(np.diff(lists.offsets.to_numpy()), numbers.to_numpy().reshape(-1, width))
-
-
-def _expected_width(name: str) -> int | None:
-    """W of a column that has the same in all stores."""
-    return len(POSITION_FIELDS) if name == "positions" else None

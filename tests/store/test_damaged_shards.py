@@ -177,3 +177,12 @@ def test_several_row_groups_are_one_shard(store: FeatureStore):
     np.testing.assert_array_equal(found.features, expected.features)
     np.testing.assert_array_equal(found.positions, expected.positions)
     assert verify(store) == []
+
+
+def test_a_shard_without_rows_is_no_fault(store: FeatureStore):
+    path = Path(store.location, "features", store.part_name("train", "cd"))
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    assert read_clips(store, "train").video_ids == list("abef")
+    assert verify(store) == []
+    assert compact(store) == (3, 1)
+    assert verify(store) == []

@@ -14,6 +14,7 @@ from support.stores import FINGERPRINT, GEOMETRY, corpus_of
 from scale_ray.aggregator import Aggregator
 from scale_ray.config import AggregatorOptions, Representing, Sampling
 from scale_ray.embedding import VectorStore
+from scale_ray.errors import UserError
 from scale_ray.store import FeatureStore
 from scale_ray.store.maintenance import compact, verify
 from scale_ray.store.schema import VideoFeatures
@@ -181,3 +182,12 @@ def test_the_header_says_what_positions_and_sizes_are(store: FeatureStore):
     assert header["positions"] == ["flip", "y0", "x0", "y1", "x1", "t0", "t1"]
     assert "as displayed" in header["sizes"]
     assert "square pixels" in header["sizes"]
+
+
+def test_folders_of_vectors_keep_their_format(tmp_path: Path):
+    """Their columns were one table before; those that exist stay readable."""
+    (tmp_path / "vectors.json").write_text(json.dumps({"format": 2, "fingerprint": {}, "made_with": {}}))
+    assert VectorStore(str(tmp_path)).stored_ids("train") == set()
+    (tmp_path / "vectors.json").write_text(json.dumps({"format": 1, "fingerprint": {}}))
+    with pytest.raises(UserError, match="format 2, found 1, made by an older scale-ray: embed again, to another --out"):
+        VectorStore(str(tmp_path))
