@@ -1,6 +1,7 @@
 """The corpus: where the videos are, with their labels, groups and splits."""
 
-from scale_ray.corpus.corpus import VIDEO_COLUMNS, Corpus, read_corpus
+from scale_ray.corpus.columns import VIDEO_COLUMNS
+from scale_ray.corpus.corpus import Corpus, read_corpus
 from scale_ray.corpus.splits import DEFAULT_SPLIT, modes_of
 
 __all__ = [

@@ -15,7 +15,6 @@ from pyarrow import fs
 from scale_ray.corpus.layouts import LAYOUTS, Annotations, Layout, video_ids
 from scale_ray.errors import UserError
 from scale_ray.files.locations import (
-    REQUESTS_AT_ONCE,
     filesystem_of,
     join,
     parent,
@@ -23,6 +22,7 @@ from scale_ray.files.locations import (
     showable,
     without_options,
 )
+from scale_ray.files.requests import REQUESTS_AT_ONCE
 
 
 @dataclass(frozen=True)

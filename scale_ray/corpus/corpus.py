@@ -5,49 +5,42 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 from pyarrow import fs
 
 from scale_ray.config import CorpusOptions
 from scale_ray.corpus.annotations import RecognisedLayout, read_layout
+from scale_ray.corpus.columns import VIDEO_COLUMNS, Listing, videos_table
 from scale_ray.corpus.layouts import VideoAnnotation
 from scale_ray.corpus.local_files import LocalFiles
-from scale_ray.corpus.manifests import MANIFEST_SUFFIXES, Video, read_manifest
-from scale_ray.corpus.splits import DEFAULT_SPLIT, check_groups, counted, hashed_splits
+from scale_ray.corpus.manifests import MANIFEST_SUFFIXES, read_manifest
+from scale_ray.corpus.splits import DEFAULT_SPLIT, Splits, check_groups, counted, hashed_splits
 from scale_ray.corpus.subset_folders import notes_on_classes, read_subset_folders
 from scale_ray.errors import UserError
 from scale_ray.files.locations import (
     absolute,
     filesystem_of,
+    first_answer,
+    info_of,
     is_uri,
     join,
     list_files,
     options_of,
+    server_of,
+    showable,
     with_options_of,
     without_options,
 )
 
 _DEFAULTS = CorpusOptions()
-# The columns that are known before a video is opened; the additional columns of a manifest follow them.
-VIDEO_COLUMNS = pa.schema(
-    [
-        ("video_id", pa.string()),
-        ("path", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("label", pa.string()),
-        ("labels", pa.list_(pa.string())),
-        ("target", pa.float64()),
-        ("group", pa.string()),
-        ("splits", pa.map_(pa.string(), pa.string())),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -55,26 +48,38 @@ class Corpus:
     """The videos of one source.
 
     `videos` has one row per video, sorted by `video_id`, with the columns `video_id`, `path`, `size_bytes` (null if
-    the file does not exist or its size cannot be read), `label`, `labels` (of a multi-label corpus), `target` (a
-    number to predict) and `group`, all null if unknown; `splits` (split name -> train, validation or test; no
-    entry for a split that the video is not in), and the additional columns of a manifest.
+    the file does not exist or its size is not known before it is opened), `label`, `labels` (of a multi-label corpus),
+    `target` (a number to predict) and `group`, all null if unknown; `splits` (split name -> train, validation or test;
+    no entry for a split that the video is not in), and the additional columns of a manifest.
+    `split_names` are sorted: `default` if there is a split without a name, otherwise as they were given.
     `split_note` describes where the splits come from; `notes` are lines on what was read otherwise than it may seem.
+    `unreachable` says why a server of a manifest's files could not be reached, by server.
     Paths are without options, which can hold keys: a file is opened at `opened_at(path)`.
     """
 
     source: str
     videos: pa.Table
+    split_names: tuple[str, ...]
     split_note: str
     notes: tuple[str, ...] = ()
-
-    @property
-    def split_names(self) -> tuple[str, ...]:
-        """The sorted names of the splits: `default` if there is one without a name, otherwise as they were given."""
-        return tuple(sorted({name for splits in self.videos["splits"].to_pylist() for name, _ in splits}))
+    unreachable: Mapping[str, str] = field(default_factory=dict)
 
     def opened_at(self, path: str) -> str:
         """The location at which a video is opened: with the options of the source, if it is in the same bucket."""
         return with_options_of(path, self.source)
+
+    def check_reachable(self, paths: Iterable[str]) -> None:
+        """Check that some of these files are local or on a server that could be reached; none are no error.
+
+        Raises
+        ------
+        UserError
+            If all of them are on servers that could not be reached.
+        """
+        servers = {server_of(path) if is_uri(path) else "" for path in paths}
+        if servers and servers <= self.unreachable.keys():
+            server = min(servers)
+            raise UserError(f"expected to reach {showable(server)}, found: {self.unreachable[server]}")
 
 
 def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, excluded_folder: str | None = None) -> Corpus:
@@ -87,89 +92,95 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, excluded_fol
 
     A manifest is a CSV or Parquet file with a column `path` (absolute, a URI, or relative to the folder of the
     manifest). Optional columns: `video_id` or `id`, `label`, `labels` (a list; in CSV separated by `|` or `;`),
-    `target`, `group`, `split` and `split_NAME`.
+    `target`, `group`, `split`, `split_NAME` and `size_bytes`.
 
     Raises
     ------
     UserError
         If there is no video, the lists of a layout are missing, a manifest is invalid, a video occurs twice,
-        or a group is in two subsets of one split.
+        or a group is in two subsets of one split; if the server of the source does not answer.
     """
     try:
         source.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"expected a location in UTF-8, found {source!r}") from error
-    extra_columns: dict[str, pa.ChunkedArray] = {}
-    notes: list[str] = []
     if without_options(source).lower().endswith(MANIFEST_SUFFIXES) and not _is_glob(source):
         if options.layout != "auto" or options.annotations is not None:
             raise UserError(f"layout, annotations: expected a folder or a glob with them, found the manifest {source}")
-        videos, extra_columns, notes = read_manifest(source)
-        note = "splits as given"
+        listing = read_manifest(source)
     else:
-        videos, note, notes = _from_folder(source, options, excluded_folder)
-    repeated = [video_id for video_id, count in Counter(video.video_id for video in videos).items() if count > 1]
-    if repeated:
-        raise UserError(f"expected every video once, found {repeated[0]!r} more than once in {source}")
-    note = _complete_splits(videos, note, options.test_share)
-    splits = [video.splits or {} for video in videos]
-    check_groups(source, [video.group for video in videos], splits)
-    prefix = f"{options.id_prefix}/" if options.id_prefix else ""
-    rows = [
-        {
-            **vars(video),
-            "path": video.path.removesuffix(options_of(video.path)),
-            "video_id": prefix + video.video_id,
-            "group": prefix + video.group if video.group is not None else None,
-            "splits": list(subsets.items()),
-        }
-        for video, subsets in zip(videos, splits, strict=True)
-    ]
-    table = pa.Table.from_pylist(rows, schema=VIDEO_COLUMNS)
-    for name, values in extra_columns.items():
-        table = table.append_column(name, values)
-    return Corpus(source, table.sort_by("video_id"), note, tuple(notes))
+        listing = _from_folder(source, options, excluded_folder)
+    videos = listing.videos
+    ids, groups = videos["video_id"], videos["group"]
+    counts = ids.value_counts()
+    if len(counts) < len(ids):
+        repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
+        raise UserError(f"expected every video once, found {repeated!r} more than once in {source}")
+    splits, note = _complete_splits(listing, options.test_share)
+    check_groups(source, groups, splits)
+    if options.id_prefix:
+        ids, groups = (pc.binary_join_element_wise(options.id_prefix, column, "/") for column in (ids, groups))
+        videos = videos.set_column(videos.column_names.index("video_id"), "video_id", ids)
+        videos = videos.set_column(videos.column_names.index("group"), "group", groups)
+    videos = videos.add_column(VIDEO_COLUMNS.names.index("splits"), "splits", splits.to_maps())
+    names = tuple(sorted(splits.names))
+    return Corpus(source, videos.sort_by("video_id"), names, note, tuple(listing.notes), listing.unreachable)
 
 
-def _complete_splits(videos: Sequence[Video], note: str, test_share: float) -> str:
-    """Draw the splits of `videos` if the source has none; returns the note on where the splits come from."""
-    if any(video.splits for video in videos):
-        num_without = sum(not video.splits for video in videos)
-        return note + counted(num_without, "video in no split", "videos in no split")
-    labelled = [any(value is not None for value in (video.label, video.labels, video.target)) for video in videos]
-    ids, groups = [video.video_id for video in videos], [video.group for video in videos]
-    splits, note = hashed_splits(ids, groups, labelled, test_share)
-    for video, subsets in zip(videos, splits, strict=True):
-        video.splits = subsets
-    return note
+def _complete_splits(listing: Listing, test_share: float) -> tuple[Splits, str]:
+    """The splits of a source, drawn if it has none, and the note on where they come from."""
+    videos, splits, note, *_ = listing
+    if splits.names:
+        return splits, note + counted(splits.num_without, "video in no split", "videos in no split")
+    labelled = np.zeros(len(videos), bool)
+    for name in ("label", "labels", "target"):
+        labelled |= np.asarray(videos[name].is_valid())
+    if not labelled.any():
+        drawn = np.zeros((len(videos), 1), np.int8)
+        return Splits((DEFAULT_SPLIT,), drawn), "no labels: all videos are training videos"
+    keys = pc.coalesce(videos["group"], videos["video_id"]).to_pylist()
+    unit = "group" if videos["group"].null_count < len(videos) else "video"
+    fractions = f"about {1 - test_share:.0%} train and {test_share:.0%} test".replace("%", " %")
+    drawn = hashed_splits(keys, labelled, test_share)
+    return Splits((DEFAULT_SPLIT,), drawn), f"no split given: {fractions} by a hash of the {unit}"
 
 
-def _from_folder(
-    source: str, options: CorpusOptions, excluded_folder: str | None
-) -> tuple[list[Video], str, list[str]]:
-    """The videos of a folder or glob, labelled by its official lists, otherwise by its subfolders.
-
-    Returns them with a note on their splits, empty if they have none, and further notes for the user.
-    """
+def _from_folder(source: str, options: CorpusOptions, excluded_folder: str | None) -> Listing:
+    """The videos of a folder or glob, labelled by its official lists, otherwise by its subfolders."""
     root, sizes, notes = (_matching_files if _is_glob(source) else _files)(source, excluded_folder)
     if not sizes:
         result = "no file that matches" if _is_glob(source) else "an empty folder at"
         raise UserError(f"expected videos, found {result} {source}")
-    layout = read_layout(options.layout, root, list(sizes), options.annotations)
+    ids = list(sizes)
+    layout = read_layout(options.layout, root, ids, options.annotations)
+    entries: Mapping[str, VideoAnnotation] | None = None
+    note = ""
     if layout is not None:
         entries, note = layout.content.videos, _note_on(layout)
-    elif subsets := read_subset_folders(list(sizes)):
+    elif subsets := read_subset_folders(ids):
         entries, note = subsets
+    if entries is None:
+        labels: list[str | None] = [posixpath.dirname(video_id) or None for video_id in ids]
+        groups, splits = None, Splits.of([{}] * len(ids))
+        notes = notes + notes_on_classes(set(labels))
     else:
-        entries, note = {video_id: VideoAnnotation(posixpath.dirname(video_id) or None) for video_id in sizes}, ""
-        notes = notes + notes_on_classes(entry.label for entry in entries.values())
-    videos = [
-        Video(
-            video_id, join(root, video_id), sizes[video_id], entry.label, group=entry.group, splits=dict(entry.splits)
-        )
-        for video_id, entry in entries.items()
-    ]
-    return videos, note, notes
+        ids = list(entries)
+        labels = [entry.label for entry in entries.values()]
+        groups = [entry.group for entry in entries.values()]
+        splits = Splits.of([entry.splits for entry in entries.values()])
+    num_bytes = [sizes[video_id] for video_id in ids]
+    paths = _paths_below(root, ids)
+    videos = videos_table(len(ids), video_id=ids, path=paths, size_bytes=num_bytes, label=labels, group=groups)
+    return Listing(videos, splits, note, notes, {})
+
+
+def _paths_below(root: str, ids: Sequence[str]) -> list[str]:
+    """The locations of files below a folder, without its options."""
+    root = root.removesuffix(options_of(root))
+    if not is_uri(root):
+        prefix = root.rstrip("/") + "/"
+        return [prefix + video_id for video_id in ids]
+    return [join(root, video_id) for video_id in ids]
 
 
 def _note_on(layout: RecognisedLayout) -> str:
@@ -193,8 +204,7 @@ class _Files(NamedTuple):
 
 def _files(folder: str, excluded_folder: str | None) -> _Files:
     """All files below a folder, except hidden ones and those in `excluded_folder`."""
-    filesystem, root = filesystem_of(folder)
-    kind = filesystem.get_file_info(root).type
+    filesystem, root, kind = first_answer(_opened, folder)
     if kind == fs.FileType.NotFound:
         raise UserError(f"expected a folder, a glob or a manifest of videos, found nothing at {folder}")
     if kind == fs.FileType.File:
@@ -211,6 +221,12 @@ def _files(folder: str, excluded_folder: str | None) -> _Files:
         if not (below and file.path.startswith(below))
     }
     return _Files(absolute(folder), {name: size for name, size in sizes.items() if not _is_hidden(name)}, [])
+
+
+def _opened(folder: str) -> tuple[fs.FileSystem, str, fs.FileType]:
+    """The file system of a location, the path in it, and what is there."""
+    filesystem, root = filesystem_of(folder)
+    return filesystem, root, info_of(filesystem, root).type
 
 
 def _matching_files(source: str, excluded_folder: str | None) -> _Files:

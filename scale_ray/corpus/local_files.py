@@ -120,6 +120,8 @@ class LocalFiles:
 
     def _places_behind(self, name: str, places: _Places) -> _Places:
         """The places in the glob behind one more name; none if the name does not match."""
+        if len(self._parts) == 1 and self._parts[0][0]:
+            return places  # `**` alone, as for every folder
         behind = set()
         for place in places - {len(self._parts)}:
             is_any, part = self._parts[place]
@@ -151,4 +153,4 @@ def _number(number: int, singular: str, plural: str) -> str:
 
 def _printable(path: str) -> str:
     """A path in which bytes that are not UTF-8 are escaped."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    return path if path.isascii() else os.fsencode(path).decode(errors="backslashreplace")

@@ -4,54 +4,36 @@ from __future__ import annotations
 
 import codecs
 import csv
-import dataclasses
 import io
-import math
 import os
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 from pyarrow import fs
 
-from scale_ray.corpus.splits import DEFAULT_SPLIT, SUBSETS, subset_of
+from scale_ray.corpus.cells import first_row, is_text, numbers, text_lists, texts
+from scale_ray.corpus.columns import VIDEO_COLUMNS, Listing, videos_table
+from scale_ray.corpus.sizes import file_sizes
+from scale_ray.corpus.splits import DEFAULT_SPLIT, SUBSETS, Splits, subset_of
 from scale_ray.errors import UserError, first_line
 from scale_ray.files.locations import (
-    REQUESTS_AT_ONCE,
     check_from_data,
     filesystem_of,
+    first_answer,
+    info_of,
     is_uri,
     join,
     parent,
     read_bytes,
-    server_of,
-    showable,
-    with_options_of,
     without_options,
 )
 from scale_ray.files.tables import read_parquet
 
 MANIFEST_SUFFIXES = (".csv", ".parquet")
-
-
-@dataclass
-class Video:
-    """One video of a corpus and its annotations; `splits` is None or empty until a split is known."""
-
-    video_id: str
-    path: str
-    size_bytes: int | None
-    label: str | None = None
-    labels: list[str] | None = None
-    target: float | None = None
-    group: str | None = None
-    splits: dict[str, str] | None = None
-
 
 _SPLIT_PREFIX = "split_"
 _LISTS = (
@@ -62,13 +44,15 @@ _BYTES = (
     *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary),
     pa.types.is_binary_view,
 )
-# A server that gives the size of no file in this time is not asked again.
-_PATIENCE_S = 20.0
-_COLUMNS = tuple(field.name for field in dataclasses.fields(Video))
+_ROWS_AT_ONCE = 4096
+_COLUMNS = tuple(VIDEO_COLUMNS.names)
+_STARTS_AS_URI = r"^[A-Za-z][A-Za-z0-9+.-]*://"
+# URIs that `check_from_data` accepts, whatever follows in them; it looks at all others one by one.
+_ACCEPTED_URI = r"^(s3|gs|gcs|hf|http|https)://[A-Za-z0-9._-]+/[^?\x00-\x1f\x7f]*$"
 
 
-def read_manifest(source: str) -> tuple[list[Video], dict[str, pa.ChunkedArray], list[str]]:
-    """Read the videos of a manifest, its additional columns, and notes for the user.
+def read_manifest(source: str) -> Listing:
+    """Read the videos of a manifest; its additional columns follow the others.
 
     Raises
     ------
@@ -76,44 +60,42 @@ def read_manifest(source: str) -> tuple[list[Video], dict[str, pa.ChunkedArray],
         If the manifest cannot be read, has no column `path` or no row, or holds an invalid value.
     """
     manifest, notes = _read_table(source)
-    columns = {name: manifest[name].to_pylist() for name in manifest.column_names}
-    root = parent(source)
-    assert root is not None, source
-    id_column = next((name for name in ("video_id", "id") if name in columns), "path")
-    for name in dict.fromkeys(["path", id_column]):
-        for row, value in enumerate(columns[name], 1):
-            if _text(value) is None:
-                raise UserError(f"{source}: expected a value for {name!r} in every row, found none in row {row}")
-    locations = [str(value) for value in columns["path"]]
-    paths = [_path_in(source, root, value, row) for row, value in enumerate(locations, 1)]
-    notes += _note_on_blanks(locations, paths)
-    splits = _given_splits(columns, source)
-    given_sizes = columns.get("size_bytes", [None] * len(paths))
-    numbers = [_number(value, "size_bytes", source, row) for row, value in enumerate(given_sizes, 1)]
-    sizes, notes_on_servers = _sizes_of(paths, [None if size is None else int(size) for size in numbers], source)
-    notes += notes_on_servers
-    videos = [
-        Video(str(_text(video_id)), path, size)
-        for video_id, path, size in zip(columns[id_column], paths, sizes, strict=True)
-    ]
-    for row, video in enumerate(videos):
-        video.label = _text(columns["label"][row]) if "label" in columns else None
-        video.group = _text(columns["group"][row]) if "group" in columns else None
-        video.labels = _texts(columns["labels"][row]) if "labels" in columns else None
-        video.target = _number(columns["target"][row], "target", source, row + 1) if "target" in columns else None
-        video.splits = splits[row]
-    known = {id_column, *_COLUMNS, *(name for name in columns if _split_of(name) is not None)}
-    return videos, {name: manifest[name] for name in columns if name not in known}, notes
+    id_column = next((name for name in ("video_id", "id") if name in manifest.column_names), "path")
+    ids = texts(manifest[id_column])
+    for name, column in {"path": texts(manifest["path"]), id_column: ids}.items():
+        if row := first_row(column.is_null()):
+            raise UserError(f"{source}: expected a value for {name!r} in every row, found none in row {row}")
+    paths, notes_on_paths = _paths(manifest["path"], source)
+    splits = _given_splits(manifest, source)
+    sizes, notes_on_sizes, unreachable = file_sizes(paths, _optional(manifest, "size_bytes", source), source)
+    videos = videos_table(
+        len(manifest),
+        video_id=ids,
+        path=paths,
+        size_bytes=sizes,
+        label=texts(manifest["label"]) if "label" in manifest.column_names else None,
+        labels=text_lists(manifest["labels"]) if "labels" in manifest.column_names else None,
+        target=_optional(manifest, "target", source),
+        group=texts(manifest["group"]) if "group" in manifest.column_names else None,
+    )
+    for name in manifest.column_names:
+        if name not in (id_column, *_COLUMNS) and _split_of(name) is None:
+            videos = videos.append_column(name, manifest[name])
+    return Listing(videos, splits, "splits as given", notes + notes_on_paths + notes_on_sizes, unreachable)
+
+
+def _optional(manifest: pa.Table, name: str, source: str) -> pa.ChunkedArray | None:
+    """The numbers in a column, if there is one of this name."""
+    return numbers(manifest[name], name, source) if name in manifest.column_names else None
 
 
 def _read_table(source: str) -> tuple[pa.Table, list[str]]:
     """The table of a manifest, in which the columns that this package uses have their names, and notes for the user."""
-    filesystem, path = filesystem_of(source)
-    if filesystem.get_file_info(path).type != fs.FileType.File:
+    if first_answer(_kind_of, source) != fs.FileType.File:
         raise UserError(f"expected a manifest of videos, found no file at {source}")
-    data = read_bytes(source)
     is_parquet = without_options(source).lower().endswith(".parquet")
     try:
+        data = read_bytes(source)
         table = read_parquet(io.BytesIO(data), source) if is_parquet else _read_csv(data, source)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{source}: expected a readable manifest, found: {first_line(error)}") from error
@@ -138,6 +120,11 @@ def _read_table(source: str) -> tuple[pa.Table, list[str]]:
         if _is_own(name):
             table = table.set_column(index, name, _checked(table[name], name, source))
     return table, notes
+
+
+def _kind_of(location: str) -> fs.FileType:
+    filesystem, path = filesystem_of(location)
+    return info_of(filesystem, path).type
 
 
 def _checked(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
@@ -190,11 +177,11 @@ def _csv_header(text: str, separator: str) -> list[str]:
         return []
 
 
-def _check_quotes(text: str, separator: str, source: str) -> None:
+def _check_quotes(content: str, separator: str, source: str) -> None:
     """Check that every quote is closed: what follows an open one would become a part of its cell."""
-    limit, row = csv.field_size_limit(max(csv.field_size_limit(), len(text))), 0
+    limit, row = csv.field_size_limit(max(csv.field_size_limit(), len(content))), 0
     try:
-        for _ in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True):
+        for _ in csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True):
             row += 1
     except csv.Error as error:
         if "unexpected end of data" in str(error):
@@ -232,52 +219,69 @@ def _split_of(column: str) -> str | None:
     )
 
 
-def _given_splits(columns: Mapping[str, list[Any]], source: str) -> list[dict[str, str]]:
-    """The splits of each row, from `split` and `split_NAME`, or from `splits` in the videos.parquet of a store."""
-    given = [{} if value is None else dict(value) for value in columns.get("splits", [None] * len(columns["path"]))]
-    for column, values in columns.items():
-        name = _split_of(column)
-        for splits, value in zip(given, values, strict=True):
-            if name is not None and _text(value) is not None:
-                splits[name] = value
-    for row, splits in enumerate(given):
-        for name, value in splits.items():
-            subset = subset_of(value)
-            if subset is None:
+def _given_splits(manifest: pa.Table, source: str) -> Splits:
+    """The splits of the rows, from `split` and `split_NAME`, or from `splits` in the videos.parquet of a store."""
+    given = _unnested(manifest["splits"]) if "splits" in manifest.column_names else {}
+    for column in manifest.column_names:
+        if (name := _split_of(column)) is not None:
+            values = texts(manifest[column])
+            given[name] = pc.coalesce(values, given[name]) if name in given else values
+    subsets = np.full((len(manifest), len(given)), -1, np.int8)
+    for number, values in enumerate(given.values()):
+        encoded = values.combine_chunks().dictionary_encode()
+        indices = encoded.indices.fill_null(-1).to_numpy()
+        for index, value in enumerate(encoded.dictionary.to_pylist()):
+            rows = indices == index
+            if (subset := subset_of(value)) is None:
+                row = first_row(rows)
+                assert row is not None
                 raise UserError(
                     f"{source}: expected one of {', '.join(SUBSETS)} as split, "
-                    f"found {value!r} for {columns['path'][row]!r}"
+                    f"found {value!r} for {str(manifest['path'][row - 1])!r}"
                 )
-            splits[name] = subset
-    return given
+            subsets[rows, number] = SUBSETS.index(subset)
+    used = np.flatnonzero((subsets >= 0).any(axis=0))
+    return Splits(tuple(np.array(list(given), object)[used]), subsets[:, used])
 
 
-def _text(value: Any) -> str | None:
-    """A cell as text; None if it is empty. A class number that pandas stored as a float becomes an integer again."""
-    if value is None or value != value:
-        return None
-    is_integer = isinstance(value, float) and value.is_integer()
-    return str(int(value) if is_integer else value).strip() or None
+def _unnested(maps: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+    """The subset of every video by the name of a split, from one map per video."""
+    given: dict[str, np.ndarray] = {}
+    for start in range(0, len(maps), _ROWS_AT_ONCE):
+        for row, pairs in enumerate(maps.slice(start, _ROWS_AT_ONCE).to_pylist(), start):
+            for name, subset in pairs or ():
+                given.setdefault(name, np.full(len(maps), None, object))[row] = subset
+    return {name: texts(pa.chunked_array([pa.array(values, pa.string())])) for name, values in given.items()}
 
 
-def _texts(value: Any) -> list[str] | None:
-    """Several labels, from a list or from text separated by `|` or `;`; None if the cell is empty."""
-    is_list = isinstance(value, list)
-    parts = value if is_list else re.split(r"[|;]", _text(value) or "")
-    labels = [label for part in parts if (label := _text(part)) is not None]
-    return labels if is_list or labels else None
+def _paths(column: pa.ChunkedArray, source: str) -> tuple[pa.ChunkedArray, list[str]]:
+    """The locations that the rows name, and notes for the user; a relative path is below the folder of the manifest."""
+    root = parent(source)
+    assert root is not None, source
+    given = column.cast(pa.string()) if is_text(column.type) else _as_texts(column)
+    plain = pc.utf8_trim_whitespace(given)
+    is_whole = pc.match_substring_regex(plain, _STARTS_AS_URI)
+    is_special = pc.or_(
+        pc.not_equal(plain, given), pc.and_not(is_whole, pc.match_substring_regex(plain, _ACCEPTED_URI))
+    )
+    is_whole = pc.or_(is_whole, pc.starts_with(plain, "/"))
+    if is_uri(root):  # a name is encoded before it becomes a part of a URI
+        is_special, is_whole = pc.or_(is_special, pc.invert(is_whole)), pc.is_valid(plain)
+    paths = pc.if_else(is_whole, plain, pc.binary_join_element_wise(root.rstrip("/"), plain, "/"))
+    rows = np.flatnonzero(np.asarray(is_special))
+    if not len(rows):
+        return paths, []
+    values = given.take(pa.array(rows)).to_pylist()
+    found = [_path_in(source, root, value, row) for row, value in zip((rows + 1).tolist(), values, strict=True)]
+    # Replaced as text of any length.
+    paths = pc.replace_with_mask(
+        paths.combine_chunks().cast(pa.large_string()), is_special.combine_chunks(), pa.array(found, pa.large_string())
+    )
+    return pa.chunked_array([paths.cast(pa.string())]), _note_on_blanks(values, found)
 
 
-def _number(value: Any, name: str, source: str, row: int) -> float | None:
-    if _text(value) is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.inf
-    if math.isinf(number):
-        raise UserError(f"{source}: expected a finite number as {name}, found {value!r} in row {row}")
-    return None if math.isnan(number) else number
+def _as_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array([str(value) for value in column.to_pylist()], pa.string())])
 
 
 def _path_in(source: str, root: str, value: str, row: int) -> str:
@@ -301,54 +305,3 @@ def _note_on_blanks(values: Sequence[str], paths: Sequence[str]) -> list[str]:
     ]
     around = "path without the blanks around it" if len(blank) == 1 else "paths without the blanks around them"
     return [f"read {len(blank)} {around}, such as {blank[0]!r}"] if blank else []
-
-
-def _sizes_of(paths: Sequence[str], given: Sequence[int | None], source: str) -> tuple[list[int | None], list[str]]:
-    """The file sizes in bytes, None for a missing or unreachable file; and a note on each server that does not answer.
-
-    Local files are measured. The size that a manifest gives for a remote file is believed, because asking for it takes
-    a request; the others are asked for, concurrently.
-    """
-    asked: dict[str, list[str]] = defaultdict(list)
-    for path, size in zip(paths, given, strict=True):
-        if is_uri(path) and size is None:
-            asked[server_of(path)].append(path)
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        answers = dict(zip(asked, pool.map(lambda some: _remote_sizes(some, source), asked.values()), strict=True))
-    found = {path: size for sizes, _ in answers.values() for path, size in sizes.items()}
-    notes = [
-        f"the sizes of {len(asked[server])} files at {showable(server)} are not known: {reason}"
-        for server, (_, reason) in answers.items()
-        if reason
-    ]
-    sizes = [
-        (found.get(path) if size is None else size) if is_uri(path) else _local_size(path)
-        for path, size in zip(paths, given, strict=True)
-    ]
-    return sizes, notes
-
-
-def _remote_sizes(paths: Sequence[str], source: str) -> tuple[dict[str, int | None], str]:
-    """The sizes of files on one server, and why it gives none of them: it is asked for a few first, and for a time."""
-    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE)
-    try:
-        few = [pool.submit(_remote_size, with_options_of(path, source)) for path in paths[:REQUESTS_AT_ONCE]]
-        done = wait(few, timeout=_PATIENCE_S).done
-        errors = [error for answer in done if (error := answer.exception()) is not None]
-        if len(errors) == len(done):
-            return {}, first_line(errors[0]) if errors else f"no answer within {_PATIENCE_S:.0f} s"
-        answers = [*few, *(pool.submit(_remote_size, with_options_of(path, source)) for path in paths[len(few) :])]
-        # One file that is missing or cannot be reached must not stop the corpus from being read.
-        sizes = [None if answer.exception() is not None else answer.result() for answer in answers]
-        return dict(zip(paths, sizes, strict=True)), ""
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _local_size(path: str) -> int | None:
-    return os.path.getsize(path) if os.path.isfile(path) else None
-
-
-def _remote_size(path: str) -> int | None:
-    filesystem, inner = filesystem_of(path)
-    return filesystem.get_file_info(inner).size

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
 
 from scale_ray.errors import UserError
 from scale_ray.hashing import uniform_hash
@@ -18,6 +22,37 @@ _ALIASES = {
     "training": "train",
     "testing": "test",
 }
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The subsets of some videos in the splits called `names`.
+
+    `subsets` int8 (videos, splits): a number of `SUBSETS`, or -1 for a video that the split leaves out.
+    """
+
+    names: tuple[str, ...]
+    subsets: np.ndarray
+
+    @classmethod
+    def of(cls, splits: Sequence[Mapping[str, str]]) -> Splits:
+        """The splits of videos that are given one by one, as subset per name of a split."""
+        names = tuple(dict.fromkeys(name for subsets in splits for name in subsets))
+        numbers = [[SUBSETS.index(of[name]) if name in of else -1 for name in names] for of in splits]
+        return cls(names, np.array(numbers, np.int8).reshape(len(splits), len(names)))
+
+    @property
+    def num_without(self) -> int:
+        """How many videos are in no split."""
+        return int((self.subsets < 0).all(axis=1).sum())
+
+    def to_maps(self) -> pa.MapArray:
+        """One map per video: split name -> train, validation or test."""
+        videos, splits = np.nonzero(self.subsets >= 0)
+        offsets = np.searchsorted(videos, np.arange(len(self.subsets) + 1)).astype(np.int32)
+        names = pa.array(self.names, pa.string()).take(pa.array(splits))
+        subsets = pa.array(SUBSETS).take(pa.array(self.subsets[videos, splits]))
+        return pa.MapArray.from_arrays(pa.array(offsets), names, subsets)
 
 
 def subset_of(value: object) -> str | None:
@@ -39,26 +74,17 @@ def modes_of(splits: Mapping[str, str], *, has_several_splits: bool = False) -> 
     return ("eval",) if "test" in splits.values() else ("train",)
 
 
-def hashed_splits(
-    ids: Sequence[str], groups: Sequence[str | None], labelled: Sequence[bool], test_share: float
-) -> tuple[list[dict[str, str]], str]:
-    """Draw a split for a corpus that has none; returns the splits of each video and a note on the draw.
+def hashed_splits(keys: Sequence[str], labelled: np.ndarray, test_share: float) -> np.ndarray:
+    """Draw a split for a corpus that has none; returns a number of `SUBSETS` for each video, int8 (videos, 1).
 
-    Groups are drawn as a whole, videos without a group one by one. A video without a label becomes a training
+    Videos with the same key, their group or id, are drawn together. A video that is not `labelled` becomes a training
     video, because it cannot be used for testing.
     """
-    if not any(labelled):
-        return [{DEFAULT_SPLIT: "train"} for _ in ids], "no labels: all videos are training videos"
-    splits = [
-        {DEFAULT_SPLIT: "test" if is_labelled and uniform_hash(group or video_id) < test_share else "train"}
-        for video_id, group, is_labelled in zip(ids, groups, labelled, strict=True)
-    ]
-    unit = "group" if any(groups) else "video"
-    fractions = f"about {1 - test_share:.0%} train and {test_share:.0%} test".replace("%", " %")
-    return splits, f"no split given: {fractions} by a hash of the {unit}"
+    is_test = [bool(known) and uniform_hash(key) < test_share for key, known in zip(keys, labelled, strict=True)]
+    return np.where(np.array(is_test, bool), SUBSETS.index("test"), SUBSETS.index("train")).astype(np.int8)[:, None]
 
 
-def check_groups(source: str, groups: Sequence[str | None], splits: Sequence[Mapping[str, str]]) -> None:
+def check_groups(source: str, groups: pa.ChunkedArray, splits: Splits) -> None:
     """Check that every group is in one subset of each split.
 
     Raises
@@ -66,18 +92,34 @@ def check_groups(source: str, groups: Sequence[str | None], splits: Sequence[Map
     UserError
         If a group is in two subsets of one split.
     """
-    subset_of_group: dict[tuple[str, str], str] = {}
-    for group, subsets in zip(groups, splits, strict=True):
-        if group is None:
-            continue
-        for name, subset in subsets.items():
-            earlier = subset_of_group.setdefault((name, group), subset)
-            if earlier != subset:
-                split = "" if name == DEFAULT_SPLIT else f" of split {name!r}"
-                raise UserError(
-                    f"{source}: expected each group in one subset, "
-                    f"found group {group!r} in {earlier} and {subset}{split}"
-                )
+    for name, divided in _divided(groups, splits):
+        group, earlier, subset = divided[0]
+        split = "" if name == DEFAULT_SPLIT else f" of split {name!r}"
+        raise UserError(
+            f"{source}: expected each group in one subset, found group {group!r} in {earlier} and {subset}{split}"
+        )
+
+
+def _divided(keys: pa.ChunkedArray, splits: Splits) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """The names of splits in which videos of one key are in several subsets: these keys, each with two subsets."""
+    if keys.null_count == len(keys):
+        return
+    encoded = keys.combine_chunks().dictionary_encode()
+    values, indices = encoded.dictionary, encoded.indices.fill_null(-1).to_numpy()
+    for number, name in enumerate(splits.names):
+        subsets = splits.subsets[:, number]
+        known = (indices >= 0) & (subsets >= 0)
+        of_key, subset = indices[known], subsets[known]
+        first = np.full(len(values), -1, np.int8)
+        first[of_key[::-1]] = subset[::-1]
+        differing = np.flatnonzero(first[of_key] != subset)
+        if len(differing):
+            _, places = np.unique(of_key[differing], return_index=True)
+            rows = differing[np.sort(places)]
+            yield (
+                name,
+                [(values[of_key[r]].as_py(), SUBSETS[first[of_key[r]]], SUBSETS[subset[r]]) for r in rows.tolist()],
+            )
 
 
 def counted(number: int, singular: str, plural: str) -> str:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from mmap import mmap
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
@@ -62,10 +62,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The child's answer after it has written the pixels of a video: `positions` float32 (clips, 7)."""
+    """The child's answer after it has written the pixels of a video: `positions` float32 (clips, 7).
+
+    `size_bytes` is the size of the file, None if it is not known.
+    """
 
     positions: np.ndarray
     geometry: VideoGeometry
+    size_bytes: int | None = None
 
 
 class SharedPixels:
@@ -271,20 +275,33 @@ def _decode(request: Request, memory: mmap) -> Decoded:
         np.ndarray(pixel_shape(request.mode, request.sampling, size), np.uint8, memory, offset)
         for size, offset in zip(request.input_sizes_px, request.offsets, strict=True)
     ]
-    clips = decode_clips(
-        as_source(request.path), request.video_id, request.mode, request.sampling, request.input_sizes_px, into
-    )
-    return Decoded(clips.positions, clips.geometry)
+    sizes: list[int] = []
+    source = as_source(request.path, sizes)
+    clips = decode_clips(source, request.video_id, request.mode, request.sampling, request.input_sizes_px, into)
+    if source == request.path:
+        with contextlib.suppress(OSError):
+            sizes.append(os.path.getsize(request.path))
+    return Decoded(clips.positions, clips.geometry, sizes[-1] if sizes else None)
 
 
-def as_source(path: str) -> Source:
-    """The source to decode from: a local path as it is, or a function that opens the URI."""
+def as_source(path: str, sizes: list[int] | None = None) -> Source:
+    """The source to decode from: a local path as it is, or a function that opens the URI.
+
+    The function appends the size of the file in bytes to `sizes`.
+    """
     if "://" not in path:
         return path
     # Imported only for URIs: it loads the libraries of all file systems.
     from scale_ray.files.locations import open_input
 
-    return lambda: open_input(path)
+    def opened() -> IO[bytes]:
+        file = open_input(path)
+        if sizes is not None:
+            sizes.append(file.seek(0, os.SEEK_END))
+            file.seek(0)
+        return file
+
+    return opened
 
 
 def _sendable(error: VideoError, cause: BaseException) -> VideoError:

@@ -45,7 +45,8 @@ def decode_videos(
         except VideoError as error:
             rows.append(row | {"stage": error.stage, "reason": error.reason, "exception": error.exception})
             continue
-        rows.append(row | {"positions": decoded.positions.tobytes(), **vars(decoded.geometry)})
+        known = {"positions": decoded.positions.tobytes(), "size_bytes": decoded.size_bytes}
+        rows.append(row | known | vars(decoded.geometry))
         num_decoded += 1
         if num_decoded == videos_per_block:
             yield _block(rows, pixels, bytes_per_video, input_sizes_px, videos_per_block)

@@ -26,6 +26,7 @@ ROW = pa.schema(
         ("reason", pa.string()),
         ("exception", pa.string()),
         ("positions", pa.binary()),
+        ("size_bytes", pa.int64()),
         *GEOMETRY,
     ]
 )
@@ -57,7 +58,8 @@ def decoded_mask(block: pa.Table) -> np.ndarray:
 class VideoResult:
     """The clips of one video, or the error that prevented them.
 
-    `positions` float32 (clips, 7); `features` float16 (clips, D) by the number of the target.
+    `positions` float32 (clips, 7); `features` float16 (clips, D) by the number of the target; `size_bytes` is the size
+    of the file when it was opened, None if unknown.
     """
 
     video_id: str
@@ -66,6 +68,7 @@ class VideoResult:
     positions: np.ndarray | None = None
     geometry: VideoGeometry | None = None
     features: Mapping[int, np.ndarray] | None = None
+    size_bytes: int | None = None
 
 
 def read_results(block: pa.Table) -> Iterator[VideoResult]:
@@ -82,4 +85,4 @@ def read_results(block: pa.Table) -> Iterator[VideoResult]:
             if name.startswith(_FEATURES) and value is not None
         }
         geometry = VideoGeometry(*(row[name] for name in GEOMETRY.names))
-        yield VideoResult(row["video_id"], row["shard"], None, positions, geometry, features)
+        yield VideoResult(row["video_id"], row["shard"], None, positions, geometry, features, row["size_bytes"])

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from scale_ray.clips import MODES
 from scale_ray.config import Extraction
@@ -20,6 +22,8 @@ from scale_ray.extraction.summary import ExtractionSummary
 from scale_ray.extraction.targets import Target
 from scale_ray.files.locations import options_of
 from scale_ray.store import Failure, ShardStore, VideoFeatures
+
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -47,19 +51,14 @@ class ExtractionRun:
             _check_unchanged_videos(target.store, corpus)
         # Written before any video is read, so that the store lists its videos even if the run dies; updated at the end,
         # when sizes and lengths are known.
-        self._corrected = [target.store.replace_videos(corpus.videos) for target in targets]
-        has_several_splits = len(corpus.split_names) > 1
-        ids, splits = (corpus.videos[name].to_pylist() for name in ("video_id", "splits"))
-        self._wanted = {
-            video_id: modes_of(dict(subsets), has_several_splits=has_several_splits)
-            if extraction.mode == "auto"
-            else (extraction.mode,)
-            for video_id, subsets in zip(ids, splits, strict=True)
-        }
+        self._measured: dict[str, int] = {}
+        self._corrected = [self._replace_videos(target.store) for target in targets]
+        self._wanted = self._wanted_modes()
         self._failed_before = [{(f.video_id, f.mode): f.attempts for f in t.store.failures()} for t in targets]
         self._done_before = [self._done(target) for target in targets]
         self._committed: set[int] = set()
         self.shards = self._plan()
+        corpus.check_reachable(path for shard in self.shards for path in shard.paths)
         self._arrived: dict[int, dict[str, list[VideoFeatures | Failure]]] = {}
 
     @property
@@ -81,6 +80,8 @@ class ExtractionRun:
         if number in self._committed:
             return  # a worker died and its work was repeated
         shard = self.shards[number]
+        if result.size_bytes is not None:
+            self._measured[result.video_id] = result.size_bytes
         arrived = self._arrived.setdefault(number, {})
         arrived[result.video_id] = _per_target(result, shard)
         if len(arrived) == len(shard.video_ids):
@@ -89,6 +90,34 @@ class ExtractionRun:
     def finish(self) -> list[ExtractionSummary]:
         """Update videos.parquet and return the summary of each target."""
         return [self._summary(number, target) for number, target in enumerate(self.targets)]
+
+    def _wanted_modes(self) -> dict[str, tuple[str, ...]]:
+        """The modes of the clips of every video."""
+        ids = self._corpus.videos["video_id"].to_pylist()
+        if self._extraction.mode != "auto":
+            return dict.fromkeys(ids, (self._extraction.mode,))
+        has_several_splits = len(self._corpus.split_names) > 1
+        splits = self._corpus.videos["splits"]
+        blocks = (splits.slice(start, _ROWS_AT_ONCE).to_pylist() for start in range(0, len(ids), _ROWS_AT_ONCE))
+        modes = (modes_of(dict(row), has_several_splits=has_several_splits) for block in blocks for row in block)
+        return dict(zip(ids, modes, strict=True))
+
+    def _replace_videos(self, store: ShardStore) -> bool:
+        """Bring the store's table of videos up to date; True if that changed anything.
+
+        A size that the corpus does not know is the one that was measured when the file was opened, now or earlier.
+        """
+        videos = self._corpus.videos
+        ids = videos["video_id"]
+        sizes = [videos["size_bytes"]]
+        if sizes[0].null_count and self._measured:
+            measured = pa.array(list(self._measured)), pa.array(self._measured.values(), pa.int64())
+            sizes.append(_looked_up(ids, *measured))
+        if sizes[0].null_count:
+            stored = store.videos()
+            sizes.append(_looked_up(ids, stored["video_id"], stored["size_bytes"]))
+        place = videos.column_names.index("size_bytes")
+        return store.replace_videos(videos.set_column(place, "size_bytes", pc.coalesce(*sizes)))
 
     def _plan(self) -> list[Shard]:
         """The pending videos, sorted by id and divided into shards."""
@@ -139,7 +168,7 @@ class ExtractionRun:
     def _summary(self, number: int, target: Target) -> ExtractionSummary:
         if self.shards:
             target.lease.check()
-            target.store.replace_videos(self._corpus.videos)
+            self._replace_videos(target.store)
         done = self._done(target)
         failures = [f for f in target.store.failures() if f.mode in self._wanted.get(f.video_id, ())]
         before = self._failed_before[number]
@@ -184,6 +213,11 @@ def _per_target(result: VideoResult, shard: Shard) -> list[VideoFeatures | Failu
     return results
 
 
+def _looked_up(ids: pa.ChunkedArray, keys: pa.ChunkedArray, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The value of each id, by the keys of the values; null for an id that is no key."""
+    return pc.take(values, pc.index_in(ids, keys))
+
+
 def _without_options(value: str | int | None) -> str | int | None:
     return value.removesuffix(options_of(value)) if isinstance(value, str) else value
 
@@ -198,8 +232,8 @@ def _check_unchanged_videos(store: ShardStore, corpus: Corpus) -> None:
         if stored is None or row["video_id"] not in known:
             continue
         for name in ("path", "size_bytes"):
-            # Earlier versions stored paths with their options.
-            if _without_options(stored[name]) != row[name]:
+            # Earlier versions stored paths with their options. A size that is not known is no other one.
+            if None not in (stored[name], row[name]) and _without_options(stored[name]) != row[name]:
                 raise UserError(
                     f"{row['video_id']}: expected the video that the store holds under this id ({name} "
                     f"{stored[name]}), found {row[name]}; set --id-prefix for another corpus, or use another --store"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import math
@@ -11,22 +12,25 @@ import re
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, quote, unquote
 
 from pyarrow import fs
 
 from scale_ray.errors import UserError, first_line, redacted
+from scale_ray.files.requests import ask
 
-# Maximum number of concurrent requests to a remote file system.
-REQUESTS_AT_ONCE = 16
+# A server that has not answered its first request by then counts as unreachable.
+ANSWER_S = 20.0
 # Read size of a remote video: FFmpeg reads 32 KiB at a time, so that 17 MiB take 545 requests; with 1 MiB they
 # take 23. A file of at most `_SMALL_BYTES` is read in one request.
 _READ_BYTES = 2**20
 _SMALL_BYTES = 8 * 2**20
+# How long a web server may send nothing.
+_SILENCE_S = 15.0
 
 # Schemes that pyarrow opens itself; all others are opened through fsspec and its drivers.
 _PYARROW_SCHEMES = frozenset(("abfs", "abfss", "file", "gcs", "gs", "hdfs", "s3", "viewfs"))
@@ -40,6 +44,8 @@ _AZURE_HOST = re.compile(r"([a-z0-9$-]+@)?[a-z0-9-]+(\.(blob|dfs)\.core\.windows
 # Libraries drop some of these, after which a path can lead elsewhere.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)([^?]*)(.*)", re.DOTALL)
+
+_Value = TypeVar("_Value")
 
 
 def is_uri(location: str) -> bool:
@@ -147,7 +153,7 @@ def is_below(location: str, folders: Sequence[str]) -> bool:
 def _is_below(location: str, folder: str) -> bool:
     if _CONTROL.search(location):
         return False
-    location, folder = _local(location), _local(folder)
+    location, folder = local_path(location), local_path(folder)
     if is_uri(location) != is_uri(folder):
         return False
     if not is_uri(location):
@@ -222,7 +228,10 @@ class _Uri(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def _pyarrow_filesystem(root: str) -> tuple[fs.FileSystem, str]:
     """The file system of a URI's root and the path in it; cached, because opening one on S3 takes requests."""
-    return fs.FileSystem.from_uri(root)
+    filesystem, path = fs.FileSystem.from_uri(root)
+    # The copy of one on S3 repeats a request that fails three times; the one of a URI repeats it ten times, which takes
+    # 100 s if the server is silent.
+    return (copy.copy(filesystem) if isinstance(filesystem, fs.S3FileSystem) else filesystem), path
 
 
 @functools.lru_cache(maxsize=64)
@@ -231,11 +240,18 @@ def _fsspec_filesystem(root: str) -> fs.PyFileSystem:
     import fsspec.core  # imported here, because most commands do not need it
 
     url, _, options = root.partition("?")
-    driver, _ = fsspec.core.url_to_fs(url, **dict(parse_qsl(options)))
+    keywords: dict[str, Any] = dict(parse_qsl(options))
+    if url.startswith(("http://", "https://")):
+        import aiohttp
+
+        # The default is 300 s for a whole file, which is too little for a large one and too much for a silent server.
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)
+        keywords["client_kwargs"] = {"timeout": limits}
+    driver, _ = fsspec.core.url_to_fs(url, **keywords)
     return fs.PyFileSystem(fs.FSSpecHandler(driver))
 
 
-def _local(location: str) -> str:
+def local_path(location: str) -> str:
     """The local path of a `file://` URI; other locations are unchanged."""
     uri = _Uri.parse(location) if is_uri(location) else None
     return unquote(uri.path) if uri is not None and uri.scheme == "file" and not uri.host else location
@@ -249,7 +265,7 @@ def check_within(folder: str, root: str) -> None:
     UserError
         If it is a link to elsewhere, or below one. (Folders of an object store have no links.)
     """
-    folder, root = _local(folder), _local(root)
+    folder, root = local_path(folder), local_path(root)
     if not is_uri(folder) and not _is_really_below(folder, root):
         raise UserError(f"{folder}: expected a folder in {root}, found a link to {os.path.realpath(folder)}")
 
@@ -283,9 +299,46 @@ def private_folder() -> Path:
     return folder
 
 
+def first_answer(function: Callable[[str], _Value], location: str) -> _Value:
+    """The result of the first request to a location that a user gave; `function` makes it.
+
+    Raises
+    ------
+    UserError
+        If the server of a URI refuses it, cannot be reached or does not answer in time.
+    """
+    if not is_uri(location):
+        return function(location)
+    [answer] = ask(function, [location], within_s=ANSWER_S)
+    if not answer.done():
+        raise UserError(f"expected an answer from {showable(server_of(location))}, found none within {ANSWER_S:.0f} s")
+    error = answer.exception()
+    if error is None or isinstance(error, UserError):
+        return answer.result()
+    raise UserError(f"expected to reach {showable(location)}, found: {first_line(error)}") from error
+
+
+def info_of(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
+    """What is at a path of a file system: its kind and, for a file, its size.
+
+    Raises
+    ------
+    OSError
+        If the server cannot be reached. (pyarrow and fsspec would report a file of a web server as missing then.)
+    """
+    if not isinstance(filesystem, fs.PyFileSystem) or not path.startswith(("http://", "https://")):
+        return filesystem.get_file_info(path)
+    try:
+        return fs.FileInfo(path, fs.FileType.File, size=filesystem.handler.fs.info(path)["size"])
+    except FileNotFoundError as error:
+        if error.__cause__ is not None and not hasattr(error.__cause__, "status"):
+            raise OSError(first_line(error.__cause__)) from error.__cause__
+    return fs.FileInfo(path, fs.FileType.NotFound)
+
+
 def exists(location: str) -> bool:
     filesystem, path = filesystem_of(location)
-    return filesystem.get_file_info(path).type != fs.FileType.NotFound
+    return info_of(filesystem, path).type != fs.FileType.NotFound
 
 
 def open_input(location: str) -> IO[bytes]:

@@ -27,7 +27,8 @@ from scale_ray.decoding import (
     timing_of,
 )
 from scale_ray.errors import VideoError
-from scale_ray.files.locations import REQUESTS_AT_ONCE, is_uri
+from scale_ray.files.locations import is_uri
+from scale_ray.files.requests import REQUESTS_AT_ONCE
 
 
 @dataclass(frozen=True)

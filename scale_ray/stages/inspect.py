@@ -77,6 +77,7 @@ def inspect(videos: str, *, config: InspectConfig, console: Console) -> InspectR
     for line in corpus.notes:
         console.say(line)
     rows = select_videos(corpus, inspection.inspect_headers, inspection.inspect_seed)
+    corpus.check_reachable(row["path"] for row in rows)
     headers, unreadable = read_headers(rows, config.extraction, console)
     facts = facts_of_corpus(corpus, headers, unreadable)
     if not headers or not inspection.inspect_sample:

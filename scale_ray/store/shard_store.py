@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import fs
 
 from scale_ray.clips import MODES
@@ -24,6 +25,7 @@ from scale_ray.files.locations import (
     exists,
     files_in,
     filesystem_of,
+    first_answer,
     join,
     list_files,
 )
@@ -61,7 +63,7 @@ class ShardStore:
     def __init__(self, location: str) -> None:
         self.location = absolute(location)
         header = join(self.location, self.HEADER)
-        if not exists(header):
+        if not first_answer(exists, header):
             raise UserError(f"expected {self.KIND} (made by `scale-ray {self.MADE_BY}`), found none at {location}")
         kind = f"the header of {self.KIND}"
         described = read_json(header, kind, {"format": Any})
@@ -104,7 +106,7 @@ class ShardStore:
     @classmethod
     def is_store(cls, location: str) -> bool:
         """Whether there is a store of this kind."""
-        return exists(join(absolute(location), cls.HEADER))
+        return first_answer(exists, join(absolute(location), cls.HEADER))
 
     @classmethod
     def _advice(cls, version: Any) -> str:
@@ -224,14 +226,14 @@ class ShardStore:
         """
         corpus = corpus.drop_columns([name for name in GEOMETRY.names if name in corpus.column_names])
         before = self.videos()
-        named = set(corpus["video_id"].to_pylist())
-        others = pa.array([video_id not in named for video_id in before["video_id"].to_pylist()], pa.bool_())
+        others = pc.invert(pc.is_in(before["video_id"], corpus["video_id"]))
         kept = before.filter(others).drop_columns(GEOMETRY.names)
         fresh = pa.concat_tables([corpus, kept], promote_options="permissive")
-        geometries = self.geometries()
+        measured = self.read_parts(f"{self.FOLDER}/part-", ["video_id", *GEOMETRY.names])
+        rows = None if measured is None else pc.index_in(fresh["video_id"], measured["video_id"])
         for field in GEOMETRY:
-            values = [geometries.get(video_id, {}).get(field.name) for video_id in fresh["video_id"].to_pylist()]
-            fresh = fresh.append_column(field, pa.array(values, field.type))
+            values = pa.nulls(len(fresh), field.type) if measured is None else pc.take(measured[field.name], rows)
+            fresh = fresh.append_column(field, values)
         own = [name for name in fresh.column_names if name not in VIDEOS.names]
         fresh = fresh.select([*VIDEOS.names, *own]).sort_by("video_id").combine_chunks()
         if before.equals(fresh):

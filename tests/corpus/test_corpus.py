@@ -9,7 +9,7 @@ import pytest
 
 from scale_ray.config import CorpusOptions
 from scale_ray.corpus import corpus as corpus_module
-from scale_ray.corpus import manifests
+from scale_ray.corpus import sizes as corpus_sizes
 from scale_ray.corpus.corpus import read_corpus
 from scale_ray.corpus.splits import modes_of
 from scale_ray.errors import UserError
@@ -337,9 +337,9 @@ def test_remote_sizes_are_read_concurrently_and_one_that_fails_is_null(tmp_path,
                 raise RuntimeError("the server has gone")
             return Info()
 
-    original = manifests.filesystem_of
+    original = corpus_sizes.filesystem_of
     monkeypatch.setattr(
-        manifests,
+        corpus_sizes,
         "filesystem_of",
         lambda location: (Slow(), location) if location.startswith("s3://") else original(location),
     )

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scale_ray.corpus import manifests
+from scale_ray.corpus import sizes as corpus_sizes
 from scale_ray.corpus.corpus import read_corpus
 from scale_ray.errors import UserError
 
@@ -126,7 +126,9 @@ def test_blanks_around_a_path_are_left_out_and_said(tmp_path):
         f"{tmp_path}/b.mp4",
     ]
     assert corpus.videos["size_bytes"].to_pylist()[:4] == [5, 5, 6, None]
-    assert corpus.notes == ("read 4 paths without the blanks around them, such as 'a.mp4 '",)
+    assert corpus.notes[0] == "read 4 paths without the blanks around them, such as 'a.mp4 '"
+    assert len(corpus.notes) == 2
+    assert corpus.notes[1].startswith("1 file is at https://host.invalid, which cannot be reached: ")
 
 
 def test_blanks_around_a_path_of_a_manifest_at_a_uri(tmp_path):
@@ -188,9 +190,9 @@ class Servers:
 
     def __init__(self, monkeypatch):
         self.asked, self.released = [], threading.Event()
-        original = manifests.filesystem_of
+        original = corpus_sizes.filesystem_of
         monkeypatch.setattr(
-            manifests,
+            corpus_sizes,
             "filesystem_of",
             lambda location: (self, location) if location.startswith("s3://") else original(location),
         )
@@ -220,7 +222,7 @@ def test_a_given_size_that_is_no_number_is_refused(tmp_path, size):
 
 def test_a_server_that_does_not_answer_is_one_line_and_the_others_are_asked(tmp_path, monkeypatch):
     servers = Servers(monkeypatch)
-    monkeypatch.setattr(manifests, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(corpus_sizes, "_PATIENCE_S", 0.2)
     rows = "".join(f"s3://{name}/{number}.mp4\n" for name in ("gone", "silent", "here") for number in range(100))
     try:
         corpus = read_csv(tmp_path, "path\n" + rows)
@@ -230,7 +232,83 @@ def test_a_server_that_does_not_answer_is_one_line_and_the_others_are_asked(tmp_
     assert {size for path, size in sizes.items() if path.startswith("s3://here/")} == {5}
     assert {size for path, size in sizes.items() if not path.startswith("s3://here/")} == {None}
     assert corpus.notes == (
-        "the sizes of 100 files at s3://gone are not known: no such host",
-        "the sizes of 100 files at s3://silent are not known: no answer within 0 s",
+        "100 files are at s3://gone, which cannot be reached: no such host",
+        "100 files are at s3://silent, which cannot be reached: no answer within 0 s",
     )
     assert sum(path.startswith("s3://gone/") for path in servers.asked) <= 16
+
+
+def test_one_file_is_asked_for_where_all_sizes_are_given(tmp_path, monkeypatch):
+    servers = Servers(monkeypatch)
+    corpus = read_csv(tmp_path, "path,size_bytes\n" + "".join(f"s3://here/{number},7\n" for number in range(50)))
+    assert set(corpus.videos["size_bytes"].to_pylist()) == {7}
+    assert len(servers.asked) == 1
+    assert corpus.notes == ()
+
+
+def test_files_that_are_all_on_servers_that_cannot_be_reached_are_refused_when_they_are_needed(tmp_path, monkeypatch):
+    servers = Servers(monkeypatch)
+    monkeypatch.setattr(corpus_sizes, "_PATIENCE_S", 0.2)
+    try:
+        corpus = read_csv(tmp_path, "path,size_bytes\ns3://gone/a,7\ns3://silent/b,7\nhere.mp4,\n")
+    finally:
+        servers.released.set()
+    assert corpus.unreachable == {"s3://gone": "no such host", "s3://silent": "no answer within 0 s"}
+    corpus.check_reachable([])
+    corpus.check_reachable(corpus.videos["path"].to_pylist())
+    with pytest.raises(UserError, match="expected to reach s3://gone, found: no such host"):
+        corpus.check_reachable(["s3://silent/b", "s3://gone/a"])
+
+
+def test_a_server_that_refuses_was_reached(tmp_path, monkeypatch):
+    servers = Servers(monkeypatch)
+    monkeypatch.setattr(servers, "get_file_info", lambda path: (_ for _ in ()).throw(OSError("ACCESS_DENIED during")))
+    corpus = read_csv(tmp_path, "path\ns3://closed/a\n")
+    assert corpus.unreachable == {}
+    assert corpus.notes == ("sizes of files at s3://closed are not known (1): ACCESS_DENIED during",)
+
+
+class Listed(Servers):
+    """Servers whose folders can be listed: `folder_N` holds `0.mp4` to `99.mp4` of as many bytes as their number."""
+
+    def get_file_info(self, path):
+        if not isinstance(path, pa.fs.FileSelector):
+            return super().get_file_info(path)
+        self.asked.append(path.base_dir)
+        if path.base_dir.endswith("folder_1"):
+            raise OSError("cannot be listed")
+        names = [f"{number}.mp4" for number in range(100)]
+        file = pa.fs.FileType.File
+        return [pa.fs.FileInfo(f"{path.base_dir}/{name}", file, size=int(name[:-4])) for name in names]
+
+
+def test_folders_of_many_files_are_listed(tmp_path, monkeypatch):
+    servers = Listed(monkeypatch)
+    monkeypatch.setattr(corpus_sizes, "_MOST_ASKED", 10)
+    rows = [f"s3://here/folder_{folder}/{number}.mp4" for folder in range(3) for number in range(101)]
+    corpus = read_csv(tmp_path, "path\n" + "\n".join(rows) + "\n")
+    sizes = dict(zip(corpus.videos["video_id"].to_pylist(), corpus.videos["size_bytes"].to_pylist(), strict=True))
+    probed = {path for path in servers.asked if path.endswith(".mp4")}
+    assert len(probed) == 16
+    assert len(servers.asked) == 16 + 3
+    for path in set(rows) - probed:
+        folder, _, name = path.removeprefix("s3://here/").rpartition("/")
+        expected = None if folder == "folder_1" or name == "100.mp4" else int(name.removesuffix(".mp4"))
+        assert sizes[path] == expected
+    unknown = sum("folder_1/" in path for path in set(rows) - probed)
+    assert corpus.notes == (f"{unknown} sizes are not known before the files are opened",)
+
+
+@pytest.mark.parametrize("rows", ["https://here/{n}.mp4", "s3://here/{n}/v.mp4"])
+def test_sizes_that_would_take_a_request_each_are_left_until_the_files_are_opened(tmp_path, monkeypatch, rows):
+    servers = Listed(monkeypatch)
+    original = corpus_sizes.filesystem_of
+    monkeypatch.setattr(
+        corpus_sizes, "filesystem_of", lambda at: (servers, at) if at.startswith("https") else original(at)
+    )
+    monkeypatch.setattr(corpus_sizes, "_MOST_ASKED", 10)
+    monkeypatch.setattr(corpus_sizes, "info_of", lambda filesystem, path: filesystem.get_file_info(path))
+    corpus = read_csv(tmp_path, "path\n" + "".join(rows.format(n=n) + "\n" for n in range(200)))
+    assert len(servers.asked) == 16
+    assert corpus.notes == ("184 sizes are not known before the files are opened",)
+    assert corpus.videos["size_bytes"].null_count == 184

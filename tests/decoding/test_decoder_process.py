@@ -42,8 +42,14 @@ def test_the_child_writes_the_pixels_of_a_plain_call(whole, pixels):
     expected = decode_clips(whole, "id", "train", SAMPLING, INPUT_SIZES_PX)
     np.testing.assert_array_equal(decoded.positions, expected.positions)
     assert decoded.geometry == expected.geometry
+    assert decoded.size_bytes == os.path.getsize(whole)
     for array, offset, size in zip(expected.pixels, (0, NUM_BYTES[0]), NUM_BYTES, strict=True):
         assert bytes(pixels.memory[offset : offset + size]) == array.tobytes()
+
+
+def test_the_child_reports_the_size_of_a_file_at_a_uri(whole, pixels):
+    with Decoder(timeout_s=60, memory_gib=8) as decoder:
+        assert decoder.decode(request(f"file://{whole}"), pixels).size_bytes == os.path.getsize(whole)
 
 
 def test_a_bad_video_comes_back_as_its_reason_and_the_child_lives_on(videos, whole, pixels):

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.stores import read_clips
 
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import ExtractConfig, Sampling
 from scale_ray.console import Console
+from scale_ray.corpus import manifests
 from scale_ray.distributed import stream as stage
 from scale_ray.errors import UserError, VideoError
 from scale_ray.extraction.results import VideoResult
@@ -156,3 +158,35 @@ def test_features_that_float16_cannot_hold_are_failures_of_the_backbone(videos, 
     assert entry.stage == "backbone"
     assert "not finite" in entry.reason
     assert summary.num_done == 31
+
+
+def test_a_size_that_is_found_when_the_file_is_opened_is_stored_and_kept(tmp_path, monkeypatch):
+    """Files that the listing does not find stand for those whose sizes it does not know."""
+    (tmp_path / "m.csv").write_text("path,label\na_0.mp4,x\nb_0.mp4,x\nbroken.mp4,x\n")
+    real = result
+    monkeypatch.setattr(
+        sys.modules[__name__], "result", lambda video_id, *rest: replace(real(video_id, *rest), size_bytes=123)
+    )
+    run(tmp_path / "m.csv", tmp_path / "s", monkeypatch, mode="train")
+    store = FeatureStore(str(tmp_path / "s"))
+    sizes = dict(zip(store.videos()["video_id"].to_pylist(), store.videos()["size_bytes"].to_pylist(), strict=True))
+    assert sizes == {"a_0.mp4": 123, "b_0.mp4": 123, "broken.mp4": 123}
+    (tmp_path / "a_0.mp4").write_bytes(b"x" * 123)
+    (tmp_path / "m.csv").write_text("path,label\na_0.mp4,y\nb_0.mp4,y\n")
+    [again] = run(tmp_path / "m.csv", tmp_path / "s", monkeypatch, mode="train")
+    assert (again.num_done, again.num_extracted, again.corrected) == (2, 0, True)
+    assert store.videos()["size_bytes"].to_pylist() == [123, 123, 123]
+    assert store.labels() == {"a_0.mp4": "y", "b_0.mp4": "y", "broken.mp4": "x"}
+
+
+def test_videos_on_servers_that_cannot_be_reached_are_refused_only_if_they_are_pending(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifests, "file_sizes", lambda paths, *_: (pa.nulls(len(paths), pa.int64()), [], {}))
+    (tmp_path / "m.csv").write_text("path,label\ns3://gone/a_0.mp4,x\n")
+    run(tmp_path / "m.csv", tmp_path / "s", monkeypatch, mode="train")
+    unreachable = {"s3://gone": "no such host"}
+    monkeypatch.setattr(manifests, "file_sizes", lambda paths, *_: (pa.nulls(len(paths), pa.int64()), [], unreachable))
+    (tmp_path / "m.csv").write_text("path,label\ns3://gone/a_0.mp4,y\n")
+    [again] = run(tmp_path / "m.csv", tmp_path / "s", monkeypatch, mode="train")
+    assert (again.num_done, again.corrected) == (1, True)
+    with pytest.raises(UserError, match="expected to reach s3://gone, found: no such host"):
+        run(tmp_path / "m.csv", tmp_path / "s", monkeypatch, mode="eval")
