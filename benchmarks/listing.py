@@ -151,7 +151,6 @@ def main() -> None:
         with bucket(folder, given.objects) as (without, with_sizes):
             figures["bucket, no sizes given"] = in_own_process(str(without), folder / "store-listing")
             figures["bucket, sizes given"] = in_own_process(str(with_sizes), folder / "store-listing")
-            figures["bucket, folder"] = in_own_process(f"{BUCKET}/videos", folder / "store-listing")
         if given.extract:
             figures["seconds until extract has written a shard"] = seconds_to_first_shard(folder, given.files)
     report("listing", given, figures)

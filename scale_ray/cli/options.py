@@ -50,9 +50,9 @@ class Caller:
         """The exit code of an extraction: a job fails by the fraction of failed videos, a command reports any."""
         if self.job:
             return 1 if max(summary.failed_fraction for summary in summaries) > allowed_fraction else 0
-        if all(summary.num_done == 0 for summary in summaries):
+        if all(summary.num_done + summary.num_changed == 0 for summary in summaries):
             return 1
-        return 3 if any(summary.failures for summary in summaries) else 0
+        return 3 if any(summary.failures or summary.changed for summary in summaries) else 0
 
 
 def command(stage: type[StageConfig] | None = None) -> Callable[[Command], Command]:

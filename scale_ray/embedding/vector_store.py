@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scale_ray.aggregator import Aggregator
 from scale_ray.backbones import weights_hash
@@ -25,7 +26,7 @@ from scale_ray.config import Representing
 from scale_ray.console import Progress
 from scale_ray.embedding.video_model import clip_vectors
 from scale_ray.errors import UserError
-from scale_ray.store import GEOMETRY, FeatureStore, ShardStore, StoredClips, VideoFeatures
+from scale_ray.store import GEOMETRY, FeatureStore, ShardStore, StoredClips, VideoFeatures, changed_videos
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +74,17 @@ class VectorStore(ShardStore):
             raise UserError(
                 f"{self.location}: expected vectors with the current labels and subsets of the videos, found "
                 f"{len(differing)} that differ, such as that of {min(differing)!r}; give another --out"
+            )
+
+    def check_files(self, store: FeatureStore) -> None:
+        """Raise a UserError if vectors are of files that were replaced, and whose features were extracted again."""
+        stored = self.videos()
+        done = pa.array(sorted(_ids_of_all_modes(self)), pa.string())
+        changed = changed_videos(stored.filter(pc.is_in(stored["video_id"], done)), store.videos())
+        if changed:
+            raise UserError(
+                f"{self.location}: expected vectors of the files that {store.location} has features of, found "
+                f"{len(changed)} of files that were replaced since, such as {min(changed)!r}; give another --out"
             )
 
     def commit(self, part_name: str, mode: str, videos: Sequence[VideoFeatures]) -> None:
@@ -124,6 +136,7 @@ def embed_store(store: FeatureStore, vectors: VectorStore, progress: Progress) -
         If existing vectors were written for another split or with other labels.
     """
     vectors.check_labels(store)
+    vectors.check_files(store)
     vectors.replace_videos(store.videos())
     done = _ids_of_all_modes(vectors)
     geometries = store.geometries()

@@ -21,7 +21,7 @@ from scale_ray.extraction.results import VideoResult
 from scale_ray.extraction.summary import ExtractionSummary
 from scale_ray.extraction.targets import Target
 from scale_ray.files.locations import options_of
-from scale_ray.store import Failure, ShardStore, VideoFeatures
+from scale_ray.store import Failure, ShardStore, VideoFeatures, changed_videos, remove_videos
 
 _ROWS_AT_ONCE = 4096
 
@@ -47,15 +47,22 @@ class ExtractionRun:
     def __init__(self, corpus: Corpus, targets: Sequence[Target], extraction: Extraction) -> None:
         self.targets = targets
         self._corpus, self._extraction = corpus, extraction
-        for target in targets:
-            _check_unchanged_videos(target.store, corpus)
+        # What changed of the videos that keep their old features, by target; and of those that are extracted again, the
+        # modes that the store had.
+        self._changed = [_changed_videos(target.store, corpus) for target in targets]
+        self._removed: list[dict[str, tuple[str, ...]]] = [{} for _ in targets]
+        if extraction.re_extract_changed:
+            for number, target in enumerate(targets):
+                target.lease.check()
+                self._removed[number] = remove_videos(target.store, self._changed[number].keys())
+                self._changed[number] = {}
         # Written before any video is read, so that the store lists its videos even if the run dies; updated at the end,
         # when sizes and lengths are known.
         self._measured: dict[str, int] = {}
-        self._corrected = [self._replace_videos(target.store) for target in targets]
+        self._corrected = [self._replace_videos(number) for number in range(len(targets))]
         self._wanted = self._wanted_modes()
         self._failed_before = [{(f.video_id, f.mode): f.attempts for f in t.store.failures()} for t in targets]
-        self._done_before = [self._done(target) for target in targets]
+        self._done_before = [self._done(number) for number in range(len(targets))]
         self._committed: set[int] = set()
         self.shards = self._plan()
         corpus.check_reachable(path for shard in self.shards for path in shard.paths)
@@ -102,11 +109,18 @@ class ExtractionRun:
         modes = (modes_of(dict(row), has_several_splits=has_several_splits) for block in blocks for row in block)
         return dict(zip(ids, modes, strict=True))
 
-    def _replace_videos(self, store: ShardStore) -> bool:
-        """Bring the store's table of videos up to date; True if that changed anything.
+    def _modes(self, number: int, video_id: str) -> tuple[str, ...]:
+        """The modes of the clips that a store is to have of a video: the wanted ones, and those that were removed."""
+        wanted = self._wanted[video_id]
+        return (*wanted, *(mode for mode in self._removed[number].get(video_id, ()) if mode not in wanted))
 
-        A size that the corpus does not know is the one that was measured when the file was opened, now or earlier.
+    def _replace_videos(self, number: int) -> bool:
+        """Bring a store's table of videos up to date; True if that changed anything.
+
+        A size that the corpus does not know is the one that was measured when the file was opened, now or earlier. A
+        changed video whose old features stay has its old size, by which the change is found again.
         """
+        store = self.targets[number].store
         videos = self._corpus.videos
         ids = videos["video_id"]
         sizes = [videos["size_bytes"]]
@@ -116,8 +130,13 @@ class ExtractionRun:
         if sizes[0].null_count:
             stored = store.videos()
             sizes.append(_looked_up(ids, stored["video_id"], stored["size_bytes"]))
+        size = pc.coalesce(*sizes)
+        if self._changed[number]:
+            stored = store.videos()
+            keeps = pc.is_in(ids, pa.array(list(self._changed[number])))
+            size = pc.if_else(keeps, _looked_up(ids, stored["video_id"], stored["size_bytes"]), size)
         place = videos.column_names.index("size_bytes")
-        return store.replace_videos(videos.set_column(place, "size_bytes", pc.coalesce(*sizes)))
+        return store.replace_videos(videos.set_column(place, "size_bytes", size))
 
     def _plan(self) -> list[Shard]:
         """The pending videos, sorted by id and divided into shards."""
@@ -126,13 +145,13 @@ class ExtractionRun:
         for mode in MODES:
             pending: dict[tuple[int, ...], list[str]] = {}
             done = [target.store.stored_ids(mode) for target in self.targets]
-            for video_id, modes in self._wanted.items():
-                if mode not in modes:
-                    continue
+            for video_id in self._wanted:
                 lacking = tuple(
                     number
                     for number in range(len(self.targets))
-                    if video_id not in done[number]
+                    if mode in self._modes(number, video_id)
+                    and video_id not in done[number]
+                    and video_id not in self._changed[number]
                     and (self._extraction.retry_failed or (video_id, mode) not in self._failed_before[number])
                 )
                 if lacking:
@@ -160,21 +179,30 @@ class ExtractionRun:
                 store.commit(store.part_name(shard.mode, shard.video_ids), shard.mode, videos)
         self._committed.add(number)
 
-    def _done(self, target: Target) -> set[str]:
-        """Videos of this corpus for which the store has every wanted mode."""
-        done = {mode: target.store.stored_ids(mode) for mode in MODES}
-        return {video_id for video_id, modes in self._wanted.items() if all(video_id in done[mode] for mode in modes)}
+    def _done(self, number: int) -> set[str]:
+        """Videos of this corpus for which a store has every mode that it is to have, of the file as it is now."""
+        done = {mode: self.targets[number].store.stored_ids(mode) for mode in MODES}
+        return {
+            video_id
+            for video_id in self._wanted.keys() - self._changed[number].keys()
+            if all(video_id in done[mode] for mode in self._modes(number, video_id))
+        }
 
     def _summary(self, number: int, target: Target) -> ExtractionSummary:
         if self.shards:
             target.lease.check()
-            self._replace_videos(target.store)
-        done = self._done(target)
-        failures = [f for f in target.store.failures() if f.mode in self._wanted.get(f.video_id, ())]
+            self._replace_videos(number)
+        done, changed = self._done(number), self._changed[number]
+        concerned = self._wanted.keys() - changed.keys()
+        failures = [
+            f for f in target.store.failures() if f.video_id in concerned and f.mode in self._modes(number, f.video_id)
+        ]
         before = self._failed_before[number]
         tried = {f.video_id for f in failures if before.get((f.video_id, f.mode), 0) != f.attempts}
         skipped = {f.video_id for f in failures} - tried
-        assert len(done) + len(tried) + len(skipped) == len(self._wanted), "some videos are not accounted for"
+        assert len(done) + len(tried) + len(skipped) + len(changed) == len(self._wanted), (
+            "some videos are not accounted for"
+        )
         return ExtractionSummary(
             store=target.store.location,
             num_videos=len(self._wanted),
@@ -184,6 +212,7 @@ class ExtractionRun:
             num_extracted=len(done - self._done_before[number]),
             corrected=self._corrected[number],
             failures=failures,
+            changed=changed,
         )
 
 
@@ -218,23 +247,26 @@ def _looked_up(ids: pa.ChunkedArray, keys: pa.ChunkedArray, values: pa.ChunkedAr
     return pc.take(values, pc.index_in(ids, keys))
 
 
-def _without_options(value: str | int | None) -> str | int | None:
-    return value.removesuffix(options_of(value)) if isinstance(value, str) else value
+def _changed_videos(store: ShardStore, corpus: Corpus) -> dict[str, str]:
+    """What changed of each video that the store has clips of, by id; see `changed_videos`.
 
-
-def _check_unchanged_videos(store: ShardStore, corpus: Corpus) -> None:
-    known = set().union(*(store.stored_ids(mode) for mode in MODES))
-    if not known:
-        return
-    before = {row["video_id"]: row for row in store.videos().select(["video_id", "path", "size_bytes"]).to_pylist()}
-    for row in corpus.videos.select(["video_id", "path", "size_bytes"]).to_pylist():
-        stored = before.get(row["video_id"])
-        if stored is None or row["video_id"] not in known:
-            continue
-        for name in ("path", "size_bytes"):
-            # Earlier versions stored paths with their options. A size that is not known is no other one.
-            if None not in (stored[name], row[name]) and _without_options(stored[name]) != row[name]:
-                raise UserError(
-                    f"{row['video_id']}: expected the video that the store holds under this id ({name} "
-                    f"{stored[name]}), found {row[name]}; set --id-prefix for another corpus, or use another --store"
-                )
+    Raises
+    ------
+    UserError
+        If a video has another path: it may be one of another corpus.
+    """
+    with_clips = sorted(set().union(*(store.stored_ids(mode) for mode in MODES)))
+    videos = corpus.videos.filter(pc.is_in(corpus.videos["video_id"], pa.array(with_clips, pa.string())))
+    if not len(videos):
+        return {}
+    stored = store.videos()
+    before = _looked_up(videos["video_id"], stored["video_id"], stored["path"])
+    for row in np.flatnonzero(pc.fill_null(pc.not_equal(before, videos["path"]), False)).tolist():
+        path = before[row].as_py()
+        # Earlier versions stored paths with their options.
+        if path.removesuffix(options_of(path)) != videos["path"][row].as_py():
+            raise UserError(
+                f"{videos['video_id'][row]}: expected the video that the store holds under this id (path {path}), "
+                f"found {videos['path'][row]}; set --id-prefix for another corpus, or use another --store"
+            )
+    return changed_videos(stored, videos)

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
 # At most this many failures are listed; the ledger has all of them.
 _FAILURES_SHOWN = 20
+_CHANGED_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class ExtractionSummary(Result):
-    """The outcome of a run for one store: `num_done` + `num_failed` + `num_skipped` = `num_videos`.
+    """The outcome of a run for one store: `num_done` + `num_failed` + `num_skipped` + `num_changed` = `num_videos`.
 
     Skipped videos failed in an earlier run and were not tried again. `num_extracted` counts the videos that this run
-    completed.
+    completed. `changed` says what changed of each video that was replaced since the store got its features, by id: it
+    keeps the old ones.
     """
 
     store: str
@@ -32,6 +34,11 @@ class ExtractionSummary(Result):
     num_extracted: int
     corrected: bool
     failures: list[Failure] = field(default_factory=list)
+    changed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_changed(self) -> int:
+        return len(self.changed)
 
     @property
     def failed_fraction(self) -> float:
@@ -46,16 +53,23 @@ class ExtractionSummary(Result):
         else:
             status = f"{self.num_extracted} videos extracted now"
         lines = [f"{self.num_done} of {self.num_videos} videos are in {self.store}; {status}"]
-        if self.failures:
+        if self.failures or self.changed:
             skipped = ", skipped: failed before, --retry-failed tries them again" if self.num_skipped else ""
+            changed = f"{self.num_changed} changed + " if self.changed else ""
             lines.append(
-                f"{self.num_done} done + {self.num_failed} failed + {self.num_skipped} skipped = {self.num_videos} "
-                f"videos{skipped}"
+                f"{self.num_done} done + {changed}{self.num_failed} failed + {self.num_skipped} skipped = "
+                f"{self.num_videos} videos{skipped}"
             )
             lines += [f"  failed: {e.video_id} ({e.stage}: {e.reason})" for e in self.failures[:_FAILURES_SHOWN]]
         if len(self.failures) > _FAILURES_SHOWN:
             more = len(self.failures) - _FAILURES_SHOWN
             lines.append(f"  and {more} more: the ledger in {self.store}/failures lists them all")
+        if self.changed:
+            lines.append("changed since they were stored, and left out; --re-extract-changed extracts them again:")
+            shown = list(self.changed.items())[:_CHANGED_SHOWN]
+            lines += [f"  changed: {video_id} ({what})" for video_id, what in shown]
+        if self.num_changed > _CHANGED_SHOWN:
+            lines.append(f"  and {self.num_changed - _CHANGED_SHOWN} more: --json lists them all")
         return lines
 
     def values(self) -> dict[str, Any]:
@@ -88,5 +102,6 @@ class ExtractionResult(Result):
         """The counts, one row per store."""
         import pandas as pd
 
-        rows = [{name: value for name, value in row.values().items() if name != "failures"} for row in self.stores]
+        lists = ("failures", "changed")
+        rows = [{name: value for name, value in row.values().items() if name not in lists} for row in self.stores]
         return pd.DataFrame(rows)

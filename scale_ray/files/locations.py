@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import io
 import math
@@ -228,10 +227,7 @@ class _Uri(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def _pyarrow_filesystem(root: str) -> tuple[fs.FileSystem, str]:
     """The file system of a URI's root and the path in it; cached, because opening one on S3 takes requests."""
-    filesystem, path = fs.FileSystem.from_uri(root)
-    # The copy of one on S3 repeats a request that fails three times; the one of a URI repeats it ten times, which takes
-    # 100 s if the server is silent.
-    return (copy.copy(filesystem) if isinstance(filesystem, fs.S3FileSystem) else filesystem), path
+    return fs.FileSystem.from_uri(root)
 
 
 @functools.lru_cache(maxsize=64)

@@ -5,7 +5,7 @@ Functions that write need the write lease of the store.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +54,32 @@ def repair(store: ShardStore) -> None:
                 store.write(rest, store.FOLDER, store.part_name(mode, own, "rest"))
             superseded.append(path)
         _delete(store, superseded, written)
+
+
+def remove_videos(store: ShardStore, video_ids: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Take everything of some videos out of the shards; returns the modes that each of them had.
+
+    A shard is replaced as a whole by one of the same name without these videos, or deleted if it holds no others. So a
+    video has its old features or none, whenever this is interrupted.
+    """
+    removed: dict[str, tuple[str, ...]] = {}
+    # The shards of vectors come after those of their clips, since they mark videos as done.
+    for folder in ("clips", store.FOLDER):
+        for mode in MODES:
+            for path in store.parts(f"{folder}/part-{mode}-"):
+                ids = store.read_part(path, ["video_id"])["video_id"].to_pylist()
+                stays = pa.array([video_id not in video_ids for video_id in ids], pa.bool_())
+                if all(stays.to_pylist()):
+                    continue
+                rest = store.read_part(path).filter(stays)
+                if len(rest):
+                    store.write(rest, folder, path.rpartition("/")[2])
+                else:
+                    _delete(store, [path], set())
+                for video_id in dict.fromkeys(ids):
+                    if video_id in video_ids and mode not in removed.get(video_id, ()):
+                        removed[video_id] = (*removed.get(video_id, ()), mode)
+    return removed
 
 
 def compact(store: FeatureStore) -> tuple[int, int]:

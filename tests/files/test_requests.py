@@ -113,4 +113,4 @@ read_corpus({LOCATIONS[0].format(port=silent_port)!r})
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert "expected an answer from s3://bucket, found none" in ended.stderr
     assert ended.returncode == 1
-    assert time.monotonic() - began_s < 9  # pyarrow gives up after 12 s
+    assert time.monotonic() - began_s < 30  # pyarrow gives up after 100 s
