@@ -65,6 +65,8 @@ def synthetic_store(folder: Path, num_videos: int) -> FeatureStore:
         "video_id": ids,
         "path": [f"/nowhere/{video_id}.mp4" for video_id in ids],
         "size_bytes": [1] * num_videos,
+        "start_s": pa.nulls(num_videos, pa.float64()),
+        "end_s": pa.nulls(num_videos, pa.float64()),
         "label": [f"class {label}" for label in labels],
         "labels": pa.nulls(num_videos, pa.list_(pa.string())),
         "target": pa.nulls(num_videos, pa.float64()),

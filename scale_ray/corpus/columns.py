@@ -15,6 +15,8 @@ VIDEO_COLUMNS = pa.schema(
         ("video_id", pa.string()),
         ("path", pa.string()),
         ("size_bytes", pa.int64()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
         ("label", pa.string()),
         ("labels", pa.list_(pa.string())),
         ("target", pa.float64()),
@@ -28,7 +30,8 @@ class Listing(NamedTuple):
     """The videos of a source: a table with the columns of `VIDEO_COLUMNS` but `splits`, which are beside it.
 
     `note` says where the splits come from; `notes` are further lines for the user. `unreachable` says of each server
-    that could not be reached why (`read_corpus`).
+    that could not be reached why (`read_corpus`). `files` names the file of each video that shares it with others, null
+    for the other videos.
     """
 
     videos: pa.Table
@@ -36,6 +39,7 @@ class Listing(NamedTuple):
     note: str
     notes: list[str]
     unreachable: Mapping[str, str]
+    files: pa.ChunkedArray | None = None
 
 
 def videos_table(num_videos: int, **columns: Any) -> pa.Table:

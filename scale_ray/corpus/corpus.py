@@ -22,7 +22,7 @@ from scale_ray.corpus.columns import VIDEO_COLUMNS, Listing, videos_table
 from scale_ray.corpus.layouts import VideoAnnotation
 from scale_ray.corpus.local_files import LocalFiles
 from scale_ray.corpus.manifests import MANIFEST_SUFFIXES, read_manifest
-from scale_ray.corpus.splits import DEFAULT_SPLIT, Splits, check_groups, counted, hashed_splits
+from scale_ray.corpus.splits import DEFAULT_SPLIT, Splits, check_groups, counted, hashed_splits, notes_on_files
 from scale_ray.corpus.subset_folders import notes_on_classes, read_subset_folders
 from scale_ray.errors import UserError
 from scale_ray.files.locations import (
@@ -48,7 +48,8 @@ class Corpus:
     """The videos of one source.
 
     `videos` has one row per video, sorted by `video_id`, with the columns `video_id`, `path`, `size_bytes` (null if
-    the file does not exist or its size is not known before it is opened), `label`, `labels` (of a multi-label corpus),
+    the file does not exist or its size is not known before it is opened), `start_s` and `end_s` (of a segment of its
+    file, null for the whole file; `end_s` null up to the end), `label`, `labels` (of a multi-label corpus),
     `target` (a number to predict) and `group`, all null if unknown; `splits` (split name -> train, validation or test;
     no entry for a split that the video is not in), and the additional columns of a manifest.
     `split_names` are sorted: `default` if there is a split without a name, otherwise as they were given.
@@ -76,6 +77,8 @@ class Corpus:
         UserError
             If all of them are on servers that could not be reached.
         """
+        if not self.unreachable:
+            return
         servers = {server_of(path) if is_uri(path) else "" for path in paths}
         if servers and servers <= self.unreachable.keys():
             server = min(servers)
@@ -92,7 +95,7 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, excluded_fol
 
     A manifest is a CSV or Parquet file with a column `path` (absolute, a URI, or relative to the folder of the
     manifest). Optional columns: `video_id` or `id`, `label`, `labels` (a list; in CSV separated by `|` or `;`),
-    `target`, `group`, `split`, `split_NAME` and `size_bytes`.
+    `target`, `group`, `split`, `split_NAME`, `size_bytes`, and `start_s` and `end_s` of a segment.
 
     Raises
     ------
@@ -117,14 +120,20 @@ def read_corpus(source: str, options: CorpusOptions = _DEFAULTS, *, excluded_fol
         repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
         raise UserError(f"expected every video once, found {repeated!r} more than once in {source}")
     splits, note = _complete_splits(listing, options.test_share)
-    check_groups(source, groups, splits)
+    notes = listing.notes
+    if listing.files is None:
+        check_groups(source, groups, splits)
+    else:
+        hint = "; the rows of a file are a group, if some are segments and the column 'group' does not name another"
+        check_groups(source, groups, splits, hint)
+        notes = notes + notes_on_files(listing.files, splits)
     if options.id_prefix:
         ids, groups = (pc.binary_join_element_wise(options.id_prefix, column, "/") for column in (ids, groups))
         videos = videos.set_column(videos.column_names.index("video_id"), "video_id", ids)
         videos = videos.set_column(videos.column_names.index("group"), "group", groups)
     videos = videos.add_column(VIDEO_COLUMNS.names.index("splits"), "splits", splits.to_maps())
     names = tuple(sorted(splits.names))
-    return Corpus(source, videos.sort_by("video_id"), names, note, tuple(listing.notes), listing.unreachable)
+    return Corpus(source, videos.sort_by("video_id"), names, note, tuple(notes), listing.unreachable)
 
 
 def _complete_splits(listing: Listing, test_share: float) -> tuple[Splits, str]:

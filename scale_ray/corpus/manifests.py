@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from scale_ray.corpus.cells import first_row, is_text, numbers, text_lists, texts
 from scale_ray.corpus.columns import VIDEO_COLUMNS, Listing, videos_table
+from scale_ray.corpus.segments import segments, shared_files, with_segments
 from scale_ray.corpus.sizes import file_sizes
 from scale_ray.corpus.splits import DEFAULT_SPLIT, SUBSETS, Splits, subset_of
 from scale_ray.errors import UserError, first_line
@@ -46,6 +47,7 @@ _BYTES = (
 )
 _ROWS_AT_ONCE = 4096
 _COLUMNS = tuple(VIDEO_COLUMNS.names)
+_OTHER_NAMES = {"start": "start_s", "end": "end_s"}
 _STARTS_AS_URI = r"^[A-Za-z][A-Za-z0-9+.-]*://"
 # URIs that `check_from_data` accepts, whatever follows in them; it looks at all others one by one.
 _ACCEPTED_URI = r"^(s3|gs|gcs|hf|http|https)://[A-Za-z0-9._-]+/[^?\x00-\x1f\x7f]*$"
@@ -66,6 +68,14 @@ def read_manifest(source: str) -> Listing:
         if row := first_row(column.is_null()):
             raise UserError(f"{source}: expected a value for {name!r} in every row, found none in row {row}")
     paths, notes_on_paths = _paths(manifest["path"], source)
+    starts, ends = _optional(manifest, "start_s", source), _optional(manifest, "end_s", source)
+    start_s, end_s = segments(starts, ends, len(manifest), source)
+    if id_column == "path":
+        ids = with_segments(ids, start_s, end_s)
+    shared, has_segments = shared_files(paths, texts(manifest["path"]), start_s)
+    groups = texts(manifest["group"]) if "group" in manifest.column_names else None
+    if has_segments:
+        groups = shared if groups is None else pc.coalesce(groups, shared)
     splits = _given_splits(manifest, source)
     sizes, notes_on_sizes, unreachable = file_sizes(paths, _optional(manifest, "size_bytes", source), source)
     videos = videos_table(
@@ -73,15 +83,17 @@ def read_manifest(source: str) -> Listing:
         video_id=ids,
         path=paths,
         size_bytes=sizes,
+        start_s=start_s,
+        end_s=end_s,
         label=texts(manifest["label"]) if "label" in manifest.column_names else None,
         labels=text_lists(manifest["labels"]) if "labels" in manifest.column_names else None,
         target=_optional(manifest, "target", source),
-        group=texts(manifest["group"]) if "group" in manifest.column_names else None,
+        group=groups,
     )
     for name in manifest.column_names:
         if name not in (id_column, *_COLUMNS) and _split_of(name) is None:
             videos = videos.append_column(name, manifest[name])
-    return Listing(videos, splits, "splits as given", notes + notes_on_paths + notes_on_sizes, unreachable)
+    return Listing(videos, splits, "splits as given", notes + notes_on_paths + notes_on_sizes, unreachable, shared)
 
 
 def _optional(manifest: pa.Table, name: str, source: str) -> pa.ChunkedArray | None:
@@ -201,7 +213,8 @@ def _own_name(name: str) -> str:
     plain = name.strip()
     if plain.lower().startswith(_SPLIT_PREFIX):
         return _SPLIT_PREFIX + plain[len(_SPLIT_PREFIX) :]
-    return plain.lower() if _is_own(plain.lower()) else name
+    own = _OTHER_NAMES.get(plain.lower(), plain.lower())
+    return own if _is_own(own) else name
 
 
 def _is_own(name: str) -> bool:

@@ -84,8 +84,8 @@ def hashed_splits(keys: Sequence[str], labelled: np.ndarray, test_share: float) 
     return np.where(np.array(is_test, bool), SUBSETS.index("test"), SUBSETS.index("train")).astype(np.int8)[:, None]
 
 
-def check_groups(source: str, groups: pa.ChunkedArray, splits: Splits) -> None:
-    """Check that every group is in one subset of each split.
+def check_groups(source: str, groups: pa.ChunkedArray, splits: Splits, hint: str = "") -> None:
+    """Check that every group is in one subset of each split; `hint` follows the message.
 
     Raises
     ------
@@ -96,8 +96,19 @@ def check_groups(source: str, groups: pa.ChunkedArray, splits: Splits) -> None:
         group, earlier, subset = divided[0]
         split = "" if name == DEFAULT_SPLIT else f" of split {name!r}"
         raise UserError(
-            f"{source}: expected each group in one subset, found group {group!r} in {earlier} and {subset}{split}"
+            f"{source}: expected each group in one subset, found group {group!r} in {earlier} and {subset}{split}{hint}"
         )
+
+
+def notes_on_files(files: pa.ChunkedArray, splits: Splits) -> list[str]:
+    """A line on each split in which rows of one file are in several subsets: what is trained on is then tested, too."""
+    notes = []
+    for name, divided in _divided(files, splits):
+        file, earlier, subset = divided[0]
+        split = "" if name == DEFAULT_SPLIT else f" of split {name!r}"
+        number = "1 file has" if len(divided) == 1 else f"{len(divided)} files have"
+        notes.append(f"{number} rows in several subsets{split}, such as {file!r} in {earlier} and {subset}")
+    return notes
 
 
 def _divided(keys: pa.ChunkedArray, splits: Splits) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:

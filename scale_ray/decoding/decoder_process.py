@@ -42,7 +42,10 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Request:
-    """One video to decode, and the byte offset of its pixels in the shared memory for each input size."""
+    """One video to decode, and the byte offset of its pixels in the shared memory for each input size.
+
+    A segment of a file has `start_s` and, unless it ends with the file, `end_s`.
+    """
 
     path: str
     video_id: str
@@ -50,6 +53,8 @@ class Request:
     sampling: Sampling
     input_sizes_px: tuple[int, ...]
     offsets: tuple[int, ...]
+    start_s: float | None = None
+    end_s: float | None = None
 
 
 @dataclass(frozen=True)

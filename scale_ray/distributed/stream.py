@@ -155,10 +155,13 @@ def _tasks(run: ExtractionRun, per_block: int, max_videos: int) -> Iterator[pa.T
         step = -(-min(max_videos, len(shard.video_ids)) // per_block) * per_block
         for start in range(0, len(shard.video_ids), step):
             ids = shard.video_ids[start : start + step]
+            start_s, end_s = zip(*shard.segments[start : start + step], strict=True)
             yield pa.table(
                 {
                     "video_id": ids,
                     "path": [run.opened_at(path) for path in shard.paths[start : start + step]],
+                    "start_s": pa.array(start_s, pa.float64()),
+                    "end_s": pa.array(end_s, pa.float64()),
                     "mode": [shard.mode] * len(ids),
                     "shard": [number] * len(ids),
                 }

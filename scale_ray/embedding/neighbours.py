@@ -56,7 +56,7 @@ def find_neighbours(
     ids, vectors = _stored_vectors(store, aggregator, representing)
     if not ids:
         raise UserError(f"expected a store with features, found none in {store.location}")
-    videos = store.videos().select(["video_id", "path", "label"]).to_pylist()
+    videos = store.videos().select(["video_id", "path", "start_s", "label"]).to_pylist()
     known = {row["video_id"]: row for row in videos}
     if query in known and query in ids:
         vector, label = vectors[ids.index(query)], known[query]["label"]
@@ -69,7 +69,8 @@ def find_neighbours(
             raise UserError(f"expected a video file or the id of a stored video, found {query!r}: {embedded.error}")
         vector, label = embedded.vector, None
         query_path = absolute(query).removesuffix(options_of(query))
-        query_id = next((row["video_id"] for row in videos if row["path"] == query_path), None)
+        same = (row["video_id"] for row in videos if row["path"] == query_path and row["start_s"] is None)
+        query_id = next(same, None)
     if not (np.isfinite(vectors).all() and np.isfinite(vector).all()):
         raise UserError(f"expected finite vectors, found some that are not: a feature in {store.location} or a weight")
     mean = vectors.mean(0)

@@ -28,6 +28,7 @@ def decode_videos(
 ) -> Iterator[pa.Table]:
     """Decode videos of one mode, given as `video_id`, `path`, `mode` and `shard`, into blocks.
 
+    A segment of a file also has `start_s` and `end_s`.
     A block is complete once it holds `videos_per_block` decoded videos; failed videos take no memory in it.
     """
     if not videos:
@@ -38,7 +39,16 @@ def decode_videos(
     for video in videos:
         starts = _starts(bytes_per_video, videos_per_block)
         offsets = tuple(start + num_decoded * size for start, size in zip(starts, bytes_per_video, strict=True))
-        request = Request(video["path"], video["video_id"], video["mode"], sampling, tuple(input_sizes_px), offsets)
+        request = Request(
+            video["path"],
+            video["video_id"],
+            video["mode"],
+            sampling,
+            tuple(input_sizes_px),
+            offsets,
+            video.get("start_s"),
+            video.get("end_s"),
+        )
         row = {name: video[name] for name in ("video_id", "mode", "shard")}
         try:
             decoded = decoder.decode(request, pixels)

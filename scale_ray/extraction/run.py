@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from scale_ray.clips import MODES
 from scale_ray.config import Extraction
-from scale_ray.corpus import Corpus, modes_of
+from scale_ray.corpus import SUBSETS, Corpus, modes_of
 from scale_ray.errors import UserError, VideoError
 from scale_ray.extraction.results import VideoResult
 from scale_ray.extraction.summary import ExtractionSummary
@@ -23,12 +23,14 @@ from scale_ray.extraction.targets import Target
 from scale_ray.files.locations import options_of
 from scale_ray.store import Failure, ShardStore, VideoFeatures, changed_videos, remove_videos
 
-_ROWS_AT_ONCE = 4096
+# The start and end of a video in its file, in seconds; None for the file's own.
+Segment = tuple[float | None, float | None]
+_WHOLE: Segment = (None, None)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Videos that are committed together: sorted ids, and their paths, without options.
+    """Videos that are committed together: sorted ids, their paths, without options, and their segments.
 
     `targets` are the numbers of the targets that lack these videos; `attempts` counts the earlier failed attempts per
     video and, within that, per target.
@@ -37,6 +39,7 @@ class Shard:
     mode: str
     video_ids: list[str]
     paths: list[str]
+    segments: list[Segment]
     targets: tuple[int, ...]
     attempts: list[tuple[int, ...]]
 
@@ -103,11 +106,12 @@ class ExtractionRun:
         ids = self._corpus.videos["video_id"].to_pylist()
         if self._extraction.mode != "auto":
             return dict.fromkeys(ids, (self._extraction.mode,))
-        has_several_splits = len(self._corpus.split_names) > 1
-        splits = self._corpus.videos["splits"]
-        blocks = (splits.slice(start, _ROWS_AT_ONCE).to_pylist() for start in range(0, len(ids), _ROWS_AT_ONCE))
-        modes = (modes_of(dict(row), has_several_splits=has_several_splits) for block in blocks for row in block)
-        return dict(zip(ids, modes, strict=True))
+        names = self._corpus.split_names
+        if len(names) > 1:
+            return dict.fromkeys(ids, modes_of({}, has_several_splits=True))
+        modes = {subset: modes_of({} if subset is None else {names[0]: subset}) for subset in (None, *SUBSETS)}
+        subsets = pc.map_lookup(self._corpus.videos["splits"], names[0], "first").to_pylist()
+        return {video_id: modes[subset] for video_id, subset in zip(ids, subsets, strict=True)}
 
     def _modes(self, number: int, video_id: str) -> tuple[str, ...]:
         """The modes of the clips that a store is to have of a video: the wanted ones, and those that were removed."""
@@ -118,7 +122,7 @@ class ExtractionRun:
         """Bring a store's table of videos up to date; True if that changed anything.
 
         A size that the corpus does not know is the one that was measured when the file was opened, now or earlier. A
-        changed video whose old features stay has its old size, by which the change is found again.
+        changed video whose old features stay has its old size and segment, by which the change is found again.
         """
         store = self.targets[number].store
         videos = self._corpus.videos
@@ -130,32 +134,26 @@ class ExtractionRun:
         if sizes[0].null_count:
             stored = store.videos()
             sizes.append(_looked_up(ids, stored["video_id"], stored["size_bytes"]))
-        size = pc.coalesce(*sizes)
+        videos = _with_column(videos, "size_bytes", pc.coalesce(*sizes))
         if self._changed[number]:
             stored = store.videos()
             keeps = pc.is_in(ids, pa.array(list(self._changed[number])))
-            size = pc.if_else(keeps, _looked_up(ids, stored["video_id"], stored["size_bytes"]), size)
-        place = videos.column_names.index("size_bytes")
-        return store.replace_videos(videos.set_column(place, "size_bytes", size))
+            for name in ("size_bytes", "start_s", "end_s"):
+                before = _looked_up(ids, stored["video_id"], stored[name])
+                videos = _with_column(videos, name, pc.if_else(keeps, before, videos[name]))
+        return store.replace_videos(videos)
 
     def _plan(self) -> list[Shard]:
         """The pending videos, sorted by id and divided into shards."""
         paths = dict(zip(*(self._corpus.videos[name].to_pylist() for name in ("video_id", "path")), strict=True))
+        segments, numbers = self._segments(), range(len(self.targets))
         shards: list[Shard] = []
         for mode in MODES:
+            lacking = [self._lacking(number, mode) for number in numbers]
+            anywhere = set().union(*lacking)
             pending: dict[tuple[int, ...], list[str]] = {}
-            done = [target.store.stored_ids(mode) for target in self.targets]
-            for video_id in self._wanted:
-                lacking = tuple(
-                    number
-                    for number in range(len(self.targets))
-                    if mode in self._modes(number, video_id)
-                    and video_id not in done[number]
-                    and video_id not in self._changed[number]
-                    and (self._extraction.retry_failed or (video_id, mode) not in self._failed_before[number])
-                )
-                if lacking:
-                    pending.setdefault(lacking, []).append(video_id)
+            for video_id in filter(anywhere.__contains__, self._wanted):
+                pending.setdefault(tuple([n for n in numbers if video_id in lacking[n]]), []).append(video_id)
             for targets, ids in sorted(pending.items()):
                 for start in range(0, len(ids), self._extraction.shard_videos):
                     part = ids[start : start + self._extraction.shard_videos]
@@ -163,8 +161,23 @@ class ExtractionRun:
                         tuple(self._failed_before[number].get((video_id, mode), 0) for number in targets)
                         for video_id in part
                     ]
-                    shards.append(Shard(mode, part, [paths[video_id] for video_id in part], targets, attempts))
+                    places = [paths[video_id] for video_id in part]
+                    parts = [segments.get(video_id, _WHOLE) for video_id in part]
+                    shards.append(Shard(mode, part, places, parts, targets, attempts))
         return shards
+
+    def _lacking(self, number: int, mode: str) -> set[str]:
+        """The videos of which a store lacks the clips of a mode."""
+        wanted = {video_id for video_id, modes in self._wanted.items() if mode in modes}
+        removed = {video_id for video_id, modes in self._removed[number].items() if mode in modes}
+        failed = set() if self._extraction.retry_failed else {v for v, m in self._failed_before[number] if m == mode}
+        return (wanted | removed) - self.targets[number].store.stored_ids(mode) - self._changed[number].keys() - failed
+
+    def _segments(self) -> dict[str, Segment]:
+        """The segments of the videos that are not whole files."""
+        videos = self._corpus.videos
+        rows = videos.filter(videos["start_s"].is_valid()).select(["video_id", "start_s", "end_s"]).to_pylist()
+        return {row["video_id"]: (row["start_s"], row["end_s"]) for row in rows}
 
     def _commit(self, number: int, results: dict[str, list[VideoFeatures | Failure]]) -> None:
         """Write the failures, then the shard: once its file exists, the shard is never planned again."""
@@ -184,7 +197,7 @@ class ExtractionRun:
         done = {mode: self.targets[number].store.stored_ids(mode) for mode in MODES}
         return {
             video_id
-            for video_id in self._wanted.keys() - self._changed[number].keys()
+            for video_id in self._wanted.keys() & set().union(*done.values()) - self._changed[number].keys()
             if all(video_id in done[mode] for mode in self._modes(number, video_id))
         }
 
@@ -240,6 +253,10 @@ def _per_target(result: VideoResult, shard: Shard) -> list[VideoFeatures | Failu
             continue
         results.append(VideoFeatures(result.video_id, features, result.positions, result.geometry))
     return results
+
+
+def _with_column(table: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
 
 
 def _looked_up(ids: pa.ChunkedArray, keys: pa.ChunkedArray, values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -131,7 +131,9 @@ def facts_of_corpus(corpus: Corpus, headers: Sequence[Header], unreadable: Seque
     num_opened = len(headers) + len(unreadable)
     assert 0 < num_opened <= len(videos)
     scale = len(videos) / num_opened
-    sizes_bytes = [size for size in videos["size_bytes"].to_pylist() if size is not None]
+    # Several videos may be segments of one file.
+    files = videos.select(["path", "size_bytes"]).group_by("path").aggregate([("size_bytes", "max")])
+    sizes_bytes = files["size_bytes_max"].drop_null().to_pylist()
     known_s = [header.duration_s for header in headers if header.duration_s is not None]
     label_columns = zip(videos["label"].to_pylist(), videos["labels"].to_pylist(), strict=True)
     labels_per_video = [[label] if label is not None else (labels or []) for label, labels in label_columns]
@@ -147,7 +149,7 @@ def facts_of_corpus(corpus: Corpus, headers: Sequence[Header], unreadable: Seque
         num_readable=round(len(headers) * scale),
         unreadable=list(unreadable),
         size_bytes=sum(sizes_bytes),
-        num_size_unknown=len(videos) - len(sizes_bytes),
+        num_size_unknown=len(files) - len(sizes_bytes),
         hours=sum(known_s) * scale / 3600,
         num_length_unknown=len(headers) - len(known_s),
         containers=_counted(header.container for header in headers),

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -33,7 +33,7 @@ from scale_ray.files.requests import REQUESTS_AT_ONCE
 
 @dataclass(frozen=True)
 class Header:
-    """The contents of a file's header; `fps` and `duration_s` are None if unknown.
+    """The contents of a file's header; `fps` and `duration_s` are None if unknown. `start_s` and `end_s` of a segment.
 
     The size is that of the frame with square pixels, before it is turned: only decoded frames state their orientation.
     """
@@ -45,6 +45,8 @@ class Header:
     height_px: int
     fps: float | None
     duration_s: float | None
+    start_s: float | None = None
+    end_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,13 @@ class Unreadable:
 
 
 def select_videos(corpus: Corpus, max_videos: int, seed: int) -> list[dict[str, Any]]:
-    """`video_id`, `path` and `splits` of all videos or of `max_videos` drawn at random, in the order of their ids.
+    """Id, path, segment and splits of all videos or of `max_videos` drawn at random, in the order of their ids.
 
     The paths are those at which the files are opened.
     """
     rows = range(len(corpus.videos))
     drawn = sorted(random.Random(seed).sample(rows, max_videos)) if len(rows) > max_videos else list(rows)
-    chosen = corpus.videos.select(["video_id", "path", "splits"]).take(drawn).to_pylist()
+    chosen = corpus.videos.select(["video_id", "path", "start_s", "end_s", "splits"]).take(drawn).to_pylist()
     return [{**row, "path": corpus.opened_at(row["path"])} for row in chosen]
 
 
@@ -72,6 +74,8 @@ def read_headers(
     rows: Sequence[dict[str, Any]], extraction: Extraction, console: Console
 ) -> tuple[list[Header], list[Unreadable]]:
     """Read the headers of files, given as rows with `video_id` and `path`; returns headers and failures, by id.
+
+    Rows may have `start_s` and `end_s`: the duration is then that of the segment.
 
     Files are opened in child processes, so a file that makes FFmpeg crash or hang only counts as unreadable.
     """
@@ -84,7 +88,8 @@ def read_headers(
     def read(row: dict[str, Any]) -> Header:
         decoder = idle.get()
         try:
-            return decoder.call(header_of, row["video_id"], row["path"])
+            header = decoder.call(header_of, row["video_id"], row["path"])
+            return _of_segment(header, row.get("start_s"), row.get("end_s"))
         finally:
             idle.put(decoder)
 
@@ -105,6 +110,15 @@ def read_headers(
                 unreadable.append(Unreadable(row["video_id"], row["path"], error.stage, error.reason))
             progress.advance(1)
     return sorted(headers, key=lambda header: header.video_id), sorted(unreadable, key=lambda file: file.video_id)
+
+
+def _of_segment(header: Header, start_s: float | None, end_s: float | None) -> Header:
+    """The header of a segment of a file."""
+    if start_s is None:
+        return header
+    ends_s = [end for end in (header.duration_s, end_s) if end is not None]
+    duration_s = max(min(ends_s) - start_s, 0.0) if ends_s else None
+    return replace(header, duration_s=duration_s, start_s=start_s, end_s=end_s)
 
 
 def header_of(video_id: str, path: str) -> Header:

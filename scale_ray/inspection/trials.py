@@ -137,7 +137,14 @@ def try_decoding(
                             (video_bytes(mode, sampling, [input_px]) for input_px in input_sizes_px), initial=0
                         )
                         request = Request(
-                            local_path, header.video_id, mode, sampling, tuple(input_sizes_px), tuple(offsets)[:-1]
+                            local_path,
+                            header.video_id,
+                            mode,
+                            sampling,
+                            tuple(input_sizes_px),
+                            tuple(offsets)[:-1],
+                            header.start_s,
+                            header.end_s,
                         )
                         if not is_warm:  # the first call starts the process and loads its libraries
                             decoder.decode(request, pixels)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from scale_ray.config import Extraction, Sampling
 from scale_ray.console import shortened
@@ -17,19 +19,23 @@ from scale_ray.store import FeatureStore
 
 # Clips of one frame, at the beginning and in the middle of the video; the central square of each.
 _TWO_FRAMES = Sampling(frames=1, stride=1, eval_times=2, eval_crops=1)
+Segment = tuple[float | None, float | None]
 _MAX_CAPTION, _MAX_TITLE, _MAX_LINES = 24, 100, 2
 
 
-def thumbnails(paths: Sequence[str], input_size_px: int = 160) -> Iterator[np.ndarray | None]:
+def thumbnails(
+    paths: Sequence[str], segments: Sequence[Segment] | None = None, input_size_px: int = 160
+) -> Iterator[np.ndarray | None]:
     """The central square of each video's middle frame, RGB, uint8 (input_size_px, input_size_px, 3).
 
-    None for a video that cannot be read.
+    `segments` are the starts and ends of the videos in their files, in seconds; None for the files' own. Gives None for
+    a video that cannot be read.
     """
     limits = Extraction()
     pixels = SharedPixels(video_bytes("eval", _TWO_FRAMES, [input_size_px]))
     with Decoder(timeout_s=limits.decode_timeout_s, memory_gib=limits.decode_memory_gib) as decoder:
-        for path in paths:
-            request = Request(path, path, "eval", _TWO_FRAMES, (input_size_px,), (0,))
+        for path, segment in zip(paths, segments or [(None, None)] * len(paths), strict=True):
+            request = Request(path, path, "eval", _TWO_FRAMES, (input_size_px,), (0,), *segment)
             try:
                 decoder.decode(request, pixels)
             except VideoError:
@@ -91,10 +97,12 @@ def frames_of(store: FeatureStore, video_ids: list[str]) -> dict[str, np.ndarray
     A path that data may not name counts as missing: a store may be somebody else's.
     """
     videos = store.videos()
-    paths = dict(zip(videos["video_id"].to_pylist(), videos["path"].to_pylist(), strict=True))
+    rows = videos.filter(pc.is_in(videos["video_id"], pa.array(video_ids, pa.string())))
+    known = {row["video_id"]: row for row in rows.select(["video_id", "path", "start_s", "end_s"]).to_pylist()}
     frames: dict[str, np.ndarray | None] = dict.fromkeys(video_ids)
-    opened = {video_id: path for video_id in frames if (path := _opened_at(paths[video_id], store)) is not None}
-    return frames | dict(zip(opened, thumbnails(list(opened.values())), strict=True))
+    opened = {video_id: path for video_id in frames if (path := _opened_at(known[video_id]["path"], store)) is not None}
+    segments = [(known[video_id]["start_s"], known[video_id]["end_s"]) for video_id in opened]
+    return frames | dict(zip(opened, thumbnails(list(opened.values()), segments), strict=True))
 
 
 def _opened_at(path: str, store: FeatureStore) -> str | None:

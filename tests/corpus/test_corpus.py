@@ -51,13 +51,15 @@ def test_the_columns_have_their_types_and_what_is_unknown_is_null(folder):
         "video_id": "string",
         "path": "string",
         "size_bytes": "int64",
+        "start_s": "double",
+        "end_s": "double",
         "label": "string",
         "labels": "list<item: string>",
         "target": "double",
         "group": "string",
         "splits": "map<string, string>",
     }
-    for name in ("labels", "target", "group"):
+    for name in ("start_s", "end_s", "labels", "target", "group"):
         assert corpus.videos[name].null_count == 3
     assert corpus.split_names == ("default",)
 

@@ -11,12 +11,14 @@ import pytest
 
 from scale_ray.cli.options import Caller
 from scale_ray.clips import VideoGeometry
-from scale_ray.config import Extraction
+from scale_ray.config import Extraction, Sampling
 from scale_ray.console import Console
 from scale_ray.corpus import read_corpus
+from scale_ray.decoding import Request
+from scale_ray.distributed.stream import _tasks
 from scale_ray.embedding import VectorStore
 from scale_ray.errors import UserError, VideoError
-from scale_ray.extraction import ExtractionRun, ExtractionSummary, Target
+from scale_ray.extraction import ExtractionRun, ExtractionSummary, Target, decode_videos
 from scale_ray.extraction.results import VideoResult
 from scale_ray.store import FeatureStore, StoredClips, compact, remove_videos, repair, verify, write_lease
 
@@ -203,3 +205,51 @@ def test_vectors_of_a_file_that_was_replaced_are_refused(folder):
         extract(folder, mode="train", re_extract_changed=True)
     with pytest.raises(UserError, match=f"found 1 of files that were replaced since, such as '{name}'"):
         vectors.check_files(features)
+
+
+def test_another_segment_under_the_same_id_is_a_change(folder):
+    def write(*rows: str) -> None:
+        (folder / "m.csv").write_text("id,path,start_s,end_s\n" + "".join(f"{row}\n" for row in rows))
+
+    write("a,0,1,2", "b,0,2,", "c,1,,", "d,2,,")
+    extract(folder, mode="train")
+    write("a,0,1,3", "b,0,2,", "c,1,4,", "d,2,0,")
+    for _ in range(2):
+        [summary] = extract(folder, mode="train")
+        assert summary.changed == {
+            "a": "1 s to 2 s in the store, 1 s to 3 s now",
+            "c": "the whole file in the store, 4 s to its end now",
+        }
+    videos = FeatureStore(str(folder / "s")).videos().select(["video_id", "start_s", "end_s"])
+    assert [tuple(row.values()) for row in videos.to_pylist()] == [
+        ("a", 1, 2),
+        ("b", 2, None),
+        ("c", None, None),
+        ("d", None, None),
+    ]
+    [again] = extract(folder, mode="train", re_extract_changed=True)
+    assert (again.num_extracted, again.changed) == (2, {})
+    videos = FeatureStore(str(folder / "s")).videos()
+    assert videos["start_s"].to_pylist() == [1, 2, 4, None]
+    assert videos["end_s"].to_pylist() == [3, None, None, None]
+
+
+def test_segments_travel_to_the_decoder(folder):
+    (folder / "m.csv").write_text("path,start_s,end_s\n0,1,2\n0,5,\n1,,\n")
+    corpus = read_corpus(str(folder / "m.csv"))
+    store = FeatureStore.create(str(folder / "s"), FINGERPRINT)
+    with write_lease(store.location) as lease:
+        run = ExtractionRun(corpus, [Target(None, store, lease)], Extraction())  # type: ignore[arg-type]
+    [shard] = run.shards
+    assert (shard.video_ids, shard.segments) == (["0#1-2", "0#5-", "1"], [(1, 2), (5, None), (None, None)])
+    [task] = _tasks(run, 8, 8)
+    requests: list[Request] = []
+
+    class Asked:
+        def decode(self, request, pixels):
+            requests.append(request)
+            raise VideoError("open", "only asked")
+
+    blocks = list(decode_videos(task.to_pylist(), Asked(), Sampling(clips=2, frames=2), [16], 8))
+    assert sum(map(len, blocks)) == 3
+    assert [(request.start_s, request.end_s) for request in requests] == shard.segments

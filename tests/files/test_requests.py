@@ -95,6 +95,7 @@ def test_a_silent_server_is_one_line(location, silent_port, monkeypatch):
     assert time.monotonic() - began_s < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("location", LOCATIONS)
 def test_a_server_that_is_not_there_is_one_line(location, closed_port):
     with pytest.raises(UserError, match=r"expected to reach (s3|http)://\S+, found: .*([Cc]onnect|NETWORK)") as caught:
@@ -102,6 +103,7 @@ def test_a_server_that_is_not_there_is_one_line(location, closed_port):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_request_that_hangs_does_not_keep_the_process_alive(silent_port):
     code = f"""
 from scale_ray.corpus import read_corpus
@@ -113,4 +115,4 @@ read_corpus({LOCATIONS[0].format(port=silent_port)!r})
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert "expected an answer from s3://bucket, found none" in ended.stderr
     assert ended.returncode == 1
-    assert time.monotonic() - began_s < 30  # pyarrow gives up after 100 s
+    assert time.monotonic() - began_s < 50  # it takes 100 s if the request is repeated ten times

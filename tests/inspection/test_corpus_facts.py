@@ -19,7 +19,7 @@ from scale_ray.corpus.corpus import read_corpus
 from scale_ray.corpus.sample_videos import BROKEN, MOTIONS
 from scale_ray.errors import VideoError
 from scale_ray.inspection import trials as trials_module
-from scale_ray.inspection.corpus_facts import Spread
+from scale_ray.inspection.corpus_facts import Spread, facts_of_corpus
 from scale_ray.inspection.cost import (
     BackboneTrial,
     DecodingTrial,
@@ -29,7 +29,7 @@ from scale_ray.inspection.cost import (
     store_bytes,
     videos_by_mode,
 )
-from scale_ray.inspection.headers import Header, header_of, read_headers
+from scale_ray.inspection.headers import Header, header_of, read_headers, select_videos
 from scale_ray.inspection.trials import spread_sample, try_backbone, try_decoding
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.schema import VideoFeatures, fingerprint_of
@@ -370,3 +370,16 @@ def test_a_header_that_crashes_or_hangs_costs_one_video(broken, videos, tmp_path
     assert [entry.video_id for entry in unreadable] == paths[:2]
     assert "signal SIGSEGV" in unreadable[0].reason
     assert "took longer than 3 s" in unreadable[1].reason
+
+
+def test_a_segment_has_a_length_of_its_own_and_its_file_counts_once(videos, tmp_path):
+    path = videos / "recede" / "recede_000.mp4"
+    whole_s = header_of("whole", str(path)).duration_s
+    text = f"path,start_s,end_s\n{path},1,3.5\n{path},2,\n{path},1,1000\n{path},2000,\n{path},,\n"
+    (tmp_path / "m.csv").write_text(text)
+    corpus = read_corpus(str(tmp_path / "m.csv"))
+    headers, unreadable = read_headers(select_videos(corpus, 10, 0), Extraction(), Console(quiet=True))
+    lengths = {header.video_id.partition("#")[2]: header.duration_s for header in headers}
+    assert lengths == {"1-3.5": 2.5, "2-": whole_s - 2, "1-1000": whole_s - 1, "2000-": 0, "": whole_s}
+    facts = facts_of_corpus(corpus, headers, unreadable)
+    assert (facts.num_files, facts.size_bytes, facts.num_size_unknown) == (5, path.stat().st_size, 0)
