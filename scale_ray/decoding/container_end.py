@@ -13,7 +13,7 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _RIFF, _AVI, _AVI_CONTINUED = b"RIFF", b"AVI ", b"AVIX"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-_FLV_TAGS = (8, 9, 18)
+_FLV, _FLV_TAGS = b"FLV", (8, 9, 18)
 # Enough for the first elements of Matroska and, nearly always, for the properties of ASF.
 _BEGINNING_BYTES = 4096
 
@@ -33,17 +33,18 @@ class ContainerEnd:
 def read_container_end(file: IO[bytes]) -> ContainerEnd:
     """Compare the size that a container states with that of its file; `file` is left at its beginning."""
     beginning = file.read(_BEGINNING_BYTES)
+    file.seek(0)
+    if not beginning.startswith((_EBML, _RIFF, _ASF, _FLV)):
+        return ContainerEnd()  # without looking for the end, which costs a request if the file is remote
     size = file.seek(0, os.SEEK_END)
     try:
         if beginning.startswith(_EBML):
             return _at(file, _end_of_matroska(beginning), size, _EBML)
-        if beginning.startswith(_RIFF) and beginning[8:12] == _AVI:
+        if beginning.startswith(_RIFF):
             return _at(file, _end_of_avi(file, size), size, _RIFF)
         if beginning.startswith(_ASF):
             return _at(file, _end_of_asf(beginning), size, _ASF)
-        if beginning.startswith(b"FLV"):
-            return ContainerEnd(is_whole=_ends_with_a_tag(file, size))
-        return ContainerEnd()
+        return ContainerEnd(is_whole=_ends_with_a_tag(file, size))
     finally:
         file.seek(0)
 
@@ -85,7 +86,7 @@ def _end_of_avi(file: IO[bytes], size: int) -> int | None:
     while end + 12 <= size:
         header = _read(file, end, 12)
         if header[:4] != _RIFF or header[8:] != (_AVI_CONTINUED if end else _AVI):
-            break
+            return end or None
         chunk = int.from_bytes(header[4:8], "little")
         if not 4 <= chunk < 2**32 - 1:  # not stated: the recording was interrupted
             return None
