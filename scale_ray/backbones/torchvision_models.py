@@ -21,6 +21,7 @@ from scale_ray.backbones.random_weights import seeded, settle_batch_norms
 from scale_ray.backbones.weights import load_strictly, read_weights, state_in, weights_hash
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError, first_line
+from scale_ray.files.failures import is_lasting, one_line
 
 # Families whose output is one pooled vector once the classification layer is removed.
 _VIDEO_FAMILIES = ("r3d", "mc3", "r2plus1d", "s3d", "mvit", "swin3d")
@@ -216,6 +217,8 @@ def _published_state(name: str, weights: Any) -> dict[str, Tensor]:
         with contextlib.redirect_stdout(io.StringIO()):
             return weights.get_state_dict(progress=False, check_hash=True)
     except (urllib.error.URLError, OSError) as error:
+        if is_lasting(error):  # of the folder for downloads, not of the connection
+            raise one_line(error, torch.hub.get_dir()) from error
         raise UserError(
             f"weights: expected to download the weights of {name}, but {weights.url.split('/')[2]} cannot be reached "
             f"({getattr(error, 'reason', error)}); give --weights FILE, or --weights none for random weights"

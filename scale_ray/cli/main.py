@@ -27,6 +27,7 @@ from scale_ray.cli.ui import ui
 from scale_ray.config import RENAMED, flag_of
 from scale_ray.console import show, show_traceback
 from scale_ray.errors import RunFailed, UserError
+from scale_ray.files.failures import one_line
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -77,12 +78,12 @@ def main(arguments: Sequence[str] | None = None, *, job: bool = False) -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         show(error.format_message())
         code = 2
-    except (UserError, RunFailed, click.ClickException) as error:
+    except (UserError, RunFailed, click.ClickException, OSError) as error:
         if "--debug" in arguments:
             raise
-        message = _message_of(error)
-        show("Error: " + " ".join(message.split()), error=True)
-        code = 1 if isinstance(error, RunFailed) else 2
+        failure = one_line(error) if isinstance(error, OSError) else error
+        show("Error: " + " ".join(_message_of(failure).split()), error=True)
+        code = 1 if isinstance(failure, RunFailed) else 2
     except (click.Abort, KeyboardInterrupt):
         show("Stopped. Committed results are kept; the same command resumes from there.", error=True)
         code = 130

@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, quote, unquote
 from pyarrow import fs
 
 from scale_ray.errors import UserError, first_line, redacted
+from scale_ray.files.failures import explained
 from scale_ray.files.requests import ask
 
 # A server that has not answered its first request by then counts as unreachable.
@@ -404,24 +405,30 @@ def atomic_write(location: str) -> Iterator[IO[bytes]]:
 
     On local disk it is written under a temporary name and then renamed. For an object store it is collected in
     memory and uploaded at the end, because closing an interrupted upload would publish an incomplete file.
+
+    Raises
+    ------
+    UserError, RunFailed
+        If it cannot be written: the message names it.
     """
     filesystem, path = filesystem_of(location)
     if not isinstance(filesystem, fs.LocalFileSystem):
         buffer = io.BytesIO()
         yield buffer
-        with filesystem.open_output_stream(path) as sink:
+        with explained(location), filesystem.open_output_stream(path) as sink:
             sink.write(buffer.getbuffer())
         return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     unfinished = f"{path}.{uuid.uuid4().hex[:8]}.unfinished"
     try:
-        with open(unfinished, "wb") as sink:
-            yield sink
-            sink.flush()
-            os.fsync(sink.fileno())
-        os.replace(unfinished, path)
+        with explained(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(unfinished, "wb") as sink:
+                yield sink
+                sink.flush()
+                os.fsync(sink.fileno())
+            os.replace(unfinished, path)
     finally:
-        if os.path.exists(unfinished):
+        with suppress(OSError):  # it does not exist, or the file system became read-only
             os.unlink(unfinished)
 
 

@@ -24,6 +24,7 @@ from scale_ray import CLASSES, STAGES
 from scale_ray.config import Options, StageConfig, nearest, option_types
 from scale_ray.console import Console
 from scale_ray.errors import UserError
+from scale_ray.files.failures import explained
 
 
 def stage_function(name: str) -> Callable[..., Any]:
@@ -43,7 +44,8 @@ def stage_function(name: str) -> Callable[..., Any]:
         if config_type is not StageConfig:
             options = {keyword: _path_text(value) for keyword, value in keywords.items()}
             parameters["config"] = (config or config_type()).replaced(**options)
-        return stage(*map(_text, arguments), **parameters, console=Console(quiet=quiet, verbose=verbose))
+        with explained():
+            return stage(*map(_text, arguments), **parameters, console=Console(quiet=quiet, verbose=verbose))
 
     called.__doc__ = f"{inspect.cleandoc(stage.__doc__ or '')}\n\nOptions\n-------\n{_options_text(config_type)}"
     called.__signature__ = _signature(stage, config_type)  # type: ignore[attr-defined]

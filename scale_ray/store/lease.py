@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 import psutil
@@ -130,7 +130,7 @@ class Lease:
             try:
                 if exists(_claim_path(self._folder, self._claim.token)):  # a removed claim must stay removed
                     _write(self._folder, self._claim)
-            except OSError:
+            except (OSError, UserError, RunFailed):
                 continue  # the storage may be unavailable for a moment; `check` notices if it was too long
 
     def __enter__(self) -> Lease:
@@ -140,7 +140,8 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._heartbeat.join()
-        _remove(self._folder, self._claim.token)
+        with suppress(OSError):  # the storage is gone or read-only; the claim of an ended process counts for nothing
+            _remove(self._folder, self._claim.token)
 
 
 @contextmanager
