@@ -15,7 +15,7 @@ costs.py               size and speed of a backbone, for `scale-ray backbones`
 
 from scale_ray.backbones.backbone import Backbone
 from scale_ray.backbones.costs import BackboneFacts, backbone_facts, torchvision_facts
-from scale_ray.backbones.feature_extractor import FeatureExtractor, devices_here
+from scale_ray.backbones.feature_extractor import FeatureExtractor, devices_here, is_out_of_memory
 from scale_ray.backbones.loading import is_custom, load_backbone
 from scale_ray.backbones.weights import load_strictly, read_weights, weights_hash
 
@@ -26,6 +26,7 @@ __all__ = [
     "backbone_facts",
     "devices_here",
     "is_custom",
+    "is_out_of_memory",
     "load_backbone",
     "load_strictly",
     "read_weights",

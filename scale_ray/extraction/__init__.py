@@ -1,7 +1,7 @@
 """Plans an extraction, commits its results to the stores and summarises the outcome."""
 
 from scale_ray.extraction.pixel_blocks import decode_videos, pixels_of
-from scale_ray.extraction.results import decoded_mask, features_column, read_results, without_pixels
+from scale_ray.extraction.results import batch_column, decoded_mask, features_column, read_results, without_pixels
 from scale_ray.extraction.run import ExtractionRun
 from scale_ray.extraction.summary import ExtractionResult, ExtractionSummary
 from scale_ray.extraction.targets import Target, open_targets
@@ -11,6 +11,7 @@ __all__ = [
     "ExtractionRun",
     "ExtractionSummary",
     "Target",
+    "batch_column",
     "decode_videos",
     "decoded_mask",
     "features_column",

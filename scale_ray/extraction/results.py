@@ -1,13 +1,14 @@
 """The result of one video on its way from the decoder through the backbone actors to the commit.
 
 One row per video. The decoder fills the columns of `ROW` and one column of pixels per input size; the backbone actors
-replace the pixels with one column of features per target; the commit reads both kinds of rows as `VideoResult`.
+replace the pixels with one column of features per target, and one of the batch size that was used; the commit reads
+both kinds of rows as `VideoResult`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ ROW = pa.schema(
 )
 _FEATURES = "features_"
 _PIXELS = "pixels_"
+_BATCH = "batch_"
 
 
 def pixels_column(input_size_px: int) -> str:
@@ -42,6 +44,11 @@ def pixels_column(input_size_px: int) -> str:
 def features_column(target: int) -> str:
     """The column of the features of one target, by its number: one binary value per video, float16 (clips, D)."""
     return f"{_FEATURES}{target}"
+
+
+def batch_column(target: int) -> str:
+    """The column of the clips per batch that the device's memory held for one target, by its number."""
+    return f"{_BATCH}{target}"
 
 
 def without_pixels(block: pa.Table) -> pa.Table:
@@ -58,8 +65,9 @@ def decoded_mask(block: pa.Table) -> np.ndarray:
 class VideoResult:
     """The clips of one video, or the error that prevented them.
 
-    `positions` float32 (clips, 7); `features` float16 (clips, D) by the number of the target; `size_bytes` is the size
-    of the file when it was opened, None if unknown.
+    `positions` float32 (clips, 7); `features` float16 (clips, D) by the number of the target, and so is `batch_clips`,
+    the clips per batch that the device's memory held; `size_bytes` is the size of the file when it was opened, None if
+    unknown.
     """
 
     video_id: str
@@ -69,6 +77,7 @@ class VideoResult:
     geometry: VideoGeometry | None = None
     features: Mapping[int, np.ndarray] | None = None
     size_bytes: int | None = None
+    batch_clips: Mapping[int, int] = field(default_factory=dict)
 
 
 def read_results(block: pa.Table) -> Iterator[VideoResult]:
@@ -85,4 +94,7 @@ def read_results(block: pa.Table) -> Iterator[VideoResult]:
             if name.startswith(_FEATURES) and value is not None
         }
         geometry = VideoGeometry(*(row[name] for name in GEOMETRY.names))
-        yield VideoResult(row["video_id"], row["shard"], None, positions, geometry, features, row["size_bytes"])
+        batch_clips = {int(name.removeprefix(_BATCH)): row[name] for name in row if name.startswith(_BATCH)}
+        yield VideoResult(
+            row["video_id"], row["shard"], None, positions, geometry, features, row["size_bytes"], batch_clips
+        )

@@ -69,6 +69,7 @@ class ExtractionRun:
         self._committed: set[int] = set()
         self.shards = self._plan()
         corpus.check_reachable(path for shard in self.shards for path in shard.paths)
+        self._batch_clips = [extraction.batch_clips] * len(targets)
         self._arrived: dict[int, dict[str, list[VideoFeatures | Failure]]] = {}
 
     @property
@@ -86,6 +87,8 @@ class ExtractionRun:
 
     def add_result(self, result: VideoResult) -> None:
         """Add the result of one video; commit its shard if it was the last one missing."""
+        for target, batch_clips in result.batch_clips.items():
+            self._batch_clips[target] = min(self._batch_clips[target], batch_clips)
         number = result.shard
         if number in self._committed:
             return  # a worker died and its work was repeated
@@ -226,7 +229,13 @@ class ExtractionRun:
             corrected=self._corrected[number],
             failures=failures,
             changed=changed,
+            notes=self._notes(number),
         )
+
+    def _notes(self, number: int) -> list[str]:
+        asked, used = self._extraction.batch_clips, self._batch_clips[number]
+        reduced = f"batch_clips was reduced to {used}: the device's memory did not hold {asked}"
+        return [reduced] if used < asked else []
 
 
 def _per_target(result: VideoResult, shard: Shard) -> list[VideoFeatures | Failure]:

@@ -23,7 +23,7 @@ class ExtractionSummary(Result):
 
     Skipped videos failed in an earlier run and were not tried again. `num_extracted` counts the videos that this run
     completed. `changed` says what changed of each video that was replaced since the store got its features, by id: it
-    keeps the old ones.
+    keeps the old ones. `notes` are lines about how it went.
     """
 
     store: str
@@ -35,6 +35,7 @@ class ExtractionSummary(Result):
     corrected: bool
     failures: list[Failure] = field(default_factory=list)
     changed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def num_changed(self) -> int:
@@ -52,7 +53,7 @@ class ExtractionSummary(Result):
             status = "everything was extracted already; labels, splits and columns were brought up to date"
         else:
             status = f"{self.num_extracted} videos extracted now"
-        lines = [f"{self.num_done} of {self.num_videos} videos are in {self.store}; {status}"]
+        lines = [f"{self.num_done} of {self.num_videos} videos are in {self.store}; {status}", *self.notes]
         if self.failures or self.changed:
             skipped = ", skipped: failed before, --retry-failed tries them again" if self.num_skipped else ""
             changed = f"{self.num_changed} changed + " if self.changed else ""
@@ -102,6 +103,6 @@ class ExtractionResult(Result):
         """The counts, one row per store."""
         import pandas as pd
 
-        lists = ("failures", "changed")
+        lists = ("failures", "changed", "notes")
         rows = [{name: value for name, value in row.values().items() if name not in lists} for row in self.stores]
         return pd.DataFrame(rows)
