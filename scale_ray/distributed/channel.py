@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scale_ray.console import Progress
+from scale_ray.errors import first_line
 from scale_ray.tracking import RunRecord
 
 _POLL_S = 0.5
@@ -39,8 +43,17 @@ class Channel:
         return self._failure
 
 
+def open_channel() -> Any:
+    """A channel on the driver's node, so that it lives as long as whoever reads it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Channel).remote()
+
+
 class ChannelReader:
-    """A thread of the driver that forwards the workers' messages to the console, the progress and MLflow."""
+    """A thread of the driver that forwards the workers' messages to the console, the progress and MLflow.
+
+    If the channel is lost, the training goes on without it; one line says what is not shown.
+    """
 
     def __init__(self, channel: Any, progress: Progress, record: RunRecord, say: Callable[[str], None]) -> None:
         self.failure: Exception | None = None
@@ -55,13 +68,20 @@ class ChannelReader:
             return
         self._stopped.set()
         self._thread.join()
-        self.failure = ray.get(self._channel.failure.remote())
-        ray.kill(self._channel)
+        with suppress(RayError):  # it is lost, which was said
+            self.failure = ray.get(self._channel.failure.remote())
+            ray.kill(self._channel)
 
     def _listen(self) -> None:
-        while not self._stopped.wait(_POLL_S):
+        try:
+            while not self._stopped.wait(_POLL_S):
+                self._forward()
             self._forward()
-        self._forward()
+        except Exception as error:  # noqa: BLE001 - a thread that ends in silence would lose all that follows
+            self._say(
+                f"the metrics of the workers arrive no more ({first_line(error)}): progress and MLflow lack what "
+                "follows; history.parquet has the metrics of all epochs when the run is finished"
+            )
 
     def _forward(self) -> None:
         for kind, content in ray.get(self._channel.take.remote()):

@@ -19,9 +19,11 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
 from scale_ray.config import Cluster
+from scale_ray.distributed.failures import failure_of
 from scale_ray.distributed.private_ray import private_ray, protect_token
 from scale_ray.distributed.resources import ClusterSize
 from scale_ray.errors import UserError, first_line
@@ -39,11 +41,23 @@ def connected(cluster: Cluster, *, verbose: bool = False) -> Iterator[ClusterSiz
     ------
     UserError
         If the cluster at the given address does not answer, or a local Ray does not start.
+    RunFailed
+        If Ray fails within the context, or what it runs.
     """
-    if ray.is_initialized():
-        yield _cluster_size()
-        return
-    level = logging.INFO if verbose else logging.ERROR
+    try:
+        if ray.is_initialized():
+            yield _cluster_size()
+        else:
+            with _connection(cluster, verbose=verbose):
+                yield _cluster_size()
+    except RayError as error:
+        raise failure_of(error) from error
+
+
+@contextmanager
+def _connection(cluster: Cluster, *, verbose: bool) -> Iterator[None]:
+    # Ray logs errors with the tracebacks of several processes, and raises them as well: they are printed in one line.
+    level = logging.INFO if verbose else logging.CRITICAL
     if not verbose:
         # Ray's core prints its own warnings, which do not go through Python's logging.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -51,11 +65,11 @@ def connected(cluster: Cluster, *, verbose: bool = False) -> Iterator[ClusterSiz
     if address:
         _check_reachable(address)
     protect_token()
-    with nullcontext() if address else private_ray():
+    with nullcontext() if address else private_ray(), _raylet_muted(not verbose):
         try:
             _start(cluster, address, level, verbose=verbose)
             _set_log_level(level)
-            yield _cluster_size()
+            yield
         finally:
             ray.shutdown()
 
@@ -125,6 +139,17 @@ def _stderr_muted(muted: bool) -> Iterator[None]:
         os.close(null)
 
 
+@contextmanager
+def _raylet_muted(muted: bool) -> Iterator[None]:
+    """Discard messages of Ray's daemons: it prints them among the results on standard output, whatever its options."""
+    before = ray._private.worker._worker_logs_enabled
+    ray._private.worker._worker_logs_enabled = before and not muted
+    try:
+        yield
+    finally:
+        ray._private.worker._worker_logs_enabled = before
+
+
 def _cluster_size() -> ClusterSize:
     resources = ray.cluster_resources()
     return ClusterSize(max(int(resources.get("CPU", 1)), 1), int(resources.get("GPU", 0)))
@@ -139,3 +164,5 @@ def _set_log_level(level: int) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Ours are of one line; Ray would put another one around them.
+    context.raise_original_map_exception = True

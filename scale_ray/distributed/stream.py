@@ -13,9 +13,12 @@ the same command extracts the videos that are missing.
 from __future__ import annotations
 
 import atexit
+import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -25,11 +28,13 @@ from scale_ray.config import Cluster, Extraction, Sampling
 from scale_ray.console import Console, Progress
 from scale_ray.decoding import Decoder, video_bytes
 from scale_ray.distributed.cluster import connected
+from scale_ray.distributed.failures import failing_as
 from scale_ray.distributed.resources import ClusterSize, StageSizes, stage_sizes
 from scale_ray.errors import RunFailed
 from scale_ray.extraction import (
     ExtractionRun,
     ExtractionSummary,
+    batch_column,
     decode_videos,
     decoded_mask,
     features_column,
@@ -41,6 +46,9 @@ from scale_ray.files.import_path import import_last_from
 
 # Attempts per shard whose videos did not all return, for example after a worker died.
 _ATTEMPTS = 3
+# Repetitions of a block whose process died. By default there is no limit, and a block that ends every process that
+# works on it would never be finished.
+_MAX_REPEATS = 4
 
 
 def run_stream(
@@ -81,7 +89,10 @@ def stream_shards(
     buffered_blocks = 2 * sizes.decoders + extraction.blocks_ahead * sizes.actors
     with _block_limits(int(0.8 * per_block * bytes_per_video), buffered_blocks * per_block * bytes_per_video):
         tasks = list(_tasks(run, per_block, max_videos))
-        features = _pipeline(run, tasks, sampling, extraction, sizes, input_sizes_px, per_block)
+        with warnings.catch_warnings():
+            # The only way to limit repetitions is deprecated without another one.
+            warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
+            features = _pipeline(run, tasks, sampling, extraction, sizes, input_sizes_px, per_block)
         # Without prefetching, every result is committed as soon as it arrives.
         for block in features.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for result in read_results(block):
@@ -128,6 +139,7 @@ def _pipeline(
             # With equal requests Ray would fuse the two stages into one, which would not overlap.
             num_cpus=sizes.decoder_cpus - 0.001,
             compute=ray.data.TaskPoolStrategy(size=sizes.decoders),
+            **_limited(max_retries=_MAX_REPEATS),
         )
         .map_batches(
             EmbedBlock,
@@ -143,9 +155,16 @@ def _pipeline(
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ray.data.ActorPoolStrategy(size=sizes.actors),
+            **_limited(max_task_retries=_MAX_REPEATS),
             **sizes.actor_resources,
         )
     )
+
+
+def _limited(**limit: int) -> dict[str, Any]:
+    """A limit of repetitions as a keyword of `map_batches`, if this version of Ray Data takes one."""
+    known = inspect.signature(ray.data.Dataset.map_batches).parameters
+    return {"ray_remote_args_fn": partial(dict, **limit)} if "ray_remote_args_fn" in known else {}
 
 
 def _tasks(run: ExtractionRun, per_block: int, max_videos: int) -> Iterator[pa.Table]:
@@ -180,11 +199,16 @@ def decode_block(
     if _decoder is None:
         _decoder = Decoder(timeout_s=extraction.decode_timeout_s, memory_gib=extraction.decode_memory_gib)
         atexit.register(_decoder.close)
-    yield from decode_videos(block.to_pylist(), _decoder, sampling, input_sizes_px, per_block)
+    with failing_as("decoding"):
+        yield from decode_videos(block.to_pylist(), _decoder, sampling, input_sizes_px, per_block)
 
 
 class EmbedBlock:
-    """An actor with the frozen backbones; batches of clips may span several videos of a block."""
+    """An actor with the frozen backbones; batches of clips may span several videos of a block.
+
+    What goes wrong in the constructor is raised by the first call: Ray prints it with tracebacks of its own otherwise,
+    and starts the actor again.
+    """
 
     def __init__(
         self,
@@ -195,6 +219,15 @@ class EmbedBlock:
         batch_clips: int,
         cpu_threads: int,
     ) -> None:
+        self._failure: Exception | None = None
+        self._targets_of_shards, self._sampling, self._batch_clips = targets_of_shards, sampling, batch_clips
+        try:
+            with failing_as("backbone"):
+                self._load(encoders, module_folders, cpu_threads)
+        except RunFailed as error:
+            self._failure = error
+
+    def _load(self, encoders: list[ray.ObjectRef], module_folders: list[str], cpu_threads: int) -> None:
         # Imported here, since decoding tasks import this module and need no torch (4 s and 500 MB per process).
         import torch
 
@@ -204,11 +237,15 @@ class EmbedBlock:
         if devices[0].type == "cpu":
             torch.set_num_threads(cpu_threads)
         import_last_from(module_folders)  # a custom backbone's class is in its module
-        self._extractors = [FeatureExtractor(encoder, devices, batch_clips) for encoder in ray.get(encoders)]
-        self._targets_of_shards = targets_of_shards
-        self._sampling = sampling
+        self._extractors = [FeatureExtractor(encoder, devices, self._batch_clips) for encoder in ray.get(encoders)]
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        if self._failure is not None:
+            raise self._failure
+        with failing_as("backbone"):
+            return self._embedded(block)
+
+    def _embedded(self, block: pa.Table) -> pa.Table:
         wanted = {target for shard in set(block["shard"].to_pylist()) for target in self._targets_of_shards[shard]}
         decoded = decoded_mask(block)
         columns: dict[str, pa.Array] = {}
@@ -220,5 +257,6 @@ class EmbedBlock:
                 values = (row.tobytes() for row in features)
             filled = [next(values, None) if is_decoded else None for is_decoded in decoded]
             columns[features_column(number)] = pa.array(filled, pa.binary())
+            columns[batch_column(number)] = pa.array([extractor.batch_clips] * len(decoded), pa.int64())
         kept = without_pixels(block)
         return pa.table({**{name: kept[name] for name in kept.column_names}, **columns})

@@ -7,6 +7,7 @@ and writes to MLflow.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tempfile
@@ -20,14 +21,17 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
 
+from scale_ray.backbones import is_out_of_memory
 from scale_ray.clip_sets import ResidentClips, open_source
 from scale_ray.config import PretrainConfig, Probing
 from scale_ray.console import Console
-from scale_ray.distributed.channel import Channel, ChannelReader
+from scale_ray.distributed.channel import ChannelReader, open_channel
+from scale_ray.distributed.failures import failing_as, training_failure
 from scale_ray.distributed.rendezvous import Rendezvous
 from scale_ray.distributed.resources import ClusterSize
-from scale_ray.errors import RunFailed, UserError, first_line, last_line
-from scale_ray.files.locations import check_within, exists, join
+from scale_ray.errors import RunFailed, UserError, first_line
+from scale_ray.files.failures import explained, is_lasting
+from scale_ray.files.locations import atomic_write, check_within, exists, join, showable
 from scale_ray.files.small_files import read_json
 from scale_ray.pretraining import Metrics, Trainer, fit
 from scale_ray.probes import TrainingMonitor
@@ -37,6 +41,9 @@ from scale_ray.tracking import RunFolder, RunRecord
 # Interval at which the metrics of single steps are sent to the driver.
 _SEND_S = 2.0
 _STATE_FILE = "state.pt"
+_CHECKPOINTS = "checkpoints"
+# Attempts to start the workers, each of which may wait a minute for room on the cluster; Ray has no limit of its own.
+_MAX_FAILED_STARTS = 30
 
 
 def pretraining_clips(store: FeatureStore, config: PretrainConfig) -> tuple[StoredClips, StoredClips]:
@@ -68,13 +75,18 @@ def run_workers(
         If the training could not be finished.
     """
     _check_checkpoints(folder.location)
-    channel = ray.remote(num_cpus=0)(Channel).remote()
+    channel = open_channel()
     use_gpu = size.gpus > 0
     training = config.training
     by_validation = {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"store": store.location, "config": config.to_dict(), "channel": channel},
+        train_loop_config={
+            "store": store.location,
+            "config": config.to_dict(),
+            "channel": channel,
+            "checkpoints": showable(join(folder.location, _CHECKPOINTS)),
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers[0] if workers[0] == workers[1] else workers,
             use_gpu=use_gpu,
@@ -82,12 +94,14 @@ def run_workers(
         ),
         torch_config=Rendezvous(backend="nccl" if use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
-            name="checkpoints",
+            name=_CHECKPOINTS,
             storage_path=folder.location,
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=training.keep_checkpoints, **(by_validation if training.held_out_share else {})
             ),
-            failure_config=ray.train.FailureConfig(max_failures=training.max_restarts),
+            failure_config=ray.train.FailureConfig(
+                max_failures=training.max_restarts, controller_failure_limit=_MAX_FAILED_STARTS
+            ),
         ),
     )
     with console.progress("pretrain", training.epochs, "epochs") as progress:
@@ -96,7 +110,7 @@ def run_workers(
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             listener.stop()
-            raise listener.failure or RunFailed(f"training failed: {last_line(error)}") from error
+            raise listener.failure or training_failure(error) from error
         finally:
             listener.stop()
     if listener.failure is not None:
@@ -113,7 +127,7 @@ def _check_checkpoints(run: str) -> None:
     UserError
         If one is not a plain name, or the folder of the checkpoints is a link to elsewhere.
     """
-    folder = join(run, "checkpoints")
+    folder = join(run, _CHECKPOINTS)
     check_within(folder, run)
     snapshot = join(folder, "checkpoint_manager_snapshot.json")
     if not exists(snapshot):
@@ -145,10 +159,18 @@ def _work(job: dict[str, Any]) -> None:
     if ray.get(channel.failure.remote()) is not None:
         return
     try:
-        _train(job)
-    except (UserError, RunFailed) as error:
-        ray.get(channel.fail.remote(error))
+        with failing_as("training"):
+            _train(job)
+    except RunFailed as failure:
+        if _comes_back(failure.__cause__):
+            ray.get(channel.fail.remote(failure))
         raise
+
+
+def _comes_back(error: BaseException | None) -> bool:
+    """Whether a restart would meet the same error; others may come from a worker or a node that died."""
+    repeated = (UserError, RunFailed, ImportError, AttributeError, TypeError)
+    return error is not None and (isinstance(error, repeated) or is_lasting(error) or is_out_of_memory(error))
 
 
 def _train(job: dict[str, Any]) -> None:
@@ -161,7 +183,7 @@ def _train(job: dict[str, Any]) -> None:
     is_first = context.get_world_rank() == 0
     resident = ResidentClips.from_clips(held_out.read(), device) if len(held_out) else None
     trainer = Trainer(source, config, device=device, held_out=resident)
-    reports = _Reports(job["channel"] if is_first else None)
+    reports = _Reports(job["channel"] if is_first else None, job["checkpoints"])
     state = _newest_state(job["channel"] if is_first else None)
     if state is not None:
         reports.history = state["history"]
@@ -173,10 +195,13 @@ def _train(job: dict[str, Any]) -> None:
 class _Reports:
     """Sends the metrics of steps and epochs over the channel, and saves checkpoints through Ray Train."""
 
-    def __init__(self, channel: Any) -> None:
-        """`channel` is None except in the first worker, because only that one sends metrics and saves."""
+    def __init__(self, channel: Any, folder: str) -> None:
+        """`folder` is that of the checkpoints, for messages.
+
+        `channel` is None except in the first worker, because only that one sends metrics and saves.
+        """
         self.history: list[Metrics] = []
-        self._channel = channel
+        self._channel, self._folder = channel, folder
         self._steps: list[tuple[int, dict[str, torch.Tensor]]] = []
         self._sent_s = time.monotonic()
 
@@ -212,9 +237,14 @@ class _Reports:
         with tempfile.TemporaryDirectory() if self._channel is not None else nullcontext() as local:
             saved = None
             if local is not None:
-                torch.save({**trainer.state(), "history": self.history}, os.path.join(local, _STATE_FILE))
+                # Not by torch itself, whose errors do not say that a disk is full.
+                content = io.BytesIO()
+                torch.save({**trainer.state(), "history": self.history}, content)
+                with atomic_write(os.path.join(local, _STATE_FILE)) as file:
+                    file.write(content.getbuffer())
                 saved = ray.train.Checkpoint.from_directory(local)
-            ray.train.report({**metrics, "step": trainer.steps}, checkpoint=saved)
+            with explained(self._folder):
+                ray.train.report({**metrics, "step": trainer.steps}, checkpoint=saved)
 
 
 def _newest_state(channel: Any) -> dict[str, Any] | None:
