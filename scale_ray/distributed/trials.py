@@ -16,8 +16,9 @@ import ray.tune
 
 from scale_ray.config import PretrainConfig, Probing, Searching, SweepConfig
 from scale_ray.console import Console, Progress
+from scale_ray.distributed.failures import failing_as, failure_of
 from scale_ray.distributed.resources import ClusterSize
-from scale_ray.errors import RunFailed, UserError, last_line
+from scale_ray.errors import RunFailed, UserError
 from scale_ray.store import FeatureStore, StoredClips, training_clips
 from scale_ray.tracking import Experiment, RunFolder, RunRecord
 
@@ -100,7 +101,7 @@ def run_trials(
         results = tuner.fit()
     errors = [result.error for result in results if result.error]
     if errors:
-        raise RunFailed(f"{len(errors)} of {num_trials} trials failed, the first with: {last_line(errors[0])}")
+        raise RunFailed(f"{len(errors)} of {num_trials} trials failed, the first with: {failure_of(errors[0])}")
     return _ranked(results)
 
 
@@ -116,7 +117,13 @@ def _ranked(results: ray.tune.ResultGrid) -> list[Trial]:
     return sorted(trials, key=lambda trial: (-trial.value, str(trial.options)))
 
 
-def _trial(
+def _trial(values: dict[str, Any], **plain: Any) -> None:
+    """One trial, in a process of its own; all arguments are plain data, as Ray sends them."""
+    with failing_as("trial"):
+        _train(values, **plain)
+
+
+def _train(
     values: dict[str, Any],
     *,
     store: str,
@@ -124,7 +131,7 @@ def _trial(
     searching: dict[str, Any],
     probing: dict[str, Any],
 ) -> None:
-    """Train with one setting to the end, in this process; all arguments are plain data, as Ray sends them."""
+    """Train with one setting to the end."""
     import torch
 
     from scale_ray.clip_sets import ResidentClips
@@ -172,9 +179,14 @@ class _TrialRecords(ray.tune.Callback):  # type: ignore[misc]  # Ray is not type
         self._records: dict[str, RunRecord] = {}
         self._epochs: dict[str, int] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray saves its callbacks for a resumption, which there is not; a connection could not be saved.
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in trial.config.items())
-        self._records[trial.trial_id] = self._experiment.start(name, trial.config, parent=self._parent.run_id)
+        # Nothing here may wait for MLflow or fail with it: Ray Tune calls this between the trials' reports.
+        self._records[trial.trial_id] = self._experiment.start_later(name, trial.config, parent=self._parent)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -61,6 +61,6 @@ def export(checkpoint: str, out: str, *, runs: str = "runs", config: ExportConfi
         save_video_model(absolute(out), data)
     if config.tracking.register is not None:
         options = {"checkpoint": location, "representing": config.representing.to_dict()}
-        with Experiment(config.tracking, runs).start(f"export of {checkpoint}", options) as record:
+        with Experiment(config.tracking, runs, console).start(f"export of {checkpoint}", options) as record:
             record.model(absolute(out), config.tracking.register)
     return ExportResult(out, config.tracking.register)

@@ -16,7 +16,7 @@ from scale_ray.distributed.cluster import connected
 from scale_ray.distributed.resources import ClusterSize
 from scale_ray.distributed.workers import pretraining_clips, run_workers
 from scale_ray.errors import UserError
-from scale_ray.files.locations import showable
+from scale_ray.files.locations import join, showable
 from scale_ray.hashing import digest
 from scale_ray.pretraining import check_trainable, final_weights, trained_on
 from scale_ray.reports import losses_figure
@@ -94,7 +94,7 @@ def pretrain(store: str, run: str, *, runs: str = "runs", config: PretrainConfig
         return PretrainResult(folder)
     with connected(config.cluster, verbose=console.verbose) as size:
         workers = _num_workers(config, size, min(len(clips), len(held_out) or len(clips)))
-        experiment = Experiment(config.tracking, folder.runs)
+        experiment = Experiment(config.tracking, folder.runs, console)
         folder.write_config(described)
         with _mlflow_run(experiment, folder, described, features, console) as record:
             count = "..".join(map(str, sorted(set(workers)))) + (" worker" if workers == (1, 1) else " workers")
@@ -116,12 +116,13 @@ def _mlflow_run(
     experiment: Experiment, folder: RunFolder, described: Mapping[str, Any], store: FeatureStore, console: Console
 ) -> AbstractContextManager[RunRecord]:
     """The MLflow run of this folder: the one that an interrupted training left if MLflow has it, or a new one."""
+    also_in = f"{join(folder.location, 'history.parquet')} has the metrics of all epochs when the run is finished"
     before = folder.mlflow_run()
     if before is not None:
-        if (resumed := experiment.resume(before)) is not None:
+        if (resumed := experiment.resume(before, folder.name, also_in=also_in)) is not None:
             return resumed
         console.say(f"MLflow does not have run {before} any more: going on with a new one")
-    record = experiment.start(folder.name, {**described, "features": store.fingerprint})
+    record = experiment.start(folder.name, {**described, "features": store.fingerprint}, also_in=also_in)
     folder.remember_mlflow_run(record.run_id)
     name = showable(store.location).rstrip("/").rpartition("/")[2]
     profile = {"videos": len(store.videos()), "feature_width": store.feature_width()}

@@ -70,6 +70,8 @@ def probe(
     for aggregator in aggregators:
         check_compatible(features, aggregator)
     run = run_folder_of(locations[0])
+    # Before the work: results that MLflow could not take would be recorded nowhere if they have no folder.
+    experiment = Experiment(config.tracking, runs, console)
     tables, figures = _probed(features, aggregators, config, console)
     folder = absolute(out) if out else join(run.location, "probe") if run else None
     files = report_tables(tables)
@@ -81,7 +83,8 @@ def probe(
     files |= pictures
     described = {**config.to_dict(), "store": features.location, "checkpoint": ",".join(locations)}
     titles = ", ".join(name.rstrip("/").rpartition("/")[2] for name in names)
-    with Experiment(config.tracking, runs).start(f"probe of {titles}", described) as record:
+    also_in = f"{folder} has all tables and pictures" if folder else None
+    with experiment.start_later(f"probe of {titles}", described, also_in=also_in) as record:
         record.metrics(probe_metrics(tables))
         for name, content in files.items():
             record.content(content, name)

@@ -87,9 +87,11 @@ def sweep(store: str, run: str = "sweep", *, runs: str = "runs", config: SweepCo
     with connected(config.cluster, verbose=console.verbose) as size:
         num_trials = math.prod(map(len, grid.values()))
         at_once = min(config.searching.trials_at_once or size.gpus or size.cpus, num_trials)
-        experiment = Experiment(config.tracking, folder.runs)
+        experiment = Experiment(config.tracking, folder.runs, console)
         folder.write_config(described)
-        with experiment.start(folder.name, {"grid": described["grid"], "store": described["store"]}) as parent:
+        described_run = {"grid": described["grid"], "store": described["store"]}
+        also_in = f"the folders of the trials in {folder.location} have all metrics"
+        with experiment.start(folder.name, described_run, also_in=also_in) as parent:
             folder.remember_mlflow_run(parent.run_id)
             console.say(f"{num_trials} trials, {at_once} at a time, {len(train)} videos each")
             trials = run_trials(folder, features, config, experiment, parent, size, console)
