@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -26,8 +28,11 @@ from scale_ray.config import Cluster
 from scale_ray.distributed.failures import failure_of
 from scale_ray.distributed.private_ray import private_ray, protect_token
 from scale_ray.distributed.resources import ClusterSize
-from scale_ray.errors import UserError, first_line
+from scale_ray.errors import RunFailed, UserError, first_line
 from scale_ray.files.import_path import package_folder_to_name
+
+# With less than this, a Ray that did not start had no room; its logs alone take some.
+_MIN_FREE_BYTES = 2**20
 
 
 @contextmanager
@@ -83,7 +88,13 @@ def _start(cluster: Cluster, address: str | None, level: int, *, verbose: bool) 
             else:
                 # "local" always starts a new Ray; without it, Ray may try the stored address of a dead head.
                 ray.init(address="local", num_cpus=cluster.cpus or None, include_dashboard=False, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises plain ones, too
+        temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+        if not address and shutil.disk_usage(temporary).free < _MIN_FREE_BYTES:
+            raise RunFailed(
+                f"{temporary}: expected room for the files of a local Ray, found none; make room there, or name "
+                "another folder in RAY_TMPDIR"
+            ) from error
         where = f"a Ray cluster at {address}" if address else "a local Ray to start on this machine"
         raise UserError(f"address: expected {where}, found: {first_line(error)}") from error
 
