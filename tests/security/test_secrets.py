@@ -144,12 +144,12 @@ def test_the_artifacts_of_runs_at_a_uri_are_recorded_without_its_keys(tmp_path):
 def test_an_unexpected_error_is_printed_without_keys(tmp_path):
     code = (
         "import sys; from scale_ray.cli import main as command\n"
-        f"def fail(*_, **__): raise OSError('no answer from {URIS[0]}')\n"
+        f"def fail(*_, **__): raise LookupError('no answer from {URIS[0]}')\n"
         "command.cli.main = fail; command.main(['store', 'x'])"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert "OSError: no answer from s3://bucket/features" in ended.stderr
+    assert "LookupError: no answer from s3://bucket/features" in ended.stderr
     assert SECRET not in ended.stderr
 
 
