@@ -49,6 +49,9 @@ _ATTEMPTS = 3
 # Repetitions of a block whose process died. By default there is no limit, and a block that ends every process that
 # works on it would never be finished.
 _MAX_REPEATS = 4
+# Shards per data set of Ray, which takes the tasks of all of them before it begins the first one. The actors start anew
+# for each data set, which costs seconds for work of an hour or more.
+_SHARDS_AT_ONCE = 1024
 
 
 def run_stream(
@@ -80,15 +83,28 @@ def stream_shards(
     run: ExtractionRun, sampling: Sampling, extraction: Extraction, size: ClusterSize, progress: Progress
 ) -> None:
     """Decode and embed the videos of all incomplete shards; each shard is committed when its last video arrives."""
+    numbers = run.incomplete()
+    for start in range(0, len(numbers), _SHARDS_AT_ONCE):
+        _stream_some(run, numbers[start : start + _SHARDS_AT_ONCE], sampling, extraction, size, progress)
+
+
+def _stream_some(
+    run: ExtractionRun,
+    numbers: Sequence[int],
+    sampling: Sampling,
+    extraction: Extraction,
+    size: ClusterSize,
+    progress: Progress,
+) -> None:
     sizes = stage_sizes(size, extraction)
     input_sizes_px = sorted({target.encoder.input_px for target in run.targets})
-    bytes_per_video = max(video_bytes(run.shards[number].mode, sampling, input_sizes_px) for number in run.incomplete())
+    bytes_per_video = max(video_bytes(run.shards[number].mode, sampling, input_sizes_px) for number in numbers)
     # Large enough to amortise Ray's 30 ms per block, small enough to keep every decoder busy.
     max_videos = -(-run.num_pending // (4 * sizes.decoders))
     per_block = max(min(extraction.block_mib * 2**20 // bytes_per_video, max_videos), 1)
     buffered_blocks = 2 * sizes.decoders + extraction.blocks_ahead * sizes.actors
     with _block_limits(int(0.8 * per_block * bytes_per_video), buffered_blocks * per_block * bytes_per_video):
-        tasks = list(_tasks(run, per_block, max_videos))
+        tasks = list(_tasks(run, numbers, per_block, max_videos))
         with warnings.catch_warnings():
             # The only way to limit repetitions is deprecated without another one.
             warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
@@ -167,9 +183,9 @@ def _limited(**limit: int) -> dict[str, Any]:
     return {"ray_remote_args_fn": partial(dict, **limit)} if "ray_remote_args_fn" in known else {}
 
 
-def _tasks(run: ExtractionRun, per_block: int, max_videos: int) -> Iterator[pa.Table]:
+def _tasks(run: ExtractionRun, numbers: Sequence[int], per_block: int, max_videos: int) -> Iterator[pa.Table]:
     """The videos of one decoding task per table: of one shard, and `max_videos` rounded up to whole blocks."""
-    for number in run.incomplete():
+    for number in numbers:
         shard = run.shards[number]
         step = -(-min(max_videos, len(shard.video_ids)) // per_block) * per_block
         for start in range(0, len(shard.video_ids), step):

@@ -242,7 +242,7 @@ def test_segments_travel_to_the_decoder(folder):
         run = ExtractionRun(corpus, [Target(None, store, lease)], Extraction())  # type: ignore[arg-type]
     [shard] = run.shards
     assert (shard.video_ids, shard.segments) == (["0#1-2", "0#5-", "1"], [(1, 2), (5, None), (None, None)])
-    [task] = _tasks(run, 8, 8)
+    [task] = _tasks(run, [0], 8, 8)
     requests: list[Request] = []
 
     class Asked:
