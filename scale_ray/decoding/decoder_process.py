@@ -282,7 +282,16 @@ def _decode(request: Request, memory: mmap) -> Decoded:
     ]
     sizes: list[int] = []
     source = as_source(request.path, sizes)
-    clips = decode_clips(source, request.video_id, request.mode, request.sampling, request.input_sizes_px, into)
+    clips = decode_clips(
+        source,
+        request.video_id,
+        request.mode,
+        request.sampling,
+        request.input_sizes_px,
+        into,
+        start_s=request.start_s,
+        end_s=request.end_s,
+    )
     if source == request.path:
         with contextlib.suppress(OSError):
             sizes.append(os.path.getsize(request.path))

@@ -141,3 +141,18 @@ decoder.decode(Request("hang", "id", "train", Sampling(clips=3, frames=4), (32,)
     parent.kill()
     parent.wait()
     child.wait(timeout=10)
+
+
+def test_a_segment_reaches_the_decoder(monkeypatch, pixels):
+    asked = []
+
+    def decode(source, video_id, mode, sampling, input_sizes_px, into=None, *, start_s=None, end_s=None):
+        asked.append((source, start_s, end_s))
+        raise VideoError("open", "only asked")
+
+    monkeypatch.setattr(decoder_process, "decode_clips", decode)
+    for segment in ((None, None), (1.0, 2.5), (3.0, None)):
+        plain = request("/none.mp4")
+        part = Request(*(getattr(plain, name) for name in list(vars(plain))[:6]), *segment)
+        assert isinstance(decoder_process._answer(part, pixels.memory, 8), VideoError)
+    assert asked == [("/none.mp4", None, None), ("/none.mp4", 1.0, 2.5), ("/none.mp4", 3.0, None)]
