@@ -75,12 +75,12 @@ import os, signal, sys, time
 if "scale_ray.decoding.decoder_process" in " ".join(sys.orig_argv):
     import scale_ray.decoding.decoder_process as decoding
     real = decoding.decode_clips
-    def decode_clips(source, *rest):
+    def decode_clips(source, *rest, **segment):
         if source == "crash": os.kill(os.getpid(), signal.SIGSEGV)
         if source == "hang": time.sleep(600)
         if source == "memory": bytearray(64 * 2**30)
         if source == "odd": raise ZeroDivisionError("never seen before")
-        return real(source, *rest)
+        return real(source, *rest, **segment)
     decoding.decode_clips = decode_clips
 """
     )

@@ -9,7 +9,7 @@ import pytest
 from support.stores import FINGERPRINT, corpus_of, features_of, read_clips
 
 from scale_ray.config import Sampling
-from scale_ray.errors import UserError
+from scale_ray.errors import RunFailed, UserError
 from scale_ray.store import shard_store
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.schema import Failure, fingerprint_of
@@ -54,7 +54,7 @@ def test_a_write_that_dies_leaves_nothing(store, rng, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(pq, "write_table", dies)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunFailed, match="No space"):
         store.commit("part-train-x.parquet", "train", features_of(rng, "a"))
     monkeypatch.undo()
     assert read_clips(store, "train").video_ids == []
