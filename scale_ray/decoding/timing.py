@@ -76,6 +76,7 @@ def timing_of(video: VideoFile) -> Timing:
         and clearly_shorter(timing.length_s, counted_s, fps)
     ):
         raise cut_short(timing.length_s, counted_s)
+    _check_index(video, timing.length_s)
     return timing
 
 
@@ -129,6 +130,19 @@ def clearly_shorter(found_s: float, expected_s: float, fps: float) -> bool:
 
 def cut_short(found_s: float, expected_s: float) -> VideoError:
     return VideoError("decode", f"cut short: expected {expected_s:.2f} s, found frames up to {found_s:.2f} s")
+
+
+def _check_index(video: VideoFile, length_s: float) -> None:
+    """Raise a VideoError if the index of an MP4 or MOV file lists packets behind the end of the file."""
+    stream, entries, size = video.stream, video.stream.index_entries, video.container.size
+    last = len(entries) - 1
+    if video.container.format.name != _MOV or last < 0 or entries[last].pos + entries[last].size <= size:
+        return
+    while last and entries[last].pos + entries[last].size > size:
+        last -= 1
+    found_s = float((entries[last].timestamp - entries[0].timestamp) * stream.time_base)
+    if clearly_shorter(found_s, length_s, frame_rate(stream)):
+        raise cut_short(found_s, length_s)
 
 
 def _has_header(video: VideoFile) -> bool:

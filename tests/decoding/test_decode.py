@@ -204,6 +204,29 @@ def test_odd_files_decode_or_have_a_reason(path):
     assert clips.pixels[0].std() > 0 or path.name.startswith("moviepy__-video-with-dash")
 
 
+# Seconds, and frames per second on average: what a player shows, and not always what the header says.
+MADE = {
+    "made__begins_between_key_frames.ts": (7.0, 30.0),
+    "made__last_frame_stands_25_s.mp4": (29.967, 5.006),
+    "made__pause_at_the_end.gif": (5.9, 3.448),
+    "made__raw_stream_12_s.h264": (12.0, 30.0),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_odd_files_give_clips_for_every_id_in_every_mode(real_media, name):
+    duration_s, fps = MADE[name]
+    small = Sampling(clips=8, frames=4, stride=2, eval_times=8, eval_crops=1)
+    for mode in ("train", "augmented", "eval"):
+        for number in range(1 if mode == "eval" else 20):
+            clips = decode_clips(str(real_media / "odd" / name), f"id {number}", mode, small, [16])
+            assert clips.geometry.duration_s == pytest.approx(duration_s, abs=0.04)
+            assert clips.geometry.fps == pytest.approx(fps, abs=0.01)
+        if mode == "eval":
+            assert clips.positions[0, 5] == 0
+            assert clips.positions[-1, 6] > min(duration_s / 2, 1.8), "the end is not shown"
+
+
 def test_scrambled_stamps_fall_back_on_the_decoders_order(real_media):
     """The presentation stamps of these files are not monotonic; neighbouring frames must still be similar."""
     path = real_media / "videos/ut_interaction/kick/13_3_2.avi"

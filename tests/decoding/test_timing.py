@@ -203,6 +203,7 @@ CUT = {
     "avi": ("mpeg4", {"bf": "2", "g": "60"}, "cut short: expected 12.0"),
     "flv": ("libx264", H264, "cut short: expected 12.0"),
     "asf": ("mpeg4", {"g": "60"}, "cut short: bytes are missing at its end"),
+    "mp4": ("libx264", H264, "cut short: expected 12.0"),
     "ivf": ("libvpx", {"deadline": "realtime", "cpu-used": "8"}, "cut short: expected 12.0|damaged"),
 }
 
@@ -211,7 +212,8 @@ CUT = {
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_file_that_lost_its_end_is_cut_short_in_every_mode_and_for_every_id(tmp_path, suffix, mode):
     codec, options, reason = CUT[suffix]
-    content = write(tmp_path / f"whole.{suffix}", codec, options).read_bytes()
+    mux = {"movflags": "faststart"} if suffix == "mp4" else {}
+    content = write(tmp_path / f"whole.{suffix}", codec, options, **mux).read_bytes()
     path = tmp_path / f"cut.{suffix}"
     path.write_bytes(content[: len(content) * 6 // 10])
     for number in range(10):
