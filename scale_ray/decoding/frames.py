@@ -11,7 +11,7 @@ from av.video.frame import VideoFrame
 
 from scale_ray.clips import VideoGeometry
 from scale_ray.decoding.orientation import orientation_of
-from scale_ray.decoding.timing import Timing, decoding_times_s, packets_of
+from scale_ray.decoding.timing import PacketStamps, Timing, packets_of, stamps_in_order
 from scale_ray.decoding.video_file import VideoFile
 from scale_ray.errors import VideoError
 
@@ -136,13 +136,23 @@ class FrameReader:
             yield time_s, frame
 
     def _timed_in_order(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
-        """Frames with the times at which packets are decoded: frame n, in the order of the output, with packet n."""
+        """Frames in the order of the output, timed by decoding stamps, or by the frame rate where those are missing.
+
+        A frame is shown at the decoding stamp of the packet with which it leaves the decoder. Some files store decoding
+        stamps as presentation stamps, without others: then frame n has the stamp of packet n.
+        """
         if self.timing.fps <= 0:
             raise VideoError("decode", "neither usable time stamps nor a frame rate")
-        times_s = decoding_times_s(self.video) if self.timing.has_stamps else []
+        stamps = stamps_in_order(self.video) if self.timing.has_stamps else PacketStamps()
+        first_s, time_s = None, -1 / self.timing.fps
         for number, frame in enumerate(frames):
-            last_s, ahead = (times_s[-1], number - len(times_s) + 1) if times_s else (0.0, number)
-            yield times_s[number] if number < len(times_s) else last_s + ahead / self.timing.fps, frame
+            next_s = time_s + 1 / self.timing.fps
+            stamp = frame.dts if stamps.are_for_decoding else stamps.stored_of(number)
+            if stamp is not None:
+                first_s = stamp * self._unit_s - next_s if first_s is None else first_s
+                next_s = max(stamp * self._unit_s - first_s, time_s)
+            time_s = next_s
+            yield time_s, frame
 
     def _seek_pays(self, reached_s: float, time_s: float) -> bool:
         stream, rate = self.video.stream, self.timing.fps

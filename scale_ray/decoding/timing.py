@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import av
@@ -22,6 +22,7 @@ _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 _WITH_HEADER = {_MOV, "matroska,webm", "avi", "asf", "flv", "mxf"}
 # Containers whose average frame rate is that of their frames; in others, FFmpeg may have made it up.
 _WITH_AVERAGE_RATE = {_MOV, "matroska,webm"}
+_WITHOUT_STAMPS = {"avi", "asf"}
 # Flags of FFmpeg's formats: no stamps at all, and stamps that may begin again.
 _NO_STAMPS, _STAMPS_MAY_JUMP = 0x80, 0x200
 # MPEG program streams: few of their frames have stamps, and what FFmpeg estimates for the others is off by half a frame
@@ -110,17 +111,33 @@ def packets_of(video: VideoFile) -> Iterator[Any]:
     return (packet for packet, _ in _joined_packets(video))
 
 
-def decoding_times_s(video: VideoFile) -> list[float]:
-    """The times in seconds since the first one at which the packets are decoded, from a separate reading of the file.
+@dataclass(frozen=True)
+class PacketStamps:
+    """What times frames that have no presentation stamps of their own.
 
-    Some containers store these as presentation stamps. None are returned if stamps are missing or not in order.
+    `stored`: presentation stamps that are in the order of the packets, in units of the stream: they are those of
+    decoding. `are_for_decoding`: otherwise, whether every packet has a later decoding stamp than the one before.
     """
+
+    are_for_decoding: bool = False
+    stored: tuple[int, ...] = ()
+
+    def stored_of(self, packet: int) -> int | None:
+        return self.stored[packet] if packet < len(self.stored) else None
+
+
+def stamps_in_order(video: VideoFile) -> PacketStamps:
+    """The stamps of all packets, from another reading of the file."""
     with opened_again(video) as again:
-        packets = [(packet.pts, packet.dts) for packet in packets_of(again) if packet.size and not packet.is_discard]
-    for stamps in zip(*packets, strict=True):
-        if None not in stamps and list(stamps) == sorted(stamps):
-            return [float((stamp - stamps[0]) * video.stream.time_base) for stamp in stamps]
-    return []
+        stamps = [(packet.pts, packet.dts) for packet in packets_of(again) if packet.size and not packet.is_discard]
+    if not stamps:
+        return PacketStamps()
+    stored, decoding = zip(*stamps, strict=True)
+    # Containers without presentation stamps get some that FFmpeg estimates.
+    if video.container.format.name not in _WITHOUT_STAMPS and None not in stored and list(stored) == sorted(stored):
+        return PacketStamps(stored=stored)
+    is_later = None not in decoding and all(before < after for before, after in pairwise(decoding))
+    return PacketStamps(are_for_decoding=is_later)
 
 
 def clearly_shorter(found_s: float, expected_s: float, fps: float) -> bool:

@@ -118,6 +118,18 @@ def test_frames_without_presentation_stamps_are_shown_in_order(tmp_path, name):
     assert clips.geometry.fps == pytest.approx(FPS)
 
 
+@pytest.mark.parametrize("name", ["h264.avi", "h264.asf", "mpeg4.avi"])
+def test_frames_left_out_before_encoding_shift_no_others(tmp_path, name):
+    """A variable frame rate, where the container stores decoding stamps only."""
+    stamps = [stamp for stamp in range(FRAMES) if stamp % 19 not in (4, 5, 6, 7, 13)]
+    clips = decoded(write(tmp_path / name, *REORDERED[name], stamps))
+    times_s = [time_s for plan in plan_clips("id", "eval", clips.geometry, SAMPLING) for time_s in plan.times_s]
+    shown = [number_of(frame) for clip in clips.pixels[0] for frame in clip]
+    expected = [int(np.searchsorted(np.array(stamps) / FPS, time_s + 1.1e-3, "right")) - 1 for time_s in times_s]
+    last = len(stamps) - 4  # of the last frames, reordered ones have no stamps
+    assert [min(number, last) for number in shown] == [min(number, last) for number in expected]
+
+
 JOINED = {
     "ts": ("libx264", H264),
     "mpg": ("mpeg2video", {"bf": "2", "g": "15"}),
