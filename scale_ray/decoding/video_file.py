@@ -131,6 +131,8 @@ class _View:
 
 def _is_single(container: Any) -> bool:
     """Whether an image format holds no more than one image; streams of Motion JPEG begin as a JPEG file does."""
+    if not container.streams.video:
+        return True
     try:
         return sum(packet.size > 0 for packet in islice(container.demux(video=0), 2)) < 2
     except (av.error.FFmpegError, OSError):
@@ -161,6 +163,8 @@ def _video_stream(container: Any) -> Any:
     if not videos:
         raise VideoError("open", _ONLY_A_PICTURE)
     stream = best if any(best is video for video in videos) else videos[0]
+    if stream.codec_context is None:
+        raise VideoError("open", "FFmpeg has no decoder for its video stream")
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all

@@ -131,6 +131,18 @@ def test_a_text_that_ffmpeg_would_show_as_terminal_art_is_no_video(tmp_path):
         decode_clips(str(path), "id", "train", Sampling(), [32])
 
 
+def test_a_codec_without_a_decoder_has_a_reason(tmp_path):
+    path = tmp_path / "unknown.mp4"
+    write_video(path, numbered_frames(5), fps=10, codec="libx264")
+    content = path.read_bytes()
+    assert content.count(b"avc1") >= 1
+    path.write_bytes(content.replace(b"avc1", b"zzz1"))
+    for read in (lambda: decode_clips(str(path), "id", "eval", Sampling(), [32]), lambda: header_of("id", str(path))):
+        with pytest.raises(VideoError, match="FFmpeg has no decoder for its video stream") as caught:
+            read()
+        assert caught.value.stage == "open"
+
+
 def test_a_missing_file_has_a_reason():
     with pytest.raises(VideoError, match="No such file"):
         decode_clips("/nowhere/video.mp4", "id", "train", Sampling(), [32])
