@@ -220,9 +220,7 @@ class Extraction(Options):
     actor_cpus: int = option(0, "Threads per actor without a GPU; 0: from the cluster's size.", check=at_least(0))
     batch_clips: int = option(16, "Clips per batch of the backbone.", check=at_least(1))
     retry_failed: bool = option(False, "Retry the videos in the failure ledger.", main=True)
-    re_extract_changed: bool = option(
-        False, "Extract again what was replaced, by a file of another size, since it was stored.", main=True
-    )
+    re_extract_changed: bool = option(False, "Extract videos again whose file was replaced.", main=True)
     max_failed_share: float = option(
         0.1,
         "Fraction of failed videos above which jobs, pipeline and demo fail.",

@@ -29,14 +29,15 @@ MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE)
 
 @contextmanager
 def failing_as(stage: str) -> Iterator[None]:
-    """In a worker: raise any exception as a `RunFailed` that names the stage and this node.
+    """In a worker: raise any exception as a `RunFailed`, or a `UserError` again, that names the stage and this node.
 
     The text alone goes to the driver: an exception of another package might not be readable there.
     """
     try:
         yield
     except Exception as error:
-        raise RunFailed(f"{stage} on node {node_name()}: {text_of(error)}") from error
+        kind = UserError if isinstance(error, UserError) else RunFailed
+        raise kind(f"{stage} on node {node_name()}: {text_of(error)}") from error
 
 
 def text_of(error: BaseException) -> str:
@@ -82,7 +83,9 @@ def training_failure(error: TrainingFailedError) -> RunFailed:
     if dead:
         return RunFailed(f"a training worker died: {first_line(dead[0])}")
     cause = _cause_in(causes[0])
-    return RunFailed(cause.removeprefix(f"{RunFailed.__module__}.{RunFailed.__name__}: "))
+    for own in (RunFailed, UserError):
+        cause = cause.removeprefix(f"{own.__module__}.{own.__name__}: ")
+    return RunFailed(cause)
 
 
 def _cause_in(error: BaseException) -> str:

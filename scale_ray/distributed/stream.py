@@ -30,7 +30,7 @@ from scale_ray.decoding import Decoder, video_bytes
 from scale_ray.distributed.cluster import connected
 from scale_ray.distributed.failures import failing_as
 from scale_ray.distributed.resources import ClusterSize, StageSizes, stage_sizes
-from scale_ray.errors import RunFailed
+from scale_ray.errors import RunFailed, UserError
 from scale_ray.extraction import (
     ExtractionRun,
     ExtractionSummary,
@@ -240,7 +240,7 @@ class EmbedBlock:
         try:
             with failing_as("backbone"):
                 self._load(encoders, module_folders, cpu_threads)
-        except RunFailed as error:
+        except (UserError, RunFailed) as error:
             self._failure = error
 
     def _load(self, encoders: list[ray.ObjectRef], module_folders: list[str], cpu_threads: int) -> None:

@@ -161,7 +161,7 @@ def _work(job: dict[str, Any]) -> None:
     try:
         with failing_as("training"):
             _train(job)
-    except RunFailed as failure:
+    except (UserError, RunFailed) as failure:
         if _comes_back(failure.__cause__):
             ray.get(channel.fail.remote(failure))
         raise

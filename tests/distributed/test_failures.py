@@ -37,7 +37,7 @@ def cluster_node(monkeypatch) -> None:
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_a_failure_in_a_worker_names_stage_node_and_cause(cluster_node, error, expected):
-    with pytest.raises(RunFailed) as raised, failing_as("backbone"):
+    with pytest.raises(UserError if isinstance(error, UserError) else RunFailed) as raised, failing_as("backbone"):
         raise error
     text = str(raised.value)
     assert text.startswith(f"backbone on node {socket.gethostname()} (10.0.0.7): ")
