@@ -209,10 +209,10 @@ def _length_by_index_s(video: VideoFile) -> float:
 
 def _joined_packets(video: VideoFile) -> Iterator[tuple[Any, int]]:
     """Packets with stamps that go on, and the shift of each, in units of the stream: 0 unless parts were joined."""
-    stream, unit_s = video.stream, float(video.stream.time_base or 0)
+    unit_s = float(video.stream.time_base or 0)
     may_jump = bool(video.container.format.flags & _STAMPS_MAY_JUMP)
     shift, next_dts, end = 0, None, None  # the last two: of the packets so far, shifted
-    for packet in video.container.demux(stream):
+    for packet in _demuxed(video):
         if packet.has_sidedata("encryption_info"):
             raise VideoError("open", "encrypted: its frames cannot be decoded without the key")
         if packet.dts is not None and packet.size and next_dts is not None:
@@ -229,6 +229,15 @@ def _joined_packets(video: VideoFile) -> Iterator[tuple[Any, int]]:
         if packet.size and packet.pts is not None:
             end = max(packet.pts + (packet.duration or 0), packet.pts if end is None else end)
         yield packet, shift
+
+
+def _demuxed(video: VideoFile) -> Iterator[Any]:
+    while True:
+        try:
+            yield from video.container.demux(video.stream)
+            return
+        except IndexError:  # a packet of another stream that begins late, which PyAV does not know: it is skipped
+            continue
 
 
 def _read_through(video: VideoFile) -> Timing:

@@ -284,3 +284,23 @@ def test_a_segment_behind_the_end_of_its_video_has_a_reason(tmp_path):
         VideoError, match=r"segment: expected a start before the end of the video at 1\.00 s, found 2 s"
     ):
         decode_clips(str(path), "id", "eval", SAMPLING, [32], start_s=2.0, end_s=3.0)
+
+
+def test_a_stream_of_sound_that_begins_late_is_skipped(tmp_path):
+    """As in recordings of television; PyAV knows only the streams that FFmpeg finds when it opens a file."""
+    silent, path = write(tmp_path / "silent.ts", stamps=range(300)), tmp_path / "late.ts"
+    with av.open(str(silent)) as source, av.open(str(tmp_path / "sound.ts"), "w") as out:
+        sound = out.add_stream("aac", rate=48000, layout="mono")
+        video = out.add_stream_from_template(source.streams.video[0])
+        for number in range(200):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            silence.rate, silence.pts, silence.time_base = 48000, 1024 * number, Fraction(1, 48000)
+            out.mux(sound.encode(silence))
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                out.mux(packet)
+    # The picture of the second part has another stream, too: it is not shown.
+    path.write_bytes(silent.read_bytes() * 20 + (tmp_path / "sound.ts").read_bytes())
+    clips = decoded(path)
+    assert clips.geometry.duration_s >= 199
