@@ -287,7 +287,7 @@ def test_a_segment_behind_the_end_of_its_video_has_a_reason(tmp_path):
 
 
 def test_a_stream_of_sound_that_begins_late_is_skipped(tmp_path):
-    """As in recordings of television; PyAV knows only the streams that FFmpeg finds when it opens a file."""
+    """As in recordings of television."""
     silent, path = write(tmp_path / "silent.ts", stamps=range(300)), tmp_path / "late.ts"
     with av.open(str(silent)) as source, av.open(str(tmp_path / "sound.ts"), "w") as out:
         sound = out.add_stream("aac", rate=48000, layout="mono")
