@@ -18,7 +18,7 @@ from scale_ray.clips import Clip, VideoGeometry, plan_clips
 from scale_ray.config import Sampling
 from scale_ray.decoding.augmentation import apply_augmentation
 from scale_ray.decoding.cropping import Cropper, to_rgb
-from scale_ray.decoding.frames import SAME_TIME_S, FrameReader, ReadAgain, geometry_of
+from scale_ray.decoding.frames import FrameReader, ReadAgain, geometry_of
 from scale_ray.decoding.orientation import Orientation, orientation_of
 from scale_ray.decoding.timing import clearly_shorter, cut_short, timing_of
 from scale_ray.decoding.video_file import Source, open_video
@@ -124,7 +124,7 @@ class _Segment:
     last_s: float  # the latest time at which a frame of it is shown
 
     @classmethod
-    def of(cls, geometry: VideoGeometry, start_s: float | None, end_s: float | None) -> _Segment:
+    def of(cls, geometry: VideoGeometry, start_s: float | None, end_s: float | None, same_time_s: float) -> _Segment:
         start_s = start_s or 0.0
         if start_s and start_s >= geometry.duration_s:
             raise VideoError(
@@ -135,7 +135,7 @@ class _Segment:
         if end_s is None or end_s >= geometry.duration_s:
             return cls(start_s, geometry.duration_s, float("inf"))
         # The frame that begins where the segment ends is not part of it.
-        return cls(start_s, end_s, max(end_s - 2 * SAME_TIME_S, start_s))
+        return cls(start_s, end_s, max(end_s - 2 * same_time_s, start_s))
 
     def video_time_s(self, time_s: float) -> float:
         return min(self.start_s + time_s, self.last_s)
@@ -151,7 +151,7 @@ def _decode(
 ) -> DecodedClips:
     first = reader.shown[1]
     whole = geometry_of(reader)
-    segment = _Segment.of(whole, *limits_s)
+    segment = _Segment.of(whole, *limits_s, reader.same_time_s)
     geometry = replace(whole, duration_s=segment.end_s - segment.start_s)
     clips = plan_clips(video_id, mode, geometry, sampling)
     groups = _crop_groups(clips, geometry, orientation_of(first), [array.shape[2] for array in pixels])

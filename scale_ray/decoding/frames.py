@@ -15,8 +15,9 @@ from scale_ray.decoding.timing import PacketStamps, Timing, packets_of, stamps_i
 from scale_ray.decoding.video_file import VideoFile
 from scale_ray.errors import VideoError
 
-# Stamps are rounded, in Matroska and ASF to milliseconds; a wanted time this close before a frame selects that frame.
-SAME_TIME_S = 1.1e-3
+# Stamps are rounded, in Matroska and ASF to milliseconds; a wanted time this close before a frame selects that frame,
+# but never one that is more than half a frame away.
+_SAME_TIME_S = 1.1e-3
 # A seek costs about as much as decoding this many frames; fewer frames are decoded and discarded.
 _SEEK_COST_FRAMES = 16
 # Minimum distance of a seek if the container has no index of its key frames.
@@ -53,6 +54,7 @@ class FrameReader:
 
     def __init__(self, video: VideoFile, timing: Timing, *, by_stamp: bool, may_seek: bool) -> None:
         self.video, self.timing = video, timing
+        self.same_time_s = min(_SAME_TIME_S, 0.5 / max(timing.fps, 1.0))
         self._unit_s = float(video.stream.time_base or 0)
         self._by_stamp = by_stamp and timing.has_stamps
         self._may_seek = self._by_stamp and may_seek and timing.may_seek
@@ -99,7 +101,7 @@ class FrameReader:
 
     def frame_at(self, time_s: float) -> tuple[float, VideoFrame]:
         """The frame shown at a time, with its own time; the last frame for all times after the end."""
-        while self._following is not None and self._following[0] <= time_s + SAME_TIME_S:
+        while self._following is not None and self._following[0] <= time_s + self.same_time_s:
             if self._may_seek and self._seek_pays(self._following[0], time_s):
                 self._seek(time_s)
             else:
@@ -185,7 +187,7 @@ class FrameReader:
                 raise ReadAgain(by_stamp=True) from error
             self._frames = self._decoded()
             landed = next(self._frames, None)
-            if landed is not None and landed[0] <= time_s + SAME_TIME_S:
+            if landed is not None and landed[0] <= time_s + self.same_time_s:
                 self._shown, self._following = landed, next(self._frames, None)
                 # A seek that lands earlier causes frames to be decoded twice: do not seek again in this file.
                 self._may_seek = landed[0] > reached_s

@@ -200,7 +200,7 @@ def _length_by_index_s(video: VideoFile) -> float:
         try:
             last = entries[max(len(entries) - _REORDERED, 0)]
             again.container.seek(last.timestamp, stream=stream, backward=True, any_frame=True)
-            packets = [packet for packet in again.container.demux(stream) if packet.pts is not None]
+            packets = [packet for packet in _demuxed(again.container, stream) if packet.pts is not None]
         except (av.error.FFmpegError, OSError):  # the decoder will tell
             return 0.0
         ends = [packet.pts + (packet.duration or 0) for packet in packets if not packet.is_discard]
@@ -212,7 +212,7 @@ def _joined_packets(video: VideoFile) -> Iterator[tuple[Any, int]]:
     unit_s = float(video.stream.time_base or 0)
     may_jump = bool(video.container.format.flags & _STAMPS_MAY_JUMP)
     shift, next_dts, end = 0, None, None  # the last two: of the packets so far, shifted
-    for packet in _demuxed(video):
+    for packet in _demuxed(video.container, video.stream):
         if packet.has_sidedata("encryption_info"):
             raise VideoError("open", "encrypted: its frames cannot be decoded without the key")
         if packet.dts is not None and packet.size and next_dts is not None:
@@ -231,12 +231,13 @@ def _joined_packets(video: VideoFile) -> Iterator[tuple[Any, int]]:
         yield packet, shift
 
 
-def _demuxed(video: VideoFile) -> Iterator[Any]:
+def _demuxed(container: Any, *streams: Any) -> Iterator[Any]:
+    """The packets of these streams, or of all; a stream that begins late, which PyAV does not know, is skipped."""
     while True:
         try:
-            yield from video.container.demux(video.stream)
+            yield from container.demux(*streams)
             return
-        except IndexError:  # a packet of another stream that begins late, which PyAV does not know: it is skipped
+        except IndexError:
             continue
 
 
@@ -291,7 +292,7 @@ def _length_by_end_s(video: VideoFile) -> float:
         container, stream = again.container, again.stream
         for other in container.streams:
             other.discard = Discard.default
-        beginning = [packet for packet in islice(container.demux(stream), _REORDERED) if packet.pts is not None]
+        beginning = [packet for packet in islice(_demuxed(container, stream), _REORDERED) if packet.pts is not None]
         if not beginning:
             return 0.0
         first = min(packet.pts for packet in beginning)
@@ -305,7 +306,7 @@ def _length_by_end_s(video: VideoFile) -> float:
             except (av.error.FFmpegError, OSError):
                 return stated_s
         end_s = float(end * stream.time_base)
-        for packet in container.demux():
+        for packet in _demuxed(container):
             if packet.pts is None:
                 continue
             packet_end = packet.pts + (packet.duration or 0)

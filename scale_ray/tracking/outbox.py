@@ -19,7 +19,7 @@ class Outbox:
     """Makes calls in the order in which they were put, one at a time, without ever holding up whoever puts them.
 
     A call does one piece of work and returns whether that was the last one. If it raises an exception, it is repeated
-    until it succeeds, unless `is_refused` finds that the service has answered with a refusal.
+    until it succeeds, unless `is_refused` finds that the service has answered with a refusal, which is printed once.
 
     Parameters
     ----------
@@ -42,6 +42,7 @@ class Outbox:
     ) -> None:
         self.reason: str | None = None
         self._service, self._say, self._reason_of, self._is_refused = service, say, reason_of, is_refused
+        self._refusals: set[str] = set()
         self._calls: deque[Call] = deque()
         self._changed = threading.Condition()
         self._is_running = self._is_away = False
@@ -86,7 +87,9 @@ class Outbox:
             except Exception as error:  # noqa: BLE001 - a client raises errors of many packages
                 self.reason = self._reason_of(error)
                 is_done = self._is_refused(error)
-                if not is_done:
+                if is_done:
+                    self._note_refusal(self.reason)
+                else:
                     self._note_away()
                     with self._changed:
                         self._changed.wait_for(lambda: not self._calls, pause_s)
@@ -101,6 +104,11 @@ class Outbox:
                 self._is_running = False
                 return None
             return self._calls[0]
+
+    def _note_refusal(self, reason: str) -> None:
+        if reason not in self._refusals:
+            self._refusals.add(reason)
+            self._say(f"{self._service} refused something that this run recorded: {reason}")
 
     def _note_away(self) -> None:
         if not self._is_away:

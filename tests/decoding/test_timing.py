@@ -14,6 +14,7 @@ from scale_ray.clips import plan_clips
 from scale_ray.config import Sampling
 from scale_ray.decoding import open_video, timing_of
 from scale_ray.decoding.decode import DecodedClips, decode_clips
+from scale_ray.decoding.frames import FrameReader
 from scale_ray.errors import VideoError
 from scale_ray.inspection.headers import header_of
 
@@ -43,16 +44,17 @@ def write(
     codec: str = "libx264",
     options: dict[str, str] = H264,
     stamps: Sequence[int] = range(FRAMES),
+    fps: int = FPS,
     **mux: str,
 ) -> Path:
-    """A video whose frame k shows the number k and has the stamp `stamps[k]`, in thirtieths of a second."""
+    """A video whose frame k shows the number k and has the stamp `stamps[k]`, in units of 1 / fps."""
     with av.open(str(path), "w", options=mux) as container:
-        stream = container.add_stream(codec, rate=FPS, options={"threads": "1", **options})
+        stream = container.add_stream(codec, rate=fps, options={"threads": "1", **options})
         stream.height = stream.width = SIZE_PX
         stream.pix_fmt = "yuv420p"
         for number, stamp in enumerate(stamps):
             frame = av.VideoFrame.from_ndarray(coded(number), format="rgb24")
-            frame.pts, frame.time_base = stamp, Fraction(1, FPS)
+            frame.pts, frame.time_base = stamp, Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
@@ -107,6 +109,16 @@ def test_a_raw_stream_that_states_no_rate_is_refused(tmp_path):
     for read in (decoded, lambda path: header_of("id", str(path))):
         with pytest.raises(VideoError, match="states neither time stamps nor a frame rate"):
             read(path)
+
+
+def test_at_thousands_of_frames_per_second_each_is_found(tmp_path):
+    """The tolerance for rounded stamps is less than half a frame."""
+    path = write(tmp_path / "fast.mp4", fps=4000)
+    with open_video(str(path)) as video:
+        reader = FrameReader(video, timing_of(video), by_stamp=True, may_seek=True)
+        for number in (0, 1, 7, 100, 101, 250, 359):
+            _, frame = reader.frame_at((number + 0.25) / 4000)
+            assert number_of(frame.to_ndarray(format="rgb24")) == number
 
 
 REORDERED = {

@@ -106,9 +106,10 @@ def test_a_slow_service_is_waited_for_as_long_as_it_answers(outbox, service):
     assert service.taken == list(range(8))
 
 
-def test_a_refusal_is_not_repeated_and_does_not_hold_up_the_others(outbox, service):
-    for number in (1, 99, 2):
+def test_a_refusal_is_not_repeated_and_does_not_hold_up_the_others(outbox, service, said):
+    for number in (1, 99, 99, 2):
         outbox.put(lambda number=number: service.take(number))
     assert outbox.settle(5)
     assert service.taken == [1, 2]
     assert outbox.reason == "Refused"
+    assert said == ["the service refused something that this run recorded: Refused"], "not in silence, and once"
