@@ -21,11 +21,7 @@ from scale_ray.corpus.sample_videos import make_samples
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several test processes one runs all tests that start Ray, so that there is never more than one Ray at a time.
-
-    With pytest 9.2 this has no effect: xdist 3.8 writes the group to an attribute that pytest no longer reads. Until a
-    newer xdist does, two tests with Ray can run at once; each has ports and folders of its own.
-    """
+    """Of several test processes one runs all tests that start Ray, so that there is never more than one Ray at a time."""
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
