@@ -40,6 +40,10 @@ CLASSES = {
     "FeatureStore": "scale_ray.store",
     "VectorStore": "scale_ray.embedding",
     "VideoModel": "scale_ray.embedding",
+    # What a sweep tries for an option: `sr.sweep("features", learning_rate=sr.log_uniform(1e-4, 1e-2))`.
+    "Range": "scale_ray.config",
+    "log_uniform": "scale_ray.config",
+    "uniform": "scale_ray.config",
 }
 
 __all__ = ["__version__", *CLASSES, *STAGES]

@@ -26,7 +26,7 @@ LAYERS = (
     {"aggregator", "backbones", "clips", "corpus", "tracking"},
     {"decoding", "store"},
     {"clip_sets", "extraction", "inspection"},
-    {"embedding", "pretraining", "probes"},
+    {"embedding", "pretraining", "probes", "search"},
     {"distributed", "reports"},
     {"stages"},
     {"cli"},

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -60,7 +60,7 @@ def command(stage: type[StageConfig] | None = None) -> Callable[[Command], Comma
 
     The function is called with a `Caller`, its own click parameters and, if it has a stage, its `config`.
     """
-    sections = {} if stage is None else stage.sections()
+    sections, searchable = ({}, {}) if stage is None else (stage.sections(), stage.searchable())
 
     def decorate(function: Command) -> Command:
         @click.pass_context
@@ -76,8 +76,8 @@ def command(stage: type[StageConfig] | None = None) -> Callable[[Command], Comma
 
         for name, section in reversed(sections.items()):
             for field in reversed(dataclasses.fields(section)):  # type: ignore[arg-type]
-                called = _click_option(name, section, field)(called)
-        for common in reversed(_common(sections)):
+                called = _click_option(name, section, field, searchable.get(f"{name}.{field.name}"))(called)
+        for common in reversed(_common(sections, searchable)):
             called = common(called)
         return called
 
@@ -130,14 +130,28 @@ class ValueList(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"expected {self.plain.__name__}s separated by commas, found {value!r}", param, context)
 
 
-def _click_option(name: str, section: type[Options], field: dataclasses.Field[Any]) -> Callable[[Command], Command]:
+class SearchedValue(click.ParamType):  # type: ignore[type-arg]
+    """A value, several separated by commas, or a range; read by `SweepConfig`."""
+
+    def __init__(self, plain: type) -> None:
+        self.name = f"{plain.__name__}s"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        return value
+
+
+def _click_option(
+    name: str, section: type[Options], field: dataclasses.Field[Any], tried: tuple[Any, ...] | None
+) -> Callable[[Command], Command]:
+    """The click option of a field; `tried` are the default values of a search, None if it cannot be searched."""
     plain, _, item = option_types(section)[field.name]
-    unit, default = field.metadata["unit"], field.default
+    unit, default = field.metadata["unit"], tried or field.default
     if plain is bool:
         keywords: dict[str, Any] = {"is_flag": True}
         shown = ""
     else:
-        keywords = {"type": ValueList(item) if plain is tuple else plain}
+        kind = SearchedValue(plain) if tried is not None else ValueList(item) if plain is tuple else plain
+        keywords = {"type": kind}
         text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
         shown = "" if default is None else "  [" + " ".join(filter(None, [text, unit])) + "]"
     return click.option(
@@ -157,10 +171,10 @@ def _taken(section: str, values: dict[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): values.pop(name) for name in list(values) if name.startswith(prefix)}
 
 
-def _common(sections: Mapping[str, type[Options]]) -> list[Callable[[Command], Command]]:
+def _common(sections: Mapping[str, type[Options]], searchable: Collection[str]) -> list[Callable[[Command], Command]]:
     def read_config(context: click.Context, _: click.Parameter, path: str | None) -> None:
         if path is not None:
-            context.default_map = _defaults_from(path, sections)
+            context.default_map = _defaults_from(path, sections, searchable)
 
     def show_all(context: click.Context, _: click.Parameter, wanted: bool) -> None:
         if wanted:
@@ -199,7 +213,7 @@ def _common(sections: Mapping[str, type[Options]]) -> list[Callable[[Command], C
     return common
 
 
-def _defaults_from(path: str, sections: Mapping[str, type[Options]]) -> dict[str, Any]:
+def _defaults_from(path: str, sections: Mapping[str, type[Options]], searchable: Collection[str]) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise UserError(f"--config: expected a YAML file, found none at {absolute(path)}")
     with open(path, encoding="utf-8") as file:
@@ -214,7 +228,8 @@ def _defaults_from(path: str, sections: Mapping[str, type[Options]]) -> dict[str
     for name, values in written.items():
         if name not in known or not isinstance(values, dict):
             raise UserError(f"--config: expected sections named {', '.join(known)}, found {name!r} in {path}")
-        known[name].from_dict(values)
+        # What may be a list or a range is checked with the rest of the stage's options.
+        known[name].from_dict({key: value for key, value in values.items() if f"{name}.{key}" not in searchable})
         if name in sections:
             defaults |= {f"{name}__{key}": value for key, value in values.items()}
     return defaults

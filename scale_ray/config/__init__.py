@@ -5,6 +5,7 @@ configuration is a keyword-only dataclass of sections. The command line, the Pyt
 sweeps and the saved files are all generated from these fields, so that no default and no limit is written twice.
 
 option.py        what an option is
+domain.py        what a search may try for one
 stage.py         what a stage's configuration is
 extraction.py    corpus, clips, backbone, extraction, inspection
 pretraining.py   splits, clip sets, aggregator, objective, training, ingest
@@ -17,6 +18,15 @@ runtime.py       MLflow and the Ray cluster
 
 from __future__ import annotations
 
+from scale_ray.config.domain import (
+    Domain,
+    Range,
+    domain_text,
+    log_uniform,
+    lowest_and_highest,
+    setting_name,
+    uniform,
+)
 from scale_ray.config.embedding import (
     NUM_NEIGHBOURS,
     BackboneSource,
@@ -64,6 +74,7 @@ __all__ = [
     "Cluster",
     "CorpusOptions",
     "DemoConfig",
+    "Domain",
     "EmbedConfig",
     "Embedding",
     "ExportConfig",
@@ -79,6 +90,7 @@ __all__ = [
     "PretrainConfig",
     "ProbeConfig",
     "Probing",
+    "Range",
     "Representing",
     "Sampling",
     "Searching",
@@ -89,10 +101,15 @@ __all__ = [
     "Tracking",
     "Training",
     "UiConfig",
+    "domain_text",
     "flag_of",
+    "log_uniform",
+    "lowest_and_highest",
     "nearest",
     "option_types",
+    "setting_name",
     "store_folder_name",
+    "uniform",
 ]
 
 SECTIONS: dict[str, type[Options]] = {

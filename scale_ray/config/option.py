@@ -7,6 +7,7 @@ import difflib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -58,14 +59,15 @@ def option(
     unit: str = "",
     check: Check | None = None,
     main: bool = False,
-    sweep: tuple[Any, ...] = (),
+    searched: bool = False,
+    tried: tuple[Any, ...] = (),
 ) -> Any:
     """A dataclass field that is an option.
 
-    `unit` follows the default in the help text, only `main` options are in the short help, and `sweep` are the values
-    that a search tries by default.
+    `unit` follows the default in the help text, and only `main` options are in the short help. A sweep can search
+    `searched` options; `tried` are the values that it tries by default.
     """
-    metadata = {"help": help, "unit": unit, "check": check, "main": main, "sweep": sweep}
+    metadata = {"help": help, "unit": unit, "check": check, "main": main, "searched": searched, "tried": tried}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -161,21 +163,22 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return "one of " + ", ".join(close or known)
 
 
-def grid_of(section: type[Options]) -> type[Options]:
-    """A section named `grid` with the options of another one, each a list of values for a search to try."""
-    types_ = option_types(section)
-    fields: list[tuple[str, Any, Any]] = []
-    for field in dataclasses.fields(section):  # type: ignore[arg-type]
-        check: Check | None = field.metadata["check"]
-        tried = option(
-            field.metadata["sweep"],
-            f"{field.metadata['help']} The values to try.",
-            unit=field.metadata["unit"],
-            check=None if check is None else each(check),
-            main=True,
-        )
-        fields.append((field.name, types.GenericAlias(tuple, (types_[field.name].plain, ...)), tried))
-    return dataclasses.make_dataclass("Grid", fields, bases=(Options,), frozen=True, namespace={"section": "grid"})
+def read_value(section: type[Options], name: str, value: Any) -> Any:
+    """One value of an option, converted from text if necessary, and checked by itself.
+
+    Raises
+    ------
+    UserError
+        If it is of another type or outside the option's range.
+    """
+    type_, check = option_types(section)[name], section.__dataclass_fields__[name].metadata["check"]  # type: ignore[attr-defined]
+    if isinstance(value, str) and type_.plain in (int, float):
+        with suppress(ValueError):
+            value = type_.plain(value)
+    value = _coerced(name, value, type_)
+    if check is not None and value is not None:
+        check.refuse(name, value)
+    return value
 
 
 def flag_of(name: str) -> str:

@@ -27,18 +27,28 @@ class Splits(Options):
 
 @dataclass(frozen=True)
 class Sets(Options):
-    """The clip sets that the aggregator trains on; the sweep searches these options."""
+    """The clip sets that the aggregator trains on."""
 
     section = "sets"
 
     set_size: int = option(
-        8, "Clips per set; each video gives two disjoint sets.", check=at_least(1), main=True, sweep=(4, 8)
+        8,
+        "Clips per set; each video gives two disjoint sets.",
+        check=at_least(1),
+        main=True,
+        searched=True,
+        tried=(4, 8),
     )
     mask_ratio: float = option(
-        0.25, "Probability that a clip is masked.", check=fraction(with_one=False), main=True, sweep=(0.15, 0.25, 0.5)
+        0.25,
+        "Probability that a clip is masked.",
+        check=fraction(with_one=False),
+        main=True,
+        searched=True,
+        tried=(0.15, 0.25, 0.5),
     )
     masked_clips: int | None = option(
-        None, "Exact number of masked clips per set, instead of --mask-ratio.", check=at_least(0)
+        None, "Exact number of masked clips per set, instead of --mask-ratio.", check=at_least(0), searched=True
     )
 
     def __post_init__(self) -> None:
@@ -60,10 +70,11 @@ class AggregatorOptions(Options):
         "Width of the tokens; an attention head is 32 wide.",
         check=Check("a multiple of 32", lambda w: w > 0 and w % 32 == 0),
         main=True,
+        searched=True,
     )
-    layers: int = option(2, "Transformer blocks.", check=at_least(1), main=True)
-    mlp_ratio: float = option(2.0, "Width of a block's MLP relative to the tokens.", check=above(0))
-    dropout: float = option(0.1, "Dropout on residuals and attention.", check=fraction(with_one=False))
+    layers: int = option(2, "Transformer blocks.", check=at_least(1), main=True, searched=True)
+    mlp_ratio: float = option(2.0, "Width of a block's MLP relative to the tokens.", check=above(0), searched=True)
+    dropout: float = option(0.1, "Dropout on residuals and attention.", check=fraction(with_one=False), searched=True)
 
 
 @dataclass(frozen=True)
@@ -72,22 +83,24 @@ class ObjectiveOptions(Options):
 
     section = "objective"
 
-    prediction_hidden: int = option(4096, "Hidden width of the prediction heads.", check=at_least(1))
-    target_hidden: int = option(2048, "Hidden width of the target head.", check=at_least(1))
-    contrast_width: int = option(128, "Width in which projections are compared.", check=at_least(1))
-    set_temperature: float = option(0.2, "Temperature of the set contrast.", check=above(0))
-    clip_temperature: float = option(0.2, "Temperature of the masked clip loss.", check=above(0))
-    set_weight: float = option(1.0, "Weight of the set loss.", check=at_least(0))
-    clip_weight: float = option(1.0, "Weight of the masked clip loss.", check=at_least(0))
+    prediction_hidden: int = option(4096, "Hidden width of the prediction heads.", check=at_least(1), searched=True)
+    target_hidden: int = option(2048, "Hidden width of the target head.", check=at_least(1), searched=True)
+    contrast_width: int = option(128, "Width in which projections are compared.", check=at_least(1), searched=True)
+    set_temperature: float = option(0.2, "Temperature of the set contrast.", check=above(0), searched=True)
+    clip_temperature: float = option(0.2, "Temperature of the masked clip loss.", check=above(0), searched=True)
+    set_weight: float = option(1.0, "Weight of the set loss.", check=at_least(0), searched=True)
+    clip_weight: float = option(1.0, "Weight of the masked clip loss.", check=at_least(0), searched=True)
     clip_objective: str = option(
         "contrast",
         "Loss of the masked clips: contrast with other clips, or regression of their features by cosine or smooth_l1.",
         check=one_of("contrast", "cosine", "smooth_l1"),
+        searched=True,
     )
     candidates: str = option(
         "all",
         "Negatives of the masked clips: all clips of the batch, or only the masked ones.",
         check=one_of("all", "masked"),
+        searched=True,
     )
 
     def __post_init__(self) -> None:
@@ -107,21 +120,24 @@ class Training(Options):
         "Videos to train on: the training split, or all videos with train clips (transductive).",
         check=one_of("train", "all"),
     )
-    epochs: int = option(200, "Passes over the videos.", check=at_least(1), main=True)
-    batch: int = option(512, "Videos per global batch.", check=at_least(2), main=True)
+    epochs: int = option(200, "Passes over the videos.", check=at_least(1), main=True, searched=True)
+    batch: int = option(512, "Videos per global batch.", check=at_least(2), main=True, searched=True)
     accumulate: int = option(
         1, "Parts in which a batch is computed, to save memory; loss and gradients stay the same.", check=at_least(1)
     )
-    learning_rate: float = option(3e-4, "Peak learning rate of AdamW.", check=above(0), main=True)
-    weight_decay: float = option(1e-4, "Weight decay; not applied to biases, norms and tokens.", check=at_least(0))
-    warmup_share: float = option(
-        0.05, "Fraction of the steps with a rising learning rate.", check=fraction(with_one=False)
+    learning_rate: float = option(3e-4, "Peak learning rate of AdamW.", check=above(0), main=True, searched=True)
+    weight_decay: float = option(
+        1e-4, "Weight decay; not applied to biases, norms and tokens.", check=at_least(0), searched=True
     )
-    gradient_clip: float = option(0.0, "Maximum norm of the gradient; 0: no limit.", check=at_least(0))
+    warmup_share: float = option(
+        0.05, "Fraction of the steps with a rising learning rate.", check=fraction(with_one=False), searched=True
+    )
+    gradient_clip: float = option(0.0, "Maximum norm of the gradient; 0: no limit.", check=at_least(0), searched=True)
     ema_decay: float = option(
         0.0,
         "Decay of a moving average of the weights, which is then saved and probed; 0: none.",
         check=fraction(with_one=False),
+        searched=True,
     )
     train_precision: str = option(
         "auto",

@@ -58,6 +58,15 @@ class StageConfig:
         """What decides the stage's result, by section: saved with a run, and compared when it is continued."""
         return {name: getattr(self, name).to_dict() for name in self.sections() if name not in self.RUNTIME}
 
+    def nested(self) -> dict[str, dict[str, Any]]:
+        """All options by section, as `from_dict` takes them."""
+        return {name: getattr(self, name).to_dict() for name in self.sections()}
+
+    @classmethod
+    def searchable(cls) -> Mapping[str, tuple[Any, ...]]:
+        """The options that may be lists or ranges of values, by dotted name; only a sweep has some."""
+        return {}
+
     def replaced(self, **options: Any) -> Self:
         """A copy with some options set, given by their names: `replaced(mask_ratio=0.5, epochs=3)`.
 
@@ -74,7 +83,7 @@ class StageConfig:
 
     def with_values(self, values: Mapping[str, Any]) -> Self:
         """A copy with values of dotted names set: `{"sets.mask_ratio": 0.5}`."""
-        merged = {name: getattr(self, name).to_dict() for name in self.sections()}
+        merged = self.nested()
         for dotted, value in values.items():
             section, _, name = dotted.partition(".")
             merged[section][name] = value

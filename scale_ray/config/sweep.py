@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Self
 
-from scale_ray.config.option import Check, Options, at_least, grid_of, option
-from scale_ray.config.pretraining import AggregatorOptions, ObjectiveOptions, Sets, Splits, Training
+from scale_ray.config.domain import Domain, Range, as_domain
+from scale_ray.config.option import Check, Options, above, at_least, one_of, option, read_value
+from scale_ray.config.pretraining import AggregatorOptions, Ingest, ObjectiveOptions, Sets, Splits, Training
 from scale_ray.config.probing import Probing
 from scale_ray.config.runtime import Cluster, Tracking
 from scale_ray.config.stage import StageConfig
+from scale_ray.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -19,39 +23,137 @@ class Searching(Options):
 
     section = "searching"
 
-    validation_share: float = option(
-        0.25,
-        "Fraction of the training split, by group, on which the settings are ranked.",
-        check=Check("in (0, 1)", lambda value: 0 < value < 1),
+    search: str = option(
+        "auto",
+        "grid: all combinations; random; optuna: model-based; auto: grid for lists, random with ranges.",
+        check=one_of("auto", "grid", "random", "optuna"),
         main=True,
     )
+    trials: int = option(20, "Settings that a random or model-based search tries.", check=at_least(1), main=True)
+    hours: float = option(
+        0.0, "Start no trial after this time; 0: no limit.", unit="hours", check=at_least(0), main=True
+    )
+    seeds: int = option(3, "Trials per setting, each with its own seed and fold.", check=at_least(1), main=True)
+    folds: int = option(
+        4,
+        "Parts of the training split, by group: a trial trains without one of them, and is ranked on it.",
+        check=at_least(2),
+        main=True,
+    )
+    rank_by: str = option(
+        "auto",
+        "knn or linear: top-1 with labels; halves: how often halves of a video find each other; auto: knn with labels, "
+        "otherwise halves.",
+        check=one_of("auto", "knn", "linear", "halves"),
+        main=True,
+    )
+    early_stopping: str = option(
+        "auto",
+        "asha or median: stop trials that fall behind; none; auto: none for a grid, otherwise asha.",
+        check=one_of("auto", "none", "asha", "median"),
+        main=True,
+    )
+    grace_epochs: int = option(
+        0, "Epochs before a trial may be stopped; 0: a tenth of them.", unit="epochs", check=at_least(0)
+    )
     trials_at_once: int = option(
-        0, "Maximum number of concurrent trials; 0: one per CPU or GPU.", check=at_least(0), main=True
+        0, "Maximum number of concurrent trials; 0: as many as the cluster has room for.", check=at_least(0), main=True
+    )
+    trial_cpus: float = option(1.0, "CPUs of each worker of a trial.", check=above(0))
+    trial_gpus: float = option(
+        0.25,
+        "GPUs of each worker of a trial, if the cluster has any: a fraction, or a whole number.",
+        check=Check("above 0, and whole above 1", lambda value: 0 < value <= 1 or (value > 1 and value % 1 == 0)),
+    )
+    search_seed: int = option(0, "Seed of a random or model-based search.", check=at_least(0))
+    promote: bool = option(
+        False, "Train the best setting on the whole training split, probe it and register it.", main=True
+    )
+    promote_epochs: int = option(
+        0, "Epochs of the promoted training; 0: those of the trials.", unit="epochs", check=at_least(0)
     )
 
 
-Grid = grid_of(Sets)
+# Options of the pretraining that a sweep cannot follow: its trials hold out folds, and are stopped by their scores.
+_UNUSED = ("training.held_out_share", "training.patience", "training.pretrain_on")
+
+
+def _default_space() -> dict[str, Domain]:
+    return {f"{Sets.section}.{f.name}": f.metadata["tried"] for f in dataclasses.fields(Sets) if f.metadata["tried"]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(StageConfig):
-    """The options of `sweep`: those of the pretraining, with a grid in the place of the clip sets."""
+    """The options of `sweep`: those of the pretraining, of which many may be lists or ranges, and those of the search.
 
-    grid: Options = Grid()
-    splits: Splits = Splits()
+    `space` holds what is tried for every searched option, by dotted name, such as `{"sets.mask_ratio": (0.15, 0.5)}`.
+    """
+
+    sets: Sets = Sets()
     aggregator: AggregatorOptions = AggregatorOptions()
     objective: ObjectiveOptions = ObjectiveOptions()
     training: Training = Training()
+    ingest: Ingest = Ingest()
+    splits: Splits = Splits()
     searching: Searching = Searching()
     probing: Probing = Probing()
     tracking: Tracking = Tracking()
     cluster: Cluster = Cluster()
+    space: Mapping[str, Domain] = field(default_factory=_default_space)
+
+    def __post_init__(self) -> None:
+        masked_clips = "sets.masked_clips" in self.space or self.sets.masked_clips is not None
+        if masked_clips and (ratios := self.space.get("sets.mask_ratio")):
+            if ratios != _default_space()["sets.mask_ratio"]:
+                raise UserError("mask_ratio: expected a single value beside masked_clips, which replaces it")
+            rest = {name: domain for name, domain in self.space.items() if name != "sets.mask_ratio"}
+            object.__setattr__(self, "space", rest)
+        for name in _UNUSED:
+            section, _, key = name.partition(".")
+            default = self.sections()[section].__dataclass_fields__[key].default  # type: ignore[attr-defined]
+            if (value := getattr(getattr(self, section), key)) != default:
+                raise UserError(f"{key}: expected {default!r} in a sweep, whose trials hold out folds, found {value!r}")
 
     @classmethod
     def sections(cls) -> dict[str, type[Options]]:
-        return {**super().sections(), "grid": Grid}
+        return {name: section for name, section in super().sections().items() if name != "space"}
 
-    def tried(self) -> dict[str, tuple[Any, ...]]:
-        """The values to try by dotted name, `{"sets.mask_ratio": (0.15, 0.25), ...}`; options without any left out."""
-        values = dataclasses.asdict(self.grid)  # type: ignore[call-overload]
-        return {f"{Sets.section}.{name}": tuple(tried) for name, tried in values.items() if tried}
+    @classmethod
+    def searchable(cls) -> dict[str, tuple[Any, ...]]:
+        """The options that may be lists or ranges, by dotted name, with the values that are tried by default."""
+        return {
+            f"{name}.{f.name}": f.metadata["tried"]
+            for name, section in cls.sections().items()
+            for f in dataclasses.fields(section)  # type: ignore[arg-type]
+            if f.metadata["searched"]
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> Self:
+        """As of any stage; a searchable option that is not given is searched if it is by default."""
+        space: dict[str, Domain] = {}
+        fixed: dict[str, dict[str, Any]] = {name: dict(options) for name, options in values.items()}
+        sections = cls.sections()
+        for dotted, tried in cls.searchable().items():
+            name, _, key = dotted.partition(".")
+            value = fixed.get(name, {}).get(key, tried or None)
+            if value is None:
+                continue
+            domain = as_domain(key, value, partial(read_value, sections[name], key))
+            fixed.setdefault(name, {}).pop(key, None)
+            if isinstance(domain, Range) or len(domain) > 1:
+                space[dotted] = domain
+            else:
+                [fixed[name][key]] = domain
+        return dataclasses.replace(super().from_dict(fixed), space=space)
+
+    def nested(self) -> dict[str, dict[str, Any]]:
+        values = super().nested()
+        for dotted, domain in self.space.items():
+            name, _, key = dotted.partition(".")
+            values[name][key] = domain
+        return values
+
+    def fixed(self) -> Iterator[str]:
+        """The dotted names of the options of the pretraining that are the same for all trials."""
+        return (name for name in self.searchable() if name not in self.space)

@@ -115,11 +115,17 @@ def _fields(config_type: type[StageConfig]) -> Iterator[tuple[type[Options], dat
             yield section, field
 
 
+def _defaults(config_type: type[StageConfig]) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """Every option with its default: of a sweep the values that it tries, if there are several."""
+    for section, field in _fields(config_type):
+        yield field, config_type.searchable().get(f"{section.section}.{field.name}") or field.default
+
+
 def _options_text(config_type: type[StageConfig]) -> str:
     lines = []
-    for _, field in _fields(config_type):
+    for field, default in _defaults(config_type):
         unit = f" {field.metadata['unit']}" if field.metadata["unit"] else ""
-        lines.append(f"{field.name} = {field.default!r}{unit}\n    {field.metadata['help']}")
+        lines.append(f"{field.name} = {default!r}{unit}\n    {field.metadata['help']}")
     return "\n".join(lines)
 
 
@@ -130,7 +136,7 @@ def _signature(stage: Callable[..., Any], config_type: type[StageConfig]) -> ins
         inspect.Parameter("config", keyword, default=None),
         inspect.Parameter("quiet", keyword, default=False),
         inspect.Parameter("verbose", keyword, default=False),
-        *(inspect.Parameter(field.name, keyword, default=field.default) for _, field in _fields(config_type)),
+        *(inspect.Parameter(field.name, keyword, default=default) for field, default in _defaults(config_type)),
     ]
     return inspect.Signature(parameters)
 
@@ -150,8 +156,11 @@ def _stub_parameters(stage: Callable[..., Any]) -> Iterator[str]:
         yield "config: StageConfig | None = None"
     yield "quiet: bool = False"
     yield "verbose: bool = False"
+    searchable = config_type.searchable()
     for section, field in _fields(config_type):
-        yield f"{field.name}: {_option_type(section, field.name)} = {field.default!r}"
+        tried = searchable.get(f"{section.section}.{field.name}")
+        several = "" if tried is None else f" | Sequence[{option_types(section)[field.name].plain.__name__}] | Range"
+        yield f"{field.name}: {_option_type(section, field.name)}{several} = {tried or field.default!r}"
 
 
 def _own_type(name: str, hint: Any) -> str:
