@@ -14,9 +14,14 @@ from scale_ray.config import SweepConfig
 @runs_option
 @command(SweepConfig)
 def sweep(caller: Caller, store: str, run: str, runs: str, config: SweepConfig) -> int:
-    """Search masking ratio and set size; settings are ranked on held-out training videos."""
+    """Search masking ratio, set size or any option; settings are ranked on held-out training videos.
+
+    Many options may be several values, 0.15,0.5, a range, 0.1..0.9, or a log range, log:1e-4..1e-2. The same --run
+    continues an interrupted sweep, and runs only what is missing when the search has grown.
+    """
     from scale_ray.stages.sweep import sweep as run_sweep
 
     store, runs = caller.check_path("--store", store), caller.check_path("--runs", runs)
-    caller.print_result(run_sweep(store, run, runs=runs, config=config, console=caller.console))
-    return 0
+    result = run_sweep(store, run, runs=runs, config=config, console=caller.console)
+    caller.print_result(result)
+    return 3 if result.num_failed else 0

@@ -57,11 +57,15 @@ class ResidentClips:
         positions: Tensor,
         device: torch.device,
         ingest_mode: str = "memory",
+        rows: Tensor | None = None,
     ) -> None:
         self.video_ids, self.device, self.ingest_mode = video_ids, device, ingest_mode
-        self.num_videos, self.num_clips, self.feature_width = features.shape
+        self.num_videos = len(video_ids)
+        _, self.num_clips, self.feature_width = features.shape
         self.keys = video_keys(video_ids).to(device)
         self.features, self.positions = features, positions
+        # Of a subset, where its videos are among the features.
+        self._rows = (torch.arange(self.num_videos) if rows is None else rows).to(features.device)
 
     @classmethod
     def from_clips(cls, clips: ClipFeatures, device: torch.device) -> ResidentClips:
@@ -72,6 +76,20 @@ class ResidentClips:
             normalised_positions(torch.from_numpy(clips.positions)).to(device),
             device,
         )
+
+    def subset(self, rows: Tensor) -> ResidentClips:
+        """Some of the videos, int64 rows; the features are shared, not copied. Sets and masks are as in all videos."""
+        ids = [self.video_ids[row] for row in rows.tolist()]
+        return ResidentClips(ids, self.features, self.positions, self.device, self.ingest_mode, self._rows[rows])
+
+    def on(self, device: torch.device, *, copied: bool) -> ResidentClips:
+        """The same videos for training on another device; with `copied` the features are in its memory."""
+        if device == self.device:
+            return self
+        features, positions, mode = self.features, self.positions, self.ingest_mode
+        if copied:
+            features, positions, mode = features.to(device), positions.to(device), "memory"
+        return ResidentClips(self.video_ids, features, positions, device, mode, self._rows)
 
     def batches(
         self, worker_slice: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int
@@ -88,7 +106,8 @@ class ResidentClips:
         """Draw the two sets of each of these videos, given as rows, int64 (B,) on the device."""
         drawn = draw_sets(self.keys[rows_B], self.num_clips, sets, seed=seed, epoch=epoch)
         storage = self.features.device
-        index = (torch.cat([rows_B, rows_B])[:, None].to(storage), drawn.clips_SV.to(storage))
+        stored_rows = self._rows[rows_B.to(storage)]
+        index = (torch.cat([stored_rows, stored_rows])[:, None], drawn.clips_SV.to(storage))
         features, positions = self._to_device(self.features[index]), self._to_device(self.positions[index])
         return Batch(features.float(), positions, drawn.masked_SV, Videos(rows_B, self.video_ids))
 

@@ -166,6 +166,11 @@ def _cluster_size() -> ClusterSize:
     return ClusterSize(max(int(resources.get("CPU", 1)), 1), int(resources.get("GPU", 0)))
 
 
+def largest_node_cpus() -> int:
+    """CPUs of the largest node of the cluster."""
+    return max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
+
+
 def _set_log_level(level: int) -> None:
     """Set the log level of Ray's libraries, and hide their progress bars: the console shows its own progress."""
     for name in ("ray.data", "ray.train", "ray.tune", "ray"):

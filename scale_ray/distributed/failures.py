@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from scale_ray.errors import RunFailed, UserError, first_line, last_line
-from scale_ray.files.failures import one_line
+from scale_ray.files.failures import is_lasting, one_line
 
 if TYPE_CHECKING:  # it brings torch, which an extraction's driver does without
     from ray.train import TrainingFailedError
@@ -52,6 +52,14 @@ def text_of(error: BaseException) -> str:
     return message if message.startswith(type(error).__name__) else f"{type(error).__name__}: {message}"
 
 
+def comes_back(error: BaseException | None) -> bool:
+    """Whether another attempt would meet the same error; others may come from a worker or a node that died."""
+    from scale_ray.backbones import is_out_of_memory  # brings torch, which an extraction's driver does without
+
+    repeated = (UserError, RunFailed, ImportError, AttributeError, TypeError)
+    return error is not None and (isinstance(error, repeated) or is_lasting(error) or is_out_of_memory(error))
+
+
 def node_name() -> str:
     """The name of this machine; in a cluster with its address, by which Ray knows it."""
     address = ray.util.get_node_ip_address()
@@ -82,10 +90,21 @@ def training_failure(error: TrainingFailedError) -> RunFailed:
     dead = [cause for cause in causes if isinstance(cause, RayActorError)]
     if dead:
         return RunFailed(f"a training worker died: {first_line(dead[0])}")
-    cause = _cause_in(causes[0])
+    return RunFailed(_without_type(_cause_in(causes[0])))
+
+
+def trial_failure(text: str) -> str:
+    """The cause in what Ray Tune writes of the failures of a trial, of which the last one counts."""
+    newest = re.split(r"^Failure # \d+ .*$", text, flags=re.MULTILINE)[-1]
+    cause = _without_type(_cause_in(Exception(newest)))
+    return f"its process or node died: {cause}" if "actor died" in cause or "node" in cause.split(":")[0] else cause
+
+
+def _without_type(cause: str) -> str:
+    """A cause without the type, if it is an error of this package."""
     for own in (RunFailed, UserError):
         cause = cause.removeprefix(f"{own.__module__}.{own.__name__}: ")
-    return RunFailed(cause)
+    return cause
 
 
 def _cause_in(error: BaseException) -> str:

@@ -33,8 +33,8 @@ class _Backend(_TorchBackend):  # type: ignore[misc]
             super().on_start(worker_group, backend_config)
             return
         # A new one for each start, as a file serves one process group. Collectives may use it until the end.
-        self._folder = worker_group.execute_single(0, _new_folder)
-        worker_group.execute(_use_loopback)
+        self._folder = worker_group.execute_single(0, new_folder)
+        worker_group.execute(use_loopback)
         worker_group.execute(_set_torch_distributed_env_vars)
         ray.get(
             [
@@ -57,7 +57,8 @@ class _Backend(_TorchBackend):  # type: ignore[misc]
             worker_group.execute_single_async(0, shutil.rmtree, self._folder, ignore_errors=True)
 
 
-def _new_folder() -> str:
+def new_folder() -> str:
+    """A folder for the file through which workers on one machine find each other."""
     # Of a local Ray, in the folder that is removed with it, whatever happens to the workers.
     return tempfile.mkdtemp(prefix="scale-ray-", dir=os.environ.get("RAY_TMPDIR"))
 
@@ -66,7 +67,7 @@ def _node_id() -> str:
     return ray.get_runtime_context().get_node_id()
 
 
-def _use_loopback() -> None:
+def use_loopback() -> None:
     """Let gloo and NCCL connect over the loopback interface."""
     name = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
     if name is not None:

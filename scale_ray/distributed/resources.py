@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scale_ray.config import Extraction
+from scale_ray.config import Extraction, Searching
+from scale_ray.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,39 @@ def stage_sizes(size: ClusterSize, extraction: Extraction) -> StageSizes:
     # whole CPUs were seen to starve the decoders.
     cpus = min(size.cpus / (actors + decoders), 1.0) / 2
     return StageSizes(decoders, cpus, actors, {"num_cpus": cpus}, threads)
+
+
+@dataclass(frozen=True)
+class TrialSizes:
+    """How many trials of a sweep run at once, and what Ray reserves for each of the workers of one."""
+
+    slots: int
+    num_workers: int
+    resources: dict[str, float]
+    threads: int
+
+
+def trial_sizes(size: ClusterSize, searching: Searching, num_workers: int, node_cpus: int) -> TrialSizes:
+    """Choose the resources of trials so that at least one fits into the cluster; `node_cpus` are those of a node.
+
+    Raises
+    ------
+    UserError
+        If not even one does.
+    """
+    # Ray counts in ten-thousandths.
+    cpus = int(min(searching.trial_cpus, size.cpus / num_workers) * 10_000) / 10_000
+    if cpus > node_cpus:
+        raise UserError(f"trial_cpus: expected at most the {node_cpus} CPUs of a node, found {searching.trial_cpus:g}")
+    resources, slots = {"CPU": cpus}, int(size.cpus / (cpus * num_workers) + 1e-6)
+    if size.gpus:
+        gpus = searching.trial_gpus
+        if gpus * num_workers > size.gpus:
+            raise UserError(
+                f"trial_gpus: expected at most {size.gpus} GPUs for the {num_workers} workers of a trial, found "
+                f"{gpus:g} for each"
+            )
+        resources["GPU"] = gpus
+        slots = min(slots, int(size.gpus / (gpus * num_workers) + 1e-6))
+    slots = max(min(slots, searching.trials_at_once or slots), 1)
+    return TrialSizes(slots, num_workers, resources, max(int(cpus), 1))

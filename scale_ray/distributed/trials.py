@@ -1,204 +1,238 @@
-"""The search over mask ratio and set size, as Ray Tune trials.
+"""One trial of a sweep, as Ray Tune runs it: a process that trains one setting after the other.
 
-A trial trains in one process, which is enough for a small aggregator; as many trials run at once as there are
-CPUs or GPUs. Settings are ranked on videos held out of the training subset; the test subset is never used. Only
-the driver writes to MLflow: one parent run, and one child run per trial.
+A process reads the store once: the clips of all training videos are mapped from a file that the processes of a machine
+share, and a trial takes the videos of its fold out of them. With several workers per trial, the process leads further
+ones of its own, which Ray places together with it, so that no trial waits for a part of its workers.
 """
 
 from __future__ import annotations
 
-import math
+import os
+import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
+import ray
 import ray.tune
+import torch
+import torch.distributed as dist
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from scale_ray.config import PretrainConfig, Probing, Searching, SweepConfig
-from scale_ray.console import Console, Progress
-from scale_ray.distributed.failures import failing_as, failure_of
-from scale_ray.distributed.resources import ClusterSize
-from scale_ray.errors import RunFailed, UserError
-from scale_ray.store import FeatureStore, StoredClips, training_clips
-from scale_ray.tracking import Experiment, RunFolder, RunRecord
+from scale_ray.clip_sets import ResidentClips, open_source
+from scale_ray.config import Ingest, PretrainConfig, Probing
+from scale_ray.distributed.failures import comes_back, failing_as
+from scale_ray.distributed.rendezvous import new_folder, use_loopback
+from scale_ray.errors import RunFailed, UserError, first_line
+from scale_ray.pretraining import Metrics, Trainer, is_monitored, run_epochs
+from scale_ray.probes import FoldValidation
+from scale_ray.search import blocks_of, folds_of, right_by_block
+from scale_ray.store import FeatureStore, training_clips
 
-_REPORT_S = 1.0
-_MONITORS = ("validation_knn_top1", "validation_halves_top1")
-_LOSSES = ("loss", "set_loss", "clip_loss", "set_top1", "clip_top1", "validation_loss")
-_LOGGED = (*_LOSSES, "learning_rate", *_MONITORS)
+# The name of the objective in what a trial reports.
+OBJECTIVE = "objective"
+# The option of a trial beside those of its setting.
+SEED = "seed"
+# How long a worker waits for the others of its trial.
+_TIMEOUT_S = 600
+# Validations of a training, at least: early stopping has nothing to judge without.
+_MIN_VALIDATIONS = 5
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One trial: its options by dotted name, its final training loss, and its score on the validation videos.
+class TrialProcess(ray.tune.Trainable):  # type: ignore[misc]  # Ray is not typed for mypy here
+    """Trains the setting in `config`, with the other arguments in `job`; each step ends with a validation.
 
-    `monitor` is the name of the metric and `value` its value, higher is better.
+    Ray Tune uses one process for many trials.
     """
 
-    options: dict[str, Any]
-    monitor: str
-    value: float
-    loss: float
+    def setup(self, config: dict[str, Any], job: dict[str, Any] | None = None) -> None:
+        assert job is not None
+        self._folder: str | None = None
+        with failing_as("trial"):
+            self._others = _start_others(job) if job["num_workers"] > 1 else []
+            self._worker = TrialWorker(job)
+            if self._others:
+                self._connect(job)
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._start(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            with failing_as("trial"):
+                return self._advance()
+        except (UserError, RunFailed) as failure:
+            if not comes_back(failure.__cause__):
+                raise
+            # Another attempt would end in the same way: the trial ends, and reports why.
+            return {"failure": first_line(failure), OBJECTIVE: 0.0, "epoch": 0, "done": True}
+
+    def cleanup(self) -> None:
+        if self._others:
+            dist.destroy_process_group()
+            for other in self._others:
+                ray.kill(other)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self, config: Mapping[str, Any]) -> None:
+        self._setting, self._is_started, self._began_s = dict(config), False, time.time()
+
+    def _advance(self) -> dict[str, Any]:
+        if not self._is_started:
+            began = [other.start.remote(self._setting) for other in self._others]
+            self._worker.start(self._setting)
+            ray.get(began)
+            self._is_started = True
+        advanced = [other.advance.remote() for other in self._others]
+        metrics = self._worker.advance()
+        ray.get(advanced)
+        seconds = time.time() - self._began_s
+        return {**metrics, "began_s": self._began_s, "seconds": seconds, "done": metrics["finished"]}
+
+    def _connect(self, job: Mapping[str, Any]) -> None:
+        """Make the workers of this trial one process group; on one machine without an open port."""
+        nodes = ray.get([other.node.remote() for other in self._others])
+        is_local = set(nodes) == {self._worker.node()}
+        # Collectives may use it until the end.
+        self._folder = new_folder() if is_local else None
+        address = f"file://{self._folder}/rendezvous" if is_local else self._worker.free_address()
+        joined = [
+            other.connect.remote(address, rank, job["num_workers"], is_local)
+            for rank, other in enumerate(self._others, start=1)
+        ]
+        self._worker.connect(address, 0, job["num_workers"], is_local)
+        ray.get(joined)
 
 
-def validation_split(store: FeatureStore, fraction: float, split: str | None = None) -> tuple[StoredClips, StoredClips]:
-    """Split the training subset into clips to train on and clips to rank settings with.
+def _start_others(job: Mapping[str, Any]) -> list[Any]:
+    """The further workers of a trial, in the places that Ray reserved for them together with this process."""
+    group = ray.util.get_current_placement_group()
+    worker = ray.remote(TrialWorker)
+    resources = {"num_cpus": job["resources"]["CPU"], "num_gpus": job["resources"].get("GPU", 0)}
+    return [
+        worker.options(
+            **resources, scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+        ).remote(job)
+        for rank in range(1, job["num_workers"])
+    ]
 
-    About `fraction` of the videos is used for validation; `split` names one of several official splits.
 
-    Raises
-    ------
-    UserError
-        If either part would be empty.
+class TrialWorker:
+    """One worker of a trial: reads the clips once, and then trains one setting after the other.
+
+    `job` holds plain values: `store`; `config` and `probing`, options by section or name; `folds`, `rank_by` and
+    `first_seed`; `num_workers` of a trial, and the `resources`, `use_gpu` and `threads` of each.
     """
-    train, validation = training_clips(store, fraction, split=split)
-    if not len(train) or not len(validation):
-        raise UserError(
-            f"validation_share: expected videos for both training and validation, found {len(train)} and "
-            f"{len(validation)}; use more videos or another value"
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        torch.set_num_threads(job["threads"])
+        self._job = job
+        self._config = PretrainConfig.from_dict(job["config"])
+        self._device = torch.device("cuda" if job["use_gpu"] else "cpu")
+        store = FeatureStore(job["store"])
+        stored, _ = training_clips(store, split=self._config.splits.split)
+        mapped = open_source(stored, _mapped(self._config.ingest), torch.device("cpu"))
+        assert isinstance(mapped, ResidentClips)
+        self._clips = mapped
+        fits = self._device.type == "cuda" and _fits(stored.num_bytes, self._device, self._config.ingest, job)
+        self._source = mapped.on(self._device, copied=fits)
+        self._labels, self._groups = store.labels(), store.groups()
+        self._fold_of = folds_of({i: self._groups[i] for i in mapped.video_ids}, job["folds"])
+        self._validations: dict[int, FoldValidation] = {}
+        self._epochs: Iterator[Metrics] = iter(())
+
+    def start(self, setting: Mapping[str, Any]) -> None:
+        """Begin to train a setting from its first epoch."""
+        seed = setting[SEED]
+        values = {name: value for name, value in setting.items() if name != SEED}
+        config = self._config.with_values({**values, "training.seed": seed})
+        # At least some validations, however short the training is.
+        every = min(config.training.monitor_epochs or config.training.epochs, config.training.epochs)
+        every = max(min(every, config.training.epochs // _MIN_VALIDATIONS), 1)
+        config = replace(config, training=replace(config.training, monitor_epochs=every))
+        fold = (seed - self._job["first_seed"]) % self._job["folds"]
+        held_out = torch.tensor([self._fold_of[video_id] == fold for video_id in self._clips.video_ids])
+        if fold not in self._validations:
+            self._validations[fold] = FoldValidation(
+                self._clips,
+                held_out,
+                self._labels,
+                self._groups,
+                Probing.from_dict(self._job["probing"]),
+                self._job["rank_by"],
+            )
+        self._validation = self._validations[fold]
+        self._trainer = Trainer(
+            self._source.subset((~held_out).nonzero()[:, 0]),
+            config,
+            device=self._device,
+            held_out=self._source.subset(held_out.nonzero()[:, 0]),
         )
-    return train, validation
+        self._epochs, self._trained_s = run_epochs(self._trainer), 0.0
 
+    def advance(self) -> dict[str, Any]:
+        """Train up to the next validation; the metrics of the last epoch, and of the first worker also the score."""
+        began_s = time.monotonic()
+        metrics: dict[str, Any] = {}
+        for metrics in self._epochs:  # noqa: B007 - the last one is returned
+            if is_monitored(self._trainer.config.training, self._trainer.epoch):
+                break
+        self._trained_s += time.monotonic() - began_s
+        metrics |= {"finished": self._trainer.finished, "train_seconds": self._trained_s}
+        if dist.is_initialized() and dist.get_rank() > 0:
+            return {}
+        right = self._validation(self._trainer.model)
+        blocks = right_by_block(right.tolist(), blocks_of(self._validation.groups))
+        return {
+            **metrics,
+            OBJECTIVE: float(right.float().mean()),
+            "monitor": self._validation.monitor,
+            "blocks": blocks,
+        }
 
-def run_trials(
-    folder: RunFolder,
-    store: FeatureStore,
-    config: SweepConfig,
-    experiment: Experiment,
-    parent: RunRecord,
-    size: ClusterSize,
-    console: Console,
-) -> list[Trial]:
-    """Run every trial of the grid, each as a child of the `parent` MLflow run; returns the trials, best first.
+    def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()
 
-    Raises
-    ------
-    RunFailed
-        If a trial ended with an error.
-    """
-    grid, pretrain = config.tried(), config.part(PretrainConfig)
-    num_trials = math.prod(map(len, grid.values()))
-    trial = ray.tune.with_parameters(
-        _trial,
-        store=store.location,
-        config=pretrain.to_dict(),
-        searching=config.searching.to_dict(),
-        probing=config.probing.to_dict(),
-    )
-    resources = {"GPU": 1.0} if size.gpus else {"CPU": 1.0}
-    with console.progress("sweep", num_trials * config.training.epochs, "epochs") as progress:
-        tuner = ray.tune.Tuner(
-            ray.tune.with_resources(trial, resources),
-            param_space={name: ray.tune.grid_search(list(values)) for name, values in grid.items()},
-            tune_config=ray.tune.TuneConfig(max_concurrent_trials=config.searching.trials_at_once or None),
-            run_config=ray.tune.RunConfig(
-                name=f"trials-{parent.run_id[:8]}",
-                storage_path=folder.location,
-                callbacks=[_TrialRecords(experiment, parent, progress)],
-                verbose=0,
-            ),
+    def free_address(self) -> str:
+        """An address on this machine at which the workers of several machines can meet."""
+        return f"tcp://{ray.util.get_node_ip_address()}:{_free_port()}"
+
+    def connect(self, address: str, rank: int, num_workers: int, is_local: bool) -> None:
+        """Join the workers of this trial."""
+        if is_local:
+            use_loopback()
+        # NCCL does not let two workers share a GPU.
+        shared = self._job["resources"].get("GPU", 0) < 1
+        dist.init_process_group(
+            "gloo" if shared else "nccl",
+            init_method=address,
+            rank=rank,
+            world_size=num_workers,
+            timeout=timedelta(seconds=_TIMEOUT_S),
         )
-        results = tuner.fit()
-    errors = [result.error for result in results if result.error]
-    if errors:
-        raise RunFailed(f"{len(errors)} of {num_trials} trials failed, the first with: {failure_of(errors[0])}")
-    return _ranked(results)
 
 
-def _ranked(results: ray.tune.ResultGrid) -> list[Trial]:
-    trials = []
-    for result in results:
-        metrics, options = result.metrics, result.config
-        assert metrics is not None
-        assert options is not None
-        monitor = next(name for name in _MONITORS if name in metrics)
-        trials.append(Trial(dict(options), monitor, metrics[monitor], metrics["loss"]))
-    # Ties are ordered by their options, so that the order does not depend on which trial ended first.
-    return sorted(trials, key=lambda trial: (-trial.value, str(trial.options)))
+def _mapped(ingest: Ingest) -> Ingest:
+    """Mapped files, unless asked for otherwise; with a local Ray in its folder, which is removed with it."""
+    cache = ingest.cache or os.environ.get("RAY_TMPDIR")
+    return replace(ingest, ingest="disk" if ingest.ingest == "auto" else ingest.ingest, cache=cache)
 
 
-def _trial(values: dict[str, Any], **plain: Any) -> None:
-    """One trial, in a process of its own; all arguments are plain data, as Ray sends them."""
-    with failing_as("trial"):
-        _train(values, **plain)
+def _fits(num_bytes: int, device: torch.device, ingest: Ingest, job: Mapping[str, Any]) -> bool:
+    """Whether the features fit into this process's part of a GPU."""
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    part = min(job["resources"]["GPU"], 1.0)
+    return num_bytes <= ingest.ingest_share * min(free_bytes, total_bytes * part)
 
 
-def _train(
-    values: dict[str, Any],
-    *,
-    store: str,
-    config: dict[str, Any],
-    searching: dict[str, Any],
-    probing: dict[str, Any],
-) -> None:
-    """Train with one setting to the end."""
-    import torch
+def _free_port() -> int:
+    import socket
 
-    from scale_ray.clip_sets import ResidentClips
-    from scale_ray.pretraining import Metrics, Trainer, fit
-    from scale_ray.probes import validation_monitor
-
-    setting = PretrainConfig.from_dict(config).with_values(values)
-    features_store = FeatureStore(store)
-    validation_share = Searching.from_dict(searching).validation_share
-    parts = validation_split(features_store, validation_share, setting.splits.split)
-    train, validation = (clips.read() for clips in parts)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = Trainer(
-        ResidentClips.from_clips(train, device),
-        setting,
-        device=device,
-        held_out=ResidentClips.from_clips(validation, device),
-    )
-
-    class Reports:
-        """Reports the metrics from time to time, and the score on the validation videos at the end."""
-
-        reported_s = time.monotonic()
-
-        def after_step(self, trainer: Trainer, values: dict[str, torch.Tensor]) -> None: ...
-
-        def after_epoch(self, trainer: Trainer, metrics: Metrics) -> None:
-            if trainer.finished:
-                name, value = validation_monitor(
-                    trainer.model, train, validation, features_store.labels(), Probing.from_dict(probing)
-                )
-                ray.tune.report({**metrics, name: value})
-            elif time.monotonic() - self.reported_s > _REPORT_S:
-                self.reported_s = time.monotonic()
-                ray.tune.report(dict(metrics))
-
-    fit(trainer, Reports())
-
-
-class _TrialRecords(ray.tune.Callback):  # type: ignore[misc]  # Ray is not typed for mypy here
-    """Records each trial as a child of one MLflow run, from the driver, so that a failed trial ends its run, too."""
-
-    def __init__(self, experiment: Experiment, parent: RunRecord, progress: Progress) -> None:
-        self._experiment, self._parent, self._progress = experiment, parent, progress
-        self._records: dict[str, RunRecord] = {}
-        self._epochs: dict[str, int] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Ray saves its callbacks for a resumption, which there is not; a connection could not be saved.
-        return {}
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        name = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in trial.config.items())
-        # Nothing here may wait for MLflow or fail with it: Ray Tune calls this between the trials' reports.
-        self._records[trial.trial_id] = self._experiment.start_later(name, trial.config, parent=self._parent)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        self._epochs[trial.trial_id] = int(result["epoch"])
-        values = {name: result[name] for name in _LOGGED if name in result}
-        self._records[trial.trial_id].metrics(values, int(result["epoch"]))
-        self._progress.to(sum(self._epochs.values()), f"loss {result['loss']:.3f}")
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._records[trial.trial_id].end()
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if trial.trial_id in self._records:
-            self._records[trial.trial_id].end(failed=True)
+    with socket.socket() as server:
+        server.bind(("", 0))
+        return int(server.getsockname()[1])

@@ -21,16 +21,15 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
 
-from scale_ray.backbones import is_out_of_memory
 from scale_ray.clip_sets import ResidentClips, open_source
 from scale_ray.config import PretrainConfig, Probing
 from scale_ray.console import Console
 from scale_ray.distributed.channel import ChannelReader, open_channel
-from scale_ray.distributed.failures import failing_as, training_failure
+from scale_ray.distributed.failures import comes_back, failing_as, training_failure
 from scale_ray.distributed.rendezvous import Rendezvous
 from scale_ray.distributed.resources import ClusterSize
 from scale_ray.errors import RunFailed, UserError, first_line
-from scale_ray.files.failures import explained, is_lasting
+from scale_ray.files.failures import explained
 from scale_ray.files.locations import atomic_write, check_within, exists, join, showable
 from scale_ray.files.small_files import read_json
 from scale_ray.pretraining import Metrics, Trainer, fit
@@ -162,15 +161,9 @@ def _work(job: dict[str, Any]) -> None:
         with failing_as("training"):
             _train(job)
     except (UserError, RunFailed) as failure:
-        if _comes_back(failure.__cause__):
+        if comes_back(failure.__cause__):
             ray.get(channel.fail.remote(failure))
         raise
-
-
-def _comes_back(error: BaseException | None) -> bool:
-    """Whether a restart would meet the same error; others may come from a worker or a node that died."""
-    repeated = (UserError, RunFailed, ImportError, AttributeError, TypeError)
-    return error is not None and (isinstance(error, repeated) or is_lasting(error) or is_out_of_memory(error))
 
 
 def _train(job: dict[str, Any]) -> None:

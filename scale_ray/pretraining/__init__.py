@@ -1,7 +1,15 @@
 """Self-supervised training of the aggregator."""
 
 from scale_ray.pretraining.provenance import check_compatible, provenance_notes, trained_on
-from scale_ray.pretraining.trainer import Metrics, Trainer, check_trainable, final_weights, fit
+from scale_ray.pretraining.trainer import (
+    Metrics,
+    Trainer,
+    check_trainable,
+    final_weights,
+    fit,
+    is_monitored,
+    run_epochs,
+)
 
 __all__ = [
     "Metrics",
@@ -10,6 +18,8 @@ __all__ = [
     "check_trainable",
     "final_weights",
     "fit",
+    "is_monitored",
     "provenance_notes",
+    "run_epochs",
     "trained_on",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scale_ray.aggregator import Aggregator
 from scale_ray.clip_sets import Batch, ResidentClips, Source, Videos, WorkerSlice, dropout_seed
-from scale_ray.config import PretrainConfig
+from scale_ray.config import PretrainConfig, Training
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.pretraining.collectives import average_over_workers, rank, world_size
 from scale_ray.pretraining.gradients import backward, clip_gradients
@@ -314,21 +314,36 @@ def _worker_slice(num_videos: int, held_out: ResidentClips | None, batch: int) -
     return WorkerSlice(batch_size, rank(), num_workers)
 
 
-def fit(trainer: Trainer, listener: Listener, monitor: Callable[[Trainer], Metrics] = lambda _: {}) -> None:
-    """Train to the end, from the current state of the trainer.
+def run_epochs(
+    trainer: Trainer,
+    after_step: Callable[[dict[str, Tensor]], None] = lambda _: None,
+    monitor: Callable[[Trainer], Metrics] = lambda _: {},
+) -> Iterator[Metrics]:
+    """Train to the end, from the current state of the trainer: the metrics of each epoch when it is done.
 
     Every `monitor_epochs` epochs, and after the last one, the loss on the held-out videos is computed, and
     `monitor` may add further metrics to those of the epoch.
     """
     training = trainer.config.training
     while not trainer.finished:
-        metrics = trainer.run_epoch(lambda values: listener.after_step(trainer, values))
-        every = training.monitor_epochs
-        if every and (trainer.epoch % every == 0 or trainer.epoch == training.epochs):
+        metrics = trainer.run_epoch(after_step)
+        if is_monitored(training, trainer.epoch):
             if trainer.held_out is not None:
                 metrics |= trainer.validate()
                 trainer.record_validation(metrics["validation_loss"])
             metrics |= monitor(trainer)
+        yield metrics
+
+
+def is_monitored(training: Training, epoch: int) -> bool:
+    """Whether the aggregator is validated after this epoch, counted from 1."""
+    every = training.monitor_epochs
+    return bool(every) and (epoch % every == 0 or epoch == training.epochs)
+
+
+def fit(trainer: Trainer, listener: Listener, monitor: Callable[[Trainer], Metrics] = lambda _: {}) -> None:
+    """Train to the end as `run_epochs` does, with a listener that receives the metrics."""
+    for metrics in run_epochs(trainer, lambda values: listener.after_step(trainer, values), monitor):
         listener.after_epoch(trainer, metrics)
 
 

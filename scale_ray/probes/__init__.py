@@ -1,7 +1,7 @@
 """Probes of representations: fitted heads, nearest neighbours, clustering; their metrics and tables."""
 
 from scale_ray.probes.evaluation import BACKBONE_ALONE, TRAINED_AGGREGATOR, FigureData, num_representations, probe_table
-from scale_ray.probes.monitor import TrainingMonitor, validation_monitor
+from scale_ray.probes.monitor import FoldValidation, TrainingMonitor, ranking_of
 from scale_ray.probes.table import ProbeTable, in_markdown, mean_table, title_of
 from scale_ray.probes.targets import CLASSES, NUMBERS
 
@@ -11,12 +11,13 @@ __all__ = [
     "NUMBERS",
     "TRAINED_AGGREGATOR",
     "FigureData",
+    "FoldValidation",
     "ProbeTable",
     "TrainingMonitor",
     "in_markdown",
     "mean_table",
     "num_representations",
     "probe_table",
+    "ranking_of",
     "title_of",
-    "validation_monitor",
 ]

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from scale_ray.aggregator import Aggregator, clip_representations, set_tokens
-from scale_ray.clip_sets import normalised_positions
+from scale_ray.clip_sets import ResidentClips, normalised_positions
 from scale_ray.config import Probing
+from scale_ray.errors import UserError
 from scale_ray.hashing import uniform_hash
+from scale_ray.probes.data import ProbeDataset
+from scale_ray.probes.inputs import Tokens, View
 from scale_ray.probes.knn import centred, knn_scores, weighted_vote
+from scale_ray.probes.suite import ProbeTask, linear
+from scale_ray.probes.targets import CLASSES, Targets
 from scale_ray.store import ClipFeatures, FeatureStore, StoredClips
 
 _VIDEOS_AT_ONCE = 1024
-
-
-def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, probing: Probing) -> float:
-    """Top-1 of weighted k-nearest neighbours, a fraction in [0, 1].
-
-    `bank` (n, d) and `queries` (m, d) are video representations; both are centred on their own mean and normalised to
-    unit norm. The first values of `knn_k` and `knn_temperature` are used.
-    """
-    k, temperature = probing.knn_k[0], probing.knn_temperature[0]
-    dense = torch.nn.functional.one_hot(bank_labels).float()
-    [scores] = knn_scores(centred(bank), dense, centred(queries), [k], [temperature]).values()
-    return _top1(scores, query_labels)
 
 
 def knn_top1_within(videos: Tensor, labels: Tensor, groups: Tensor, probing: Probing) -> float:
@@ -39,30 +34,113 @@ def knn_top1_within(videos: Tensor, labels: Tensor, groups: Tensor, probing: Pro
     cosine = (videos @ videos.T).masked_fill(groups[:, None] == groups, -torch.inf)
     cosine, nearest = cosine.topk(min(probing.knn_k[0], len(videos)), dim=1)
     votes = torch.nn.functional.one_hot(labels).float()[nearest]
-    return _top1(weighted_vote(cosine, votes, probing.knn_temperature[0]), labels)
-
-
-def _top1(scores: Tensor, labels: Tensor) -> float:
+    scores = weighted_vote(cosine, votes, probing.knn_temperature[0])
     return float((scores.argmax(1) == labels).float().mean())
 
 
-def validation_monitor(
-    aggregator: Aggregator, train: ClipFeatures, validation: ClipFeatures, labels: dict[str, str], probing: Probing
-) -> tuple[str, float]:
-    """The metric that ranks settings without using test videos: its name, and its value in [0, 1].
+def ranking_of(video_ids: Sequence[str], fold_of: Mapping[str, int], labels: Mapping[str, str], rank_by: str) -> str:
+    """How the aggregators of a sweep are scored: `rank_by`, or for `auto` what the labels allow.
 
-    k-NN top-1 of the validation videos if they are labelled, otherwise `halves_top1` of their set tokens.
+    That is `knn` if every fold has labelled videos, and the other videos labels of at least two classes, otherwise
+    `halves`.
+
+    Raises
+    ------
+    UserError
+        If top-1 was asked for, but the labels do not allow it.
     """
-    classes = sorted({labels[i] for i in (*train.video_ids, *validation.video_ids) if i in labels})
-    if len(classes) > 1 and any(i in labels for i in validation.video_ids):
-        (bank, bank_labels), (queries, query_labels) = (
-            _labelled_representations(clips, labels, classes, aggregator) for clips in (train, validation)
+    labelled = [video_id for video_id in video_ids if video_id in labels]
+    for fold in sorted(set(fold_of.values())):
+        inside = sum(fold_of[video_id] == fold for video_id in labelled)
+        classes = len({labels[video_id] for video_id in labelled if fold_of[video_id] != fold})
+        if inside and classes > 1:
+            continue
+        if rank_by in ("knn", "linear"):
+            raise UserError(
+                f"rank_by: expected labelled videos in every fold for {rank_by}, and two classes among the others, "
+                f"found {inside} videos and {classes} classes; use --rank-by halves, or fewer --folds"
+            )
+        return "halves"
+    return "knn" if rank_by == "auto" else rank_by
+
+
+class FoldValidation:
+    """Scores an aggregator on the videos of a fold that it was not trained on; test videos are never used.
+
+    Parameters
+    ----------
+    clips
+        The `train` clips of all training videos, on the CPU.
+    held_out
+        Whether each of these videos is in the fold, bool (videos,).
+    labels, groups
+        The label of each video that has one, and the group of every video, by id.
+    rank_by
+        `knn` or `linear`: top-1 with the labels, learned from the other videos; `halves`: how often the set token of
+        half of a video's clips is nearest to that of its other half.
+
+    `monitor` is the name of the score, `rows` are the videos of the fold that are scored.
+    """
+
+    def __init__(
+        self,
+        clips: ResidentClips,
+        held_out: Tensor,
+        labels: Mapping[str, str],
+        groups: Mapping[str, str],
+        probing: Probing,
+        rank_by: str,
+    ) -> None:
+        ids = clips.video_ids
+        labelled = torch.tensor([video_id in labels for video_id in ids])
+        known, fold = (labelled & ~held_out).nonzero()[:, 0], (labelled & held_out).nonzero()[:, 0]
+        names = sorted({labels[ids[row]] for row in known.tolist()})
+        self.monitor = f"{rank_by}_top1"
+        self.rows = held_out.nonzero()[:, 0] if rank_by == "halves" else fold
+        self._known, self._clips, self._rank_by = known, clips, rank_by
+        # Only the first setting of a grid: selecting one would take videos away from the fit.
+        self._probing = replace(
+            probing, learning_rates=probing.learning_rates[:1], weight_decays=probing.weight_decays[:1]
         )
-        return "validation_knn_top1", knn_top1(bank, bank_labels, queries, query_labels, probing)
-    features = torch.from_numpy(validation.features)
-    positions = normalised_positions(torch.from_numpy(validation.positions))
-    halves = [set_tokens(aggregator, features[:, half::2], positions[:, half::2]) for half in (0, 1)]
-    return "validation_halves_top1", halves_top1(*halves)
+        # A class that the fold alone has cannot be learned; an unlabelled video is not looked at.
+        numbers = {name: number for number, name in enumerate(names)}
+        self._targets = torch.tensor([numbers.get(labels.get(video_id, ""), len(names)) for video_id in ids])
+        self._spec = Targets(CLASSES, [*names, ""], {})
+        self._groups = [groups[video_id] for video_id in ids]
+
+    @property
+    def groups(self) -> list[str]:
+        """The group of each of the `rows`."""
+        return [self._groups[row] for row in self.rows.tolist()]
+
+    def __call__(self, aggregator: Aggregator) -> Tensor:
+        """Whether each of the `rows` is right, bool (rows,)."""
+        if self._rank_by == "halves":
+            features, positions = self._clips.features[self.rows], self._clips.positions[self.rows]
+            return halves_found(*(set_tokens(aggregator, features[:, h::2], positions[:, h::2]) for h in (0, 1)))
+        view = View(self._dataset, "feature", Tokens(self._dataset, aggregator, 0, self._probing.probe_draws))
+        if self._rank_by == "knn":
+            k, temperature = self._probing.knn_k[0], self._probing.knn_temperature[0]
+            bank, queries = view.centred(self._known), view.centred(self.rows)
+            votes = self._spec.dense(self._targets[self._known])
+            [scores] = knn_scores(bank, votes, queries, [k], [temperature]).values()
+        else:
+            task = ProbeTask(view, self._spec, self._known, self._known[:0], self._known, self._probing, seed=0)
+            scores = linear(task).fitted.scores(view, self.rows)[0]
+        return scores.argmax(1) == self._targets[self.rows]
+
+    @cached_property
+    def _dataset(self) -> ProbeDataset:
+        clips = self._clips
+        return ProbeDataset(
+            list(clips.video_ids),
+            self._groups,
+            self._targets,
+            clips.features,
+            clips.positions,
+            clips.positions,  # in the place of the geometry, which no score here uses
+            clips.keys,
+        )
 
 
 class TrainingMonitor:
@@ -101,12 +179,12 @@ def _labelled_representations(
     return videos, torch.tensor([classes.index(labels[video_id]) for video_id in labelled.video_ids])
 
 
-def halves_top1(first: Tensor, second: Tensor) -> float:
-    """How often the set token of half of a video's clips is nearest to that of its other half, in [0, 1].
+def halves_found(first: Tensor, second: Tensor) -> Tensor:
+    """Whether the set token of half of a video's clips is nearest to that of its other half, bool (videos,).
 
-    `first` and `second` (n, E) are the set tokens of the halves of all videos. Needs no labels, and is comparable
+    `first` and `second` (videos, E) are the set tokens of the halves of all videos. Needs no labels, and is comparable
     across set sizes and mask ratios.
     """
     others = F.normalize(second, dim=1).T
     nearest = torch.cat([(part @ others).argmax(1) for part in F.normalize(first, dim=1).split(_VIDEOS_AT_ONCE)])
-    return float((nearest == torch.arange(len(first))).float().mean())
+    return nearest == torch.arange(len(first))

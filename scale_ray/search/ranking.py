@@ -26,9 +26,9 @@ class SettingResult:
     """One setting: the mean objective over its seeds, its 95 % interval from `low` to `high`, and `each` seed's value.
 
     `behind` is how much worse it is than the best setting, over the seeds that both have, from `behind_low` to
-    `behind_high`; `is_tied` if that interval contains 0 and both ran to the end: the two cannot be told apart. `state` is that of its
-    trials, `failed` only if all failed; `reasons` are those of failed trials. `epochs` is the number that each trial
-    ran, `seconds` the time of all.
+    `behind_high`; `is_tied` if that interval contains 0 and both ran to the end: the two cannot be told apart. `state`
+    is that of its trials, `failed` only if all failed; `reasons` are those of failed trials. `epochs` is the number
+    that each trial ran, `seconds` the time of all.
     """
 
     setting: Setting
@@ -61,6 +61,16 @@ def ranked(results: Sequence[TrialResult], seed: int = 0) -> list[SettingResult]
         return []
     draws = _Draws(results, seed)
     return [_summary(s, scores[0], draws) for s in scores]
+
+
+def best_so_far(results: Sequence[TrialResult]) -> tuple[Setting, float] | None:
+    """The setting with the highest mean over its seeds so far, and that mean; None if no trial has a score."""
+    values: dict[str, list[TrialResult]] = {}
+    for result in results:
+        if result.state != FAILED:
+            values.setdefault(json.dumps(result.setting), []).append(result)
+    means = [(float(np.mean([trial.value for trial in trials])), trials[0].setting) for trials in values.values()]
+    return max(((setting, mean) for mean, setting in means), key=lambda pair: pair[1], default=None)
 
 
 class _Scores:

@@ -85,6 +85,14 @@ class TrialResults:
         """Whether this trial is done, so that it is not run again; one that failed is."""
         return key in self._results and self._results[key].state != FAILED
 
+    def done(self) -> set[str]:
+        """The keys of the trials that need not be run again."""
+        return {key for key in self._results if key in self}
+
+    def all(self) -> list[TrialResult]:
+        """The results of all trials, also of those that failed."""
+        return list(self._results.values())
+
     def get(self, key: str) -> TrialResult | None:
         return self._results.get(key)
 
@@ -106,7 +114,8 @@ def _read(path: str) -> TrialResult:
         raise UserError(
             f"{path}: expected {_KIND}, found state {values['state']!r} with {len(values['blocks'])} blocks"
         )
-    return TrialResult(**{name: values.get(name) for name in _TYPES})
+    known: dict[str, Any] = {name: values.get(name) for name in _TYPES}
+    return TrialResult(**known)
 
 
 def _is_pair(value: Any) -> bool:

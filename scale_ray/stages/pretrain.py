@@ -79,6 +79,13 @@ def pretrain(store: str, run: str, *, runs: str = "runs", config: PretrainConfig
     RunFailed
         If a started training could not be finished.
     """
+    return pretrain_below(None, store, run, runs=runs, config=config, console=console)
+
+
+def pretrain_below(
+    parent: str | None, store: str, run: str, *, runs: str, config: PretrainConfig, console: Console
+) -> PretrainResult:
+    """As `pretrain`; with the id of a `parent`, the MLflow run is a child of that one."""
     features = FeatureStore(store)
     folder = RunFolder(runs, run)
     clips, held_out = pretraining_clips(features, config)
@@ -96,7 +103,7 @@ def pretrain(store: str, run: str, *, runs: str = "runs", config: PretrainConfig
         workers = _num_workers(config, size, min(len(clips), len(held_out) or len(clips)))
         experiment = Experiment(config.tracking, folder.runs, console)
         folder.write_config(described)
-        with _mlflow_run(experiment, folder, described, features, console) as record:
+        with _mlflow_run(experiment, parent, folder, described, features, console) as record:
             count = "..".join(map(str, sorted(set(workers)))) + (" worker" if workers == (1, 1) else " workers")
             aside = f" ({len(held_out)} held out)" if len(held_out) else ""
             console.say(f"training on {len(clips)} videos{aside} with {count}")
@@ -113,7 +120,12 @@ def _num_workers(config: PretrainConfig, size: ClusterSize, num_videos: int) -> 
 
 
 def _mlflow_run(
-    experiment: Experiment, folder: RunFolder, described: Mapping[str, Any], store: FeatureStore, console: Console
+    experiment: Experiment,
+    parent: str | None,
+    folder: RunFolder,
+    described: Mapping[str, Any],
+    store: FeatureStore,
+    console: Console,
 ) -> AbstractContextManager[RunRecord]:
     """The MLflow run of this folder: the one that an interrupted training left if MLflow has it, or a new one."""
     also_in = f"{join(folder.location, 'history.parquet')} has the metrics of all epochs when the run is finished"
@@ -122,7 +134,8 @@ def _mlflow_run(
         if (resumed := experiment.resume(before, folder.name, also_in=also_in)) is not None:
             return resumed
         console.say(f"MLflow does not have run {before} any more: going on with a new one")
-    record = experiment.start(folder.name, {**described, "features": store.fingerprint}, also_in=also_in)
+    options = {**described, "features": store.fingerprint}
+    record = experiment.start(folder.name, options, parent=parent, also_in=also_in)
     folder.remember_mlflow_run(record.run_id)
     name = showable(store.location).rstrip("/").rpartition("/")[2]
     profile = {"videos": len(store.videos()), "feature_width": store.feature_width()}

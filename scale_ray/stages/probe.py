@@ -63,6 +63,20 @@ def probe(
     UserError
         If store, checkpoints and targets do not fit together.
     """
+    return probe_below(None, store, checkpoint, runs=runs, out=out, config=config, console=console)
+
+
+def probe_below(
+    parent: str | None,
+    store: str,
+    checkpoint: str,
+    *,
+    runs: str,
+    config: ProbeConfig,
+    console: Console,
+    out: str | None = None,
+) -> ProbeResult:
+    """As `probe`; with the id of a `parent`, the MLflow run is a child of that one."""
     features = FeatureStore(store)
     names = [name for name in checkpoint.split(",") if name]
     locations = [aggregator_of(name, runs) for name in names]
@@ -84,7 +98,7 @@ def probe(
     described = {**config.to_dict(), "store": features.location, "checkpoint": ",".join(locations)}
     titles = ", ".join(name.rstrip("/").rpartition("/")[2] for name in names)
     also_in = f"{folder} has all tables and pictures" if folder else None
-    with experiment.start_later(f"probe of {titles}", described, also_in=also_in) as record:
+    with experiment.start_later(f"probe of {titles}", described, below=parent, also_in=also_in) as record:
         record.metrics(probe_metrics(tables))
         for name, content in files.items():
             record.content(content, name)

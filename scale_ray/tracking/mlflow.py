@@ -198,11 +198,21 @@ class Experiment:
         return record
 
     def start_later(
-        self, name: str, options: Mapping[str, Any], *, parent: RunRecord | None = None, also_in: str | None = None
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        *,
+        parent: RunRecord | None = None,
+        below: str | None = None,
+        also_in: str | None = None,
     ) -> RunRecord:
-        """Start a run as soon as MLflow answers, if need be later; with `parent` it is a child of that run."""
+        """Start a run as soon as MLflow answers, if need be later.
+
+        With `parent` it is a child of that run, which waits for it at its own end; with `below` a child of the run
+        of this id.
+        """
         record = RunRecord(self._client, self._outbox, self._console, name, also_in, parent)
-        self._outbox.put(lambda: record.begin(self._id, None if parent is None else parent.run_id))
+        self._outbox.put(lambda: record.begin(self._id, below if parent is None else parent.run_id))
         record.options(options)
         return record
 
@@ -221,6 +231,17 @@ class Experiment:
         record = RunRecord(self._client, self._outbox, self._console, name, also_in)
         record.run_id = run_id
         return record
+
+    def end_children(self, parent: RunRecord) -> None:
+        """End the children of a run that an interrupted command left running, as KILLED."""
+
+        def send() -> bool:
+            running = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and attributes.status = 'RUNNING'"
+            for child in self._client.search_runs([self._id], running):
+                self._client.set_terminated(child.info.run_id, "KILLED")
+            return True
+
+        self._outbox.put(send)
 
 
 class RunRecord:
@@ -272,6 +293,18 @@ class RunRecord:
 
         def send() -> bool:
             self._client.log_batch(self.run_id, params=flat)
+            return True
+
+        self._outbox.put(send)
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags, under `scale_ray.`; a later value replaces an earlier one."""
+        from mlflow.entities import RunTag
+
+        named = [RunTag(f"scale_ray.{name}", str(value)) for name, value in redacted(dict(tags)).items()]
+
+        def send() -> bool:
+            self._client.log_batch(self.run_id, tags=named)
             return True
 
         self._outbox.put(send)

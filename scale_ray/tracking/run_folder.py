@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -34,15 +34,17 @@ class RunFolder:
         self.aggregator = join(self.location, "aggregator")
         check_within(self.aggregator, self.location)
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the configuration of a new run; URIs without passwords, keys and options."""
+    def write_config(self, config: Mapping[str, Any], *, again: bool = False) -> None:
+        """Write the configuration of a new run, or `again`; URIs without passwords, keys and options."""
         path = join(self.location, "config.yaml")
-        if not exists(path):
+        if again or not exists(path):
             with atomic_write(path) as file:
                 file.write(yaml.safe_dump(redacted(dict(config)), sort_keys=False).encode())
 
-    def check_config(self, config: Mapping[str, Any]) -> None:
+    def check_config(self, config: Mapping[str, Any], free: Collection[str] = ()) -> None:
         """Check that an earlier run of this name, if there is one, had the same configuration.
+
+        The options in `free`, by dotted name, may have changed.
 
         Raises
         ------
@@ -59,7 +61,7 @@ class RunFolder:
             f"{section}.{name} {(before.get(section) or {}).get(name)!r} before, {value!r} now"
             for section, values in config.items()
             for name, value in values.items()
-            if (before.get(section) or {}).get(name) != value
+            if f"{section}.{name}" not in free and (before.get(section) or {}).get(name) != value
         ]
         if differing:
             raise UserError(
