@@ -228,8 +228,10 @@ def _defaults_from(path: str, sections: Mapping[str, type[Options]], searchable:
     for name, values in written.items():
         if name not in known or not isinstance(values, dict):
             raise UserError(f"--config: expected sections named {', '.join(known)}, found {name!r} in {path}")
-        # What may be a list or a range is checked with the rest of the stage's options.
-        known[name].from_dict({key: value for key, value in values.items() if f"{name}.{key}" not in searchable})
+        # What may be a list or a range is checked with the rest of the stage's options; click takes None for not given.
+        known[name].from_dict(
+            {key: value for key, value in values.items() if value is None or f"{name}.{key}" not in searchable}
+        )
         if name in sections:
             defaults |= {f"{name}__{key}": value for key, value in values.items()}
     return defaults

@@ -45,7 +45,7 @@ from scale_ray.config.extraction import (
     Sampling,
     store_folder_name,
 )
-from scale_ray.config.option import RENAMED, Options, flag_of, nearest, option_types
+from scale_ray.config.option import RENAMED, Options, flag_of, nearest, option_types, read_value
 from scale_ray.config.pipeline import DEMO, DEMO_VIDEOS_PER_CLASS, PipelineConfig
 from scale_ray.config.pretraining import (
     AggregatorOptions,
@@ -107,6 +107,7 @@ __all__ = [
     "lowest_and_highest",
     "nearest",
     "option_types",
+    "read_value",
     "setting_name",
     "store_folder_name",
     "uniform",

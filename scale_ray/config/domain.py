@@ -8,7 +8,7 @@ log:1e-4..1e-2       a number of the range, each order of magnitude as likely
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,8 @@ _LOG = "log:"
 _DOTS = ".."
 # So many values of a range are checked.
 _PROBED = 32
+# Up to here a float is exact for every whole number.
+_MAX_WHOLE = 2**53
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Range:
 
     def __post_init__(self) -> None:
         numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in (self.low, self.high))
-        if not numbers or not -math.inf < self.low < self.high < math.inf or (self.log and self.low <= 0):
+        limit = _MAX_WHOLE if self.is_whole else math.inf
+        if not numbers or not -limit < self.low < self.high < limit or (self.log and self.low <= 0):
             above = " above 0" if self.log else ""
             raise UserError(f"expected a range of numbers{above} in ascending order, found {self}")
 
@@ -46,8 +49,8 @@ class Range:
         """The number below which a fraction `share` in [0, 1) of the range lies."""
         # A whole number stands for the range from itself to the next one, so that both ends are as likely as the rest.
         low, high = (self.low, self.high + 1) if self.is_whole else (self.low, self.high)
-        value = low * (high / low) ** share if self.log else low + (high - low) * share
-        return min(math.floor(value), int(self.high)) if self.is_whole else min(value, self.high)
+        value = low ** (1 - share) * high**share if self.log else low + (high - low) * share
+        return min(max(math.floor(value) if self.is_whole else value, self.low), self.high)
 
 
 Domain = tuple[Any, ...] | Range
@@ -64,20 +67,24 @@ def log_uniform(low: float, high: float) -> Range:
 
 
 def as_domain(name: str, value: Any, read: Callable[[Any], Any]) -> Domain:
-    """The domain that a list, a range or their text stands for; of one value a tuple of one.
+    """The domain that a list, an array, a range or their text stands for; of one value a tuple of one.
 
     `read` converts and checks one value of the option `name`.
 
     Raises
     ------
     UserError
-        If a value is not one of the option, or occurs twice, or if the range is none.
+        If a value is not one of the option, is not finite or occurs twice, or if the range is none.
     """
+    if hasattr(value, "tolist"):  # an array, such as of `numpy.geomspace`
+        value = value.tolist()
     if isinstance(value, str):
         value = _from_text(name, value)
     if isinstance(value, Range):
         return _checked_range(name, value, read)
-    values = tuple(map(read, value if isinstance(value, list | tuple) else (value,)))
+    values = tuple(map(read, value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)))
+    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+        raise UserError(f"{name}: expected finite numbers to try, found {_listed(values)}")
     if not values or len(set(values)) < len(values):
         raise UserError(f"{name}: expected different values to try, found {_listed(values) or 'none'}")
     return values
@@ -106,6 +113,8 @@ def _from_text(name: str, text: str) -> Any:
         return tuple(part.strip() for part in text.split(",")) if "," in text else text
     low, _, high = text.removeprefix(_LOG).partition(_DOTS)
     try:
+        if high.startswith("."):  # three dots: `1e-4...1e-2` would end at 0.001
+            raise ValueError(text)
         return Range(_number(low), _number(high), text.startswith(_LOG))
     except (ValueError, UserError):
         raise UserError(

@@ -143,7 +143,8 @@ def _coerced(name: str, value: Any, type_: OptionType) -> Any:
         several = value if isinstance(value, list | tuple) else (value,)  # `knn_k: 20` in a YAML file
         return tuple(_coerced(name, inner, OptionType(item, False, item)) for inner in several)
     if plain is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):  # of a whole number of more than 308 digits
+            return float(value)
     if plain is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # `workers: 2` in a YAML file
     if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):

@@ -48,11 +48,15 @@ class StageConfig:
         UserError
             For an unknown section or option, a value of the wrong type or one outside its range.
         """
+        return cls(**cls._read_sections(values))
+
+    @classmethod
+    def _read_sections(cls, values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         sections = cls.sections()
         for name in values:
             if name not in sections:
                 raise UserError(f"{name}: unknown section, expected {nearest(name, list(sections))}")
-        return cls(**{name: sections[name].from_dict(values[name]) for name in values})
+        return {name: sections[name].from_dict(values[name]) for name in values}
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """What decides the stage's result, by section: saved with a run, and compared when it is continued."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
-from scale_ray.config.domain import Domain, Range, as_domain
-from scale_ray.config.option import Check, Options, above, at_least, one_of, option, read_value
+from scale_ray.config.domain import Domain, Range, as_domain, lowest_and_highest
+from scale_ray.config.option import Check, Options, above, at_least, nearest, one_of, option, read_value
 from scale_ray.config.pretraining import AggregatorOptions, Ingest, ObjectiveOptions, Sets, Splits, Training
 from scale_ray.config.probing import Probing
 from scale_ray.config.runtime import Cluster, Tracking
@@ -82,6 +83,35 @@ def _default_space() -> dict[str, Domain]:
     return {f"{Sets.section}.{f.name}": f.metadata["tried"] for f in dataclasses.fields(Sets) if f.metadata["tried"]}
 
 
+def _section(dotted: str) -> tuple[type[Options], str]:
+    name, _, key = dotted.partition(".")
+    return SweepConfig.sections()[name], key
+
+
+def _default(dotted: str) -> Any:
+    section, key = _section(dotted)
+    return section.__dataclass_fields__[key].default  # type: ignore[attr-defined]
+
+
+def _domain(dotted: str, value: Any) -> Domain:
+    section, key = _section(dotted)
+    return as_domain(key, value, partial(read_value, section, key))
+
+
+def _representative(domain: Domain, default: Any) -> Any:
+    """A value of the domain: the option's default if it is one of them."""
+    if isinstance(domain, Range):
+        return default if default is not None and domain.low <= default <= domain.high else domain.low
+    return default if default in domain else domain[0]
+
+
+def _extremes(domain: Domain) -> tuple[Any, ...]:
+    """The smallest and the largest number: options limit each other only by these. Any other value stands for all."""
+    values = lowest_and_highest(domain)
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return (min(numbers), max(numbers)) if numbers else values[:1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(StageConfig):
     """The options of `sweep`: those of the pretraining, of which many may be lists or ranges, and those of the search.
@@ -102,17 +132,52 @@ class SweepConfig(StageConfig):
     space: Mapping[str, Domain] = field(default_factory=_default_space)
 
     def __post_init__(self) -> None:
-        masked_clips = "sets.masked_clips" in self.space or self.sets.masked_clips is not None
-        if masked_clips and (ratios := self.space.get("sets.mask_ratio")):
-            if ratios != _default_space()["sets.mask_ratio"]:
-                raise UserError("mask_ratio: expected a single value beside masked_clips, which replaces it")
-            rest = {name: domain for name, domain in self.space.items() if name != "sets.mask_ratio"}
-            object.__setattr__(self, "space", rest)
+        object.__setattr__(self, "space", self._checked_space())
         for name in _UNUSED:
-            section, _, key = name.partition(".")
-            default = self.sections()[section].__dataclass_fields__[key].default  # type: ignore[attr-defined]
-            if (value := getattr(getattr(self, section), key)) != default:
+            if (value := self._value(name)) != (default := _default(name)):
+                key = name.partition(".")[2]
                 raise UserError(f"{key}: expected {default!r} in a sweep, whose trials hold out folds, found {value!r}")
+        self._check_search()
+        self._check_combinations()
+
+    def _checked_space(self) -> dict[str, Domain]:
+        """The space in the order of the options, whoever made it; without what other options replace."""
+        known = self.searchable()
+        for dotted in self.space:
+            if dotted not in known:
+                raise UserError(f"{dotted}: expected an option that can be searched, {nearest(dotted, list(known))}")
+        space = {dotted: _domain(dotted, self.space[dotted]) for dotted in known if dotted in self.space}
+        if (
+            space == _default_space()
+        ):  # `SweepConfig(sets=Sets(mask_ratio=0.5))` fixes an option that is searched by default
+            space = {dotted: domain for dotted, domain in space.items() if self._value(dotted) == _default(dotted)}
+        masked_clips = "sets.masked_clips" in space or self.sets.masked_clips is not None
+        ratios = space.pop("sets.mask_ratio", None) if masked_clips else None
+        if ratios not in (None, _default_space()["sets.mask_ratio"]):
+            raise UserError("mask_ratio: expected a single value beside masked_clips, which replaces it")
+        return space
+
+    def _check_search(self) -> None:
+        if self.searching.search == "grid":
+            for dotted, domain in self.space.items():
+                if isinstance(domain, Range):
+                    key = dotted.partition(".")[2]
+                    raise UserError(f"{key}: expected listed values for a grid, found the range {domain}")
+
+    def _check_combinations(self) -> None:
+        """Options of a section limit each other, such as `masked_clips` and `set_size`: no setting may be invalid."""
+        for name in self.sections():
+            section = getattr(self, name)
+            domains = {d.partition(".")[2]: domain for d, domain in self.space.items() if d.startswith(f"{name}.")}
+            for values in itertools.product(*map(_extremes, domains.values())):
+                try:
+                    dataclasses.replace(section, **dict(zip(domains, values, strict=True)))
+                except UserError as error:
+                    raise UserError(f"{error}, in one of the settings to try") from None
+
+    def _value(self, dotted: str) -> Any:
+        name, _, key = dotted.partition(".")
+        return getattr(getattr(self, name), key)
 
     @classmethod
     def sections(cls) -> dict[str, type[Options]]:
@@ -133,19 +198,17 @@ class SweepConfig(StageConfig):
         """As of any stage; a searchable option that is not given is searched if it is by default."""
         space: dict[str, Domain] = {}
         fixed: dict[str, dict[str, Any]] = {name: dict(options) for name, options in values.items()}
-        sections = cls.sections()
         for dotted, tried in cls.searchable().items():
             name, _, key = dotted.partition(".")
             value = fixed.get(name, {}).get(key, tried or None)
             if value is None:
                 continue
-            domain = as_domain(key, value, partial(read_value, sections[name], key))
-            fixed.setdefault(name, {}).pop(key, None)
+            domain = _domain(dotted, value)
+            # The sections hold one of the values that are tried, so that it goes with those that are fixed.
+            fixed.setdefault(name, {})[key] = _representative(domain, _default(dotted))
             if isinstance(domain, Range) or len(domain) > 1:
                 space[dotted] = domain
-            else:
-                [fixed[name][key]] = domain
-        return dataclasses.replace(super().from_dict(fixed), space=space)
+        return cls(**cls._read_sections(fixed), space=space)
 
     def nested(self) -> dict[str, dict[str, Any]]:
         values = super().nested()

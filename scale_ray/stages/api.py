@@ -159,7 +159,8 @@ def _stub_parameters(stage: Callable[..., Any]) -> Iterator[str]:
     searchable = config_type.searchable()
     for section, field in _fields(config_type):
         tried = searchable.get(f"{section.section}.{field.name}")
-        several = "" if tried is None else f" | Sequence[{option_types(section)[field.name].plain.__name__}] | Range"
+        plain = option_types(section)[field.name].plain
+        several = "" if tried is None else f" | Sequence[{plain.__name__}]" + " | Range" * (plain is not str)
         yield f"{field.name}: {_option_type(section, field.name)}{several} = {tried or field.default!r}"
 
 

@@ -84,7 +84,12 @@ def one_line_refusal(capsys, tmp_path, *arguments, job: bool = False) -> str:
         (("probe", "--store", "{store}", "--checkpoint", "{wide}"), "width 6 (backbone shufflenet_v2_x0_5), found one"),
         (("probe", "--store", "{store}", "--checkpoint", "{other}"), "for weights 'random, seed 0', found one for"),
         (("sweep", "--store", "{store}", "--mask-ratio", "0.25,1.5"), "in [0, 1), found 1.5"),
-        (("sweep", "--store", "{store}", "--set-size", "4,nine"), "expected ints separated by commas"),
+        (
+            ("sweep", "--store", "{store}", "--set-size", "4,nine"),
+            "set_size: expected a value of type int, found 'nine'",
+        ),
+        (("sweep", "--store", "{store}", "--width", "32..256"), "found 35, in the range 32..256; list the values"),
+        (("sweep", "--store", "{store}", "--patience", "3", "--held-out-share", "0.1"), "expected 0.0 in a sweep"),
         (("sweep", "--store", "{store}", "--set-size", "4,16"), "at most 8, half of the 16 clips"),
         (("store", "nowhere"), "expected a feature store"),
         (("pretrain", "--config", "none.yaml", "--store", "s", "--run", "r"), "expected a YAML file"),

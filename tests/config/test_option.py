@@ -4,7 +4,7 @@ import click
 import pytest
 
 from scale_ray.cli.main import cli
-from scale_ray.config import SECTIONS, BackboneOptions, PretrainConfig, Sampling, Sets
+from scale_ray.config import SECTIONS, BackboneOptions, PretrainConfig, Sampling, SweepConfig
 from scale_ray.config.option import flag_of
 from scale_ray.errors import UserError
 
@@ -13,6 +13,7 @@ from scale_ray.errors import UserError
     ("section", "name", "value", "message"),
     [
         ("sets", "mask_ratio", 1.5, r"mask_ratio: expected a value in \[0, 1\), found 1.5"),
+        ("training", "learning_rate", 10**400, "learning_rate: expected a value of type float, found 1000"),
         ("sets", "mask_ratio", 1.0, r"in \[0, 1\), found 1.0"),
         ("sets", "set_size", "8", "set_size: expected a value of type int, found '8'"),
         ("sets", "set_size", True, "expected a value of type int, found True"),
@@ -50,17 +51,21 @@ def test_the_papers_numbers_are_the_defaults():
 
 
 def test_every_flag_of_every_command_is_an_option_of_the_configuration():
-    """No default is typed twice: a command's section flags are the fields, with the fields' defaults."""
+    """No default is typed twice: a command's section flags are the fields, with the fields' defaults.
+
+    Those of a sweep have the values that it tries by default.
+    """
     checked = 0
     for command in cli.commands.values():
+        tried = SweepConfig.searchable() if command.name == "sweep" else {}
         for parameter in command.params:
             section, separator, name = parameter.name.partition("__")
-            if not separator or section == "grid":
+            if not separator:
                 continue
             field = SECTIONS[section].__dataclass_fields__[name]
             assert isinstance(parameter, click.Option)
             assert parameter.opts == [flag_of(name)]
-            assert parameter.default == field.default
+            assert parameter.default == (tried.get(f"{section}.{name}") or field.default)
             checked += 1
     assert checked > 100
 
@@ -76,7 +81,9 @@ def test_every_option_has_help_that_ends_in_a_full_stop():
             assert field.metadata["help"].endswith("."), field.name
 
 
-def test_sweep_values_are_valid():
-    for field in dataclasses.fields(Sets):
-        for value in field.metadata["sweep"]:
-            Sets(**{field.name: value})
+def test_only_a_part_of_the_options_of_a_pretraining_is_searched_and_the_values_tried_are_valid():
+    pretraining = {f"{section}.{name}" for name, section in PretrainConfig.option_sections().items()}
+    assert set(SweepConfig.searchable()) < pretraining
+    for dotted, tried in SweepConfig.searchable().items():
+        for value in tried:
+            PretrainConfig().with_values({dotted: value})
