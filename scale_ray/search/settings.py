@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scale_ray.config import Domain, Range, SweepConfig
+from scale_ray.config import Domain, Range, SweepConfig, lowest_and_highest, read_value
 from scale_ray.hashing import digest, uniform_hash
 
 # A value per searched option, by its dotted name.
 Setting = dict[str, Any]
 
-# A space of few settings has been drawn completely if so many draws in a row give none that is new.
+# So many draws in a row that give no new setting mean that few are left: these follow in order.
 _MAX_REPEATED = 1000
 
 
@@ -32,10 +32,19 @@ def random_settings(space: Mapping[str, Domain], seed: int) -> Iterator[Setting]
         text = json.dumps(setting)
         repeated = repeated + 1 if text in drawn else 0
         if repeated == _MAX_REPEATED:
-            return
+            break
         if text not in drawn:
             drawn.add(text)
             yield setting
+    rest = grid_settings({name: _all_values(domain) for name, domain in space.items()})
+    yield from (setting for setting in rest if json.dumps(setting) not in drawn)
+
+
+def _all_values(domain: Domain) -> tuple[Any, ...]:
+    if isinstance(domain, Range):
+        # Draws from a range of fractions repeat only if it is so narrow that it holds but a few.
+        return tuple(range(int(domain.low), int(domain.high) + 1)) if domain.is_whole else lowest_and_highest(domain)
+    return domain
 
 
 def _drawn(domain: Domain, key: str) -> Any:
@@ -48,9 +57,10 @@ def key_of(config: SweepConfig, setting: Mapping[str, Any], seed: int) -> str:
 
     A grid that has grown, also by an option, finds the trials that it had before.
     """
-    values = config.nested()
+    values, sections = config.nested(), config.sections()
     options = {}
     for dotted in config.searchable():
         section, _, name = dotted.partition(".")
-        options[dotted] = setting.get(dotted, values[section][name])
+        # Converted, so that 2 and 2.0 are the same, and an option that is searched must be in the setting.
+        options[dotted] = read_value(sections[section], name, setting.get(dotted, values[section][name]))
     return digest(json.dumps([options, seed], sort_keys=True))
