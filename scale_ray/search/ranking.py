@@ -2,7 +2,8 @@
 
 A trial's score depends on its seed, on the fold that it is validated on, and on the few videos in it. All settings have
 the same seeds and folds, so that differences are paired. The bootstrap draws seeds, and within each the blocks of
-groups of its fold, the same for all settings.
+groups of its fold, the same for all settings. With one seed its intervals hold for this seed alone: how much another
+seed would change is not known.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from scale_ray.search.settings import Setting
 from scale_ray.search.trials import FAILED, FINISHED, STOPPED, TrialResult
 
 _RESAMPLES = 2000
+_INTERVAL = (2.5, 97.5)  # percentiles
 _ORDER = (FINISHED, STOPPED, FAILED)
 
 
@@ -25,10 +27,10 @@ _ORDER = (FINISHED, STOPPED, FAILED)
 class SettingResult:
     """One setting: the mean objective over its seeds, its 95 % interval from `low` to `high`, and `each` seed's value.
 
-    `behind` is how much worse it is than the best setting, over the seeds that both have, from `behind_low` to
-    `behind_high`; `is_tied` if that interval contains 0 and both ran to the end: the two cannot be told apart. `state`
-    is that of its trials, `failed` only if all failed; `reasons` are those of failed trials. `epochs` is the number
-    that each trial ran, `seconds` the time of all.
+    `behind` is how much worse it is than the best setting, over the seeds that both have (NaN if there are none), with
+    the 95 % interval from `behind_low` to `behind_high`. `is_tied` says that it ran to the end, and is not worse than
+    the best one beyond doubt. `state` is that of its trials, `failed` only if all failed; `reasons` are those of
+    failed trials. `epochs` is the number that each trial ran, `seconds` the time of all.
     """
 
     setting: Setting
@@ -49,16 +51,26 @@ class SettingResult:
 def ranked(results: Sequence[TrialResult], seed: int = 0) -> list[SettingResult]:
     """The settings, best first: those that ran to the end, then those that were stopped early, then those that failed.
 
-    `seed` is that of the bootstrap.
+    If some trials are missing, settings are ordered by their means without the effects of seeds: one that lacks the
+    seed of a hard fold is not better for it. `seed` is that of the bootstrap.
+
+    Raises
+    ------
+    UserError
+        If trials have different objectives, or those of one seed different videos.
     """
+    monitors = sorted({result.monitor for result in results if result.state != FAILED})
+    if len(monitors) > 1:
+        raise UserError(f"expected trials with one objective, found {' and '.join(monitors)}; use another --run")
     by_setting: dict[str, list[TrialResult]] = {}
     for result in results:
-        by_setting.setdefault(json.dumps(result.setting), []).append(result)
+        by_setting.setdefault(json.dumps(result.setting, sort_keys=True), []).append(result)
     scores = [_Scores(trials) for _, trials in sorted(by_setting.items())]
-    # Ties in the order of their settings, so that the order does not depend on which trial ended first.
-    scores.sort(key=lambda s: (_ORDER.index(s.state), -s.value if s.each else 0.0))
     if not scores:
         return []
+    # Ties in the order of their settings, so that the order does not depend on which trial ended first.
+    comparable = dict(zip(map(id, scores), _comparable_means(scores), strict=True))
+    scores.sort(key=lambda s: (_ORDER.index(s.state), -comparable[id(s)]))
     draws = _Draws(results, seed)
     return [_summary(s, scores[0], draws) for s in scores]
 
@@ -77,35 +89,55 @@ class _Scores:
     """The trials of one setting that did not fail, by seed."""
 
     def __init__(self, trials: Sequence[TrialResult]) -> None:
-        self.trials = trials
-        self.scored = {trial.seed: trial for trial in sorted(trials, key=lambda t: t.seed) if trial.state != FAILED}
+        self.trials = sorted(trials, key=lambda trial: trial.seed)
+        self.scored = {trial.seed: trial for trial in self.trials if trial.state != FAILED}
         self.each = {seed: trial.value for seed, trial in self.scored.items()}
         self.value = float(np.mean(list(self.each.values()))) if self.each else float("nan")
         states = {trial.state for trial in self.scored.values()}
         self.state = FAILED if not states else STOPPED if STOPPED in states else FINISHED
 
 
+def _comparable_means(scores: Sequence[_Scores]) -> list[float]:
+    """The mean of each setting; if some lack seeds, without the effects of seeds by least squares. 0 if all failed."""
+    scored = [s for s in scores if s.each]
+    seeds = sorted({seed for s in scored for seed in s.each})
+    if all(len(s.each) == len(seeds) for s in scored):
+        return [s.value if s.each else 0.0 for s in scores]
+    entries = [(row, seeds.index(seed), value) for row, s in enumerate(scores) for seed, value in s.each.items()]
+    design = np.zeros((len(entries), len(scores) + len(seeds)))
+    for number, (row, column, _) in enumerate(entries):
+        design[number, [row, len(scores) + column]] = 1
+    values = np.array([value for *_, value in entries])
+    effects = np.linalg.lstsq(design, values - values.mean(), rcond=None)[0]
+    return effects[: len(scores)].round(9).tolist()  # equal settings stay equal in spite of rounding errors
+
+
 class _Draws:
     """Draws of the bootstrap: how often each seed, and each block of its fold, was drawn; the same for all settings."""
 
     def __init__(self, results: Sequence[TrialResult], seed: int) -> None:
-        blocks: dict[int, int] = {}
+        blocks: dict[int, list[int]] = {}
         for trial in results:
-            if trial.state != FAILED and blocks.setdefault(trial.seed, len(trial.blocks)) != len(trial.blocks):
+            videos = [block[1] for block in trial.blocks]
+            if trial.state != FAILED and blocks.setdefault(trial.seed, videos) != videos:
+                one, other = (f"{sum(v)} videos in {len(v)} blocks" for v in sorted([blocks[trial.seed], videos]))
                 raise UserError(
                     f"seed {trial.seed}: expected all its trials to be validated on the same videos, found "
-                    f"{blocks[trial.seed]} and {len(trial.blocks)} blocks of them; use another --run"
+                    f"{one} and {other}; use another --run"
                 )
         self.seeds = sorted(blocks)
         random = np.random.default_rng(seed)
-        share = np.full(len(self.seeds), 1 / max(len(self.seeds), 1))
-        self._of_seeds = random.multinomial(len(self.seeds), share, _RESAMPLES)
-        self._of_blocks = {s: random.multinomial(n, np.full(n, 1 / n), _RESAMPLES) for s, n in sorted(blocks.items())}
+        self._of_seeds = _drawn(random, len(self.seeds))
+        self._of_blocks = {seed: _drawn(random, len(blocks[seed])) for seed in self.seeds}
+
+    def differ(self, seeds: Sequence[int]) -> bool:
+        """Whether there is anything to draw from: a single block of a single seed gives no interval."""
+        return len(seeds) > 1 or self._of_blocks[seeds[0]].shape[1] > 1
 
     def means(self, scored: dict[int, TrialResult], seeds: Sequence[int]) -> np.ndarray:
         """The mean over these seeds in each draw, (draws,)."""
         columns = [self.seeds.index(seed) for seed in seeds]
-        weights = self._of_seeds[:, columns].astype(float)
+        weights = self._of_seeds[:, columns]
         weights[weights.sum(1) == 0] = 1.0  # none of them was drawn
         values = np.stack([self._resampled(scored[seed]) for seed in seeds], 1)
         return (weights * values).sum(1) / weights.sum(1)
@@ -117,18 +149,27 @@ class _Draws:
         return (drawn @ right) / (drawn @ videos)
 
 
+def _drawn(random: np.random.Generator, num_items: int) -> np.ndarray:
+    """How often each of the items is drawn if as many are drawn with replacement, (draws, items)."""
+    if num_items == 0:  # all trials failed
+        return np.zeros((_RESAMPLES, 0))
+    return random.multinomial(num_items, np.full(num_items, 1 / num_items), _RESAMPLES).astype(float)
+
+
 def _summary(scores: _Scores, best: _Scores, draws: _Draws) -> SettingResult:
     nan = float("nan")
     low = high = behind = behind_low = behind_high = nan
-    is_tied = False
     if scores.each:
-        low, high = np.percentile(draws.means(scores.scored, list(scores.each)), [2.5, 97.5]).tolist()
+        low, high = 0.0, 1.0
+        if draws.differ(list(scores.each)):
+            low, high = np.percentile(draws.means(scores.scored, list(scores.each)), _INTERVAL).tolist()
     common = [seed for seed in scores.each if seed in best.each]
     if common:
         behind = float(np.mean([best.each[seed] - scores.each[seed] for seed in common]))
-        differences = draws.means(best.scored, common) - draws.means(scores.scored, common)
-        behind_low, behind_high = np.percentile(differences, [2.5, 97.5]).tolist()
-        is_tied = scores.state == FINISHED and behind_low <= 0
+        behind_low, behind_high = -1.0, 1.0
+        if draws.differ(common):
+            differences = draws.means(best.scored, common) - draws.means(scores.scored, common)
+            behind_low, behind_high = np.percentile(differences, _INTERVAL).tolist()
     return SettingResult(
         setting=scores.trials[0].setting,
         state=scores.state,
@@ -139,8 +180,8 @@ def _summary(scores: _Scores, best: _Scores, draws: _Draws) -> SettingResult:
         behind=behind,
         behind_low=behind_low,
         behind_high=behind_high,
-        is_tied=is_tied,
+        is_tied=scores.state == FINISHED and not behind_low > 0,
         epochs=max((trial.epochs for trial in scores.trials), default=0),
         seconds=sum(trial.seconds for trial in scores.trials),
-        reasons=[trial.reason for trial in scores.trials if trial.reason],
+        reasons=[trial.reason for trial in scores.trials if trial.state == FAILED and trial.reason],
     )
