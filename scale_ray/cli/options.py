@@ -228,7 +228,7 @@ def _defaults_from(path: str, sections: Mapping[str, type[Options]], searchable:
     for name, values in written.items():
         if name not in known or not isinstance(values, dict):
             raise UserError(f"--config: expected sections named {', '.join(known)}, found {name!r} in {path}")
-        # What may be a list or a range is checked with the rest of the stage's options; click takes None for not given.
+        # What may be a list or a range is checked with the rest of the stage's options; click 8.2 drops None.
         known[name].from_dict(
             {key: value for key, value in values.items() if value is None or f"{name}.{key}" not in searchable}
         )

@@ -147,9 +147,8 @@ class SweepConfig(StageConfig):
             if dotted not in known:
                 raise UserError(f"{dotted}: expected an option that can be searched, {nearest(dotted, list(known))}")
         space = {dotted: _domain(dotted, self.space[dotted]) for dotted in known if dotted in self.space}
-        if (
-            space == _default_space()
-        ):  # `SweepConfig(sets=Sets(mask_ratio=0.5))` fixes an option that is searched by default
+        # `SweepConfig(sets=Sets(mask_ratio=0.5))` fixes an option that is searched by default.
+        if space == _default_space():
             space = {dotted: domain for dotted, domain in space.items() if self._value(dotted) == _default(dotted)}
         masked_clips = "sets.masked_clips" in space or self.sets.masked_clips is not None
         ratios = space.pop("sets.mask_ratio", None) if masked_clips else None
