@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -215,7 +215,3 @@ class SweepConfig(StageConfig):
             name, _, key = dotted.partition(".")
             values[name][key] = domain
         return values
-
-    def fixed(self) -> Iterator[str]:
-        """The dotted names of the options of the pretraining that are the same for all trials."""
-        return (name for name in self.searchable() if name not in self.space)

@@ -155,7 +155,7 @@ class TrialWorker:
         every = min(config.training.monitor_epochs or config.training.epochs, config.training.epochs)
         every = max(min(every, config.training.epochs // _MIN_VALIDATIONS), 1)
         config = replace(config, training=replace(config.training, monitor_epochs=every))
-        fold = (seed - self._job["first_seed"]) % self._job["folds"]
+        fold = fold_of_seed(seed, self._job)
         held_out = torch.tensor([self._fold_of[video_id] == fold for video_id in self._clips.video_ids])
         if fold not in self._validations:
             self._validations[fold] = FoldValidation(
@@ -215,6 +215,11 @@ class TrialWorker:
             world_size=num_workers,
             timeout=timedelta(seconds=_TIMEOUT_S),
         )
+
+
+def fold_of_seed(seed: int, job: Mapping[str, Any]) -> int:
+    """The fold that the trials with a seed are validated on."""
+    return int((seed - job["first_seed"]) % job["folds"])
 
 
 def _mapped(ingest: Ingest) -> Ingest:

@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 from scale_ray.config import SweepConfig, lowest_and_highest, setting_name
 from scale_ray.console import Console, Progress
 from scale_ray.distributed.failures import trial_failure
-from scale_ray.distributed.trials import OBJECTIVE, SEED, TrialProcess
+from scale_ray.distributed.trials import OBJECTIVE, SEED, TrialProcess, fold_of_seed
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.files.locations import join
 from scale_ray.search import FAILED, FINISHED, STOPPED, Setting, TrialResult, TrialResults, best_so_far, key_of
@@ -168,6 +168,7 @@ class TrialRecords(ray.tune.Callback):  # type: ignore[misc]
     def __init__(
         self,
         queue: TrialQueue,
+        job: Mapping[str, Any],
         results: TrialResults,
         config: SweepConfig,
         experiment: Experiment,
@@ -175,7 +176,7 @@ class TrialRecords(ray.tune.Callback):  # type: ignore[misc]
         progress: Progress,
         console: Console,
     ) -> None:
-        self._queue, self._results, self._config = queue, results, config
+        self._queue, self._job, self._results, self._config = queue, job, results, config
         self._experiment, self._parent, self._progress, self._console = experiment, parent, progress, console
         self.failure: Exception | None = None
         self._records: dict[str, RunRecord] = {}
@@ -227,6 +228,7 @@ class TrialRecords(ray.tune.Callback):  # type: ignore[misc]
         result = TrialResult(
             setting=setting,
             seed=seed,
+            fold=fold_of_seed(seed, self._job),
             state=state,
             monitor="" if failed else last["monitor"],
             blocks=[] if failed else last["blocks"],
@@ -318,7 +320,7 @@ def run_trials(
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**6)
     queue = TrialQueue(plan, results, limit)
     with console.progress("sweep", num_trials, "trials") as progress:
-        records = TrialRecords(queue, results, plan.config, experiment, parent, progress, console)
+        records = TrialRecords(queue, job, results, plan.config, experiment, parent, progress, console)
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(
                 ray.tune.with_parameters(TrialProcess, job=dict(job)),

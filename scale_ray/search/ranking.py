@@ -57,7 +57,7 @@ def ranked(results: Sequence[TrialResult], seed: int = 0) -> list[SettingResult]
     Raises
     ------
     UserError
-        If trials have different objectives, or those of one seed different videos.
+        If trials have different objectives, or those of one fold different videos.
     """
     monitors = sorted({result.monitor for result in results if result.state != FAILED})
     if len(monitors) > 1:
@@ -119,16 +119,19 @@ class _Draws:
         blocks: dict[int, list[int]] = {}
         for trial in results:
             videos = [block[1] for block in trial.blocks]
-            if trial.state != FAILED and blocks.setdefault(trial.seed, videos) != videos:
-                one, other = (f"{sum(v)} videos in {len(v)} blocks" for v in sorted([blocks[trial.seed], videos]))
+            if trial.state != FAILED and blocks.setdefault(trial.fold, videos) != videos:
+                one, other = (f"{sum(v)} videos in {len(v)} blocks" for v in sorted([blocks[trial.fold], videos]))
                 raise UserError(
-                    f"seed {trial.seed}: expected all its trials to be validated on the same videos, found "
+                    f"fold {trial.fold}: expected all its trials to be validated on the same videos, found "
                     f"{one} and {other}; use another --run"
                 )
-        self.seeds = sorted(blocks)
+        folds = {trial.seed: trial.fold for trial in results if trial.state != FAILED}
+        self.seeds = sorted(folds)
         random = np.random.default_rng(seed)
         self._of_seeds = _drawn(random, len(self.seeds))
-        self._of_blocks = {seed: _drawn(random, len(blocks[seed])) for seed in self.seeds}
+        # Seeds beyond the number of folds share the videos of one, and what was drawn of them.
+        of_folds = {fold: _drawn(random, len(blocks[fold])) for fold in sorted(blocks)}
+        self._of_blocks = {seed: of_folds[fold] for seed, fold in folds.items()}
 
     def differ(self, seeds: Sequence[int]) -> bool:
         """Whether there is anything to draw from: a single block of a single seed gives no interval."""

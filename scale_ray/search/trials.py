@@ -23,12 +23,14 @@ FINISHED, STOPPED, FAILED = "finished", "stopped early", "failed"
 
 _KIND = "the result of a trial"
 _READ_AT_ONCE = 16
+_AMOUNTS = ("seed", "fold", "epochs", "seconds", "began_s")
 # Damaged files can hold numbers that are too large for arithmetic; up to here a float is exact for whole numbers.
 _MAX_NUMBER = 2**53
 _TYPES = {
     "key": str,
     "setting": dict,
     "seed": int,
+    "fold": int,
     "state": str,
     "monitor": str,
     "blocks": list,
@@ -44,7 +46,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial: a setting trained with one seed, and validated on the fold that belongs to the seed.
+    """One trial: a setting trained with one seed, and validated on the `fold` that belongs to the seed.
 
     `monitor` names the objective. `blocks` holds, per block of groups of the fold, how many of its videos were right,
     and how many there are; a bootstrap draws from them. `curve` holds pairs of epoch and objective, `metrics` the
@@ -54,6 +56,7 @@ class TrialResult:
     setting: Setting
     seed: int
     state: str
+    fold: int = 0
     monitor: str = ""
     blocks: list[list[int]] = field(default_factory=list)
     curve: list[list[float]] = field(default_factory=list)
@@ -146,7 +149,10 @@ def _result_in(content: bytes, path: str, key: str) -> TrialResult:
     checks: list[tuple[str, str, Callable[[Any], bool], Iterable[Any]]] = [
         ("key", f"{key}, as the file is named", lambda found: found == key, [values["key"]]),
         ("state", f"one of {', '.join(states)}", lambda state: state in states, [values["state"]]),
-        *((name, "of at least 0", _is_amount, [values[name]]) for name in ("seed", "epochs", "seconds", "began_s")),
+        *(
+            (name, "of at least 0", _is_amount, [values[name]])
+            for name in ("seed", "fold", "epochs", "seconds", "began_s")
+        ),
         ("setting", "of names and values", _is_choice, values["setting"].items()),
         ("blocks", "of [right, videos]", _is_block, values["blocks"]),
         ("blocks", "of at least one video", lambda blocks: blocks or values["state"] == FAILED, [values["blocks"]]),

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,6 @@ from scale_ray.config import (
     PretrainConfig,
     ProbeConfig,
     Range,
-    Sets,
     SweepConfig,
     domain_text,
     flag_of,
@@ -166,7 +166,6 @@ def sweep(store: str, run: str = "sweep", *, runs: str = "runs", config: SweepCo
     features = FeatureStore(store)
     clips, _ = training_clips(features, split=config.splits.split)
     config = _resolved(config, features, clips)
-    _check_settings(config, features, clips)
     folder = RunFolder(runs, run)
     described = _described(config, features, clips)
     free = [*config.space, *(f"searching.{name}" for name in described["searching"] if name not in _DECISIVE)]
@@ -202,43 +201,23 @@ def sweep(store: str, run: str = "sweep", *, runs: str = "runs", config: SweepCo
 
 
 def _resolved(config: SweepConfig, store: FeatureStore, clips: StoredClips) -> SweepConfig:
-    """The configuration with everything decided that was left to `auto`."""
-    searching = config.searching
-    has_ranges = any(isinstance(domain, Range) for domain in config.space.values())
-    search = searching.search
+    """The configuration with everything decided that was left to `auto`; refused if its trials cannot be trained."""
+    searching, groups = config.searching, store.groups()
+    search, early = searching.search, searching.early_stopping
     if search == "auto":
-        search = "random" if has_ranges else "grid"
-    if search == "grid" and has_ranges:
-        [name, *_] = (name for name, domain in config.space.items() if isinstance(domain, Range))
-        raise UserError(f"{_short(name)}: expected values separated by commas for a grid, found a range; use --search")
-    early = searching.early_stopping
+        search = "random" if any(isinstance(domain, Range) for domain in config.space.values()) else "grid"
     if early == "auto":
         early = "none" if search == "grid" else "asha"
     if config.tracking.register is not None and not searching.promote:
         raise UserError("register: expected --promote with it, found a sweep that keeps no aggregator")
-    groups = store.groups()
     fold_of = folds_of({video_id: groups[video_id] for video_id in clips.video_ids}, searching.folds)
     rank_by = ranking_of(clips.video_ids, fold_of, store.labels(), searching.rank_by)
+    largest_fold = max(Counter(fold_of.values()).values())
+    set_sizes = config.space.get("sets.set_size", (config.sets.set_size,))
+    check_trainable(len(clips) - largest_fold, clips.num_clips, max(lowest_and_highest(set_sizes)))
     return config.with_values(
         {"searching.search": search, "searching.early_stopping": early, "searching.rank_by": rank_by}
     )
-
-
-def _check_settings(config: SweepConfig, store: FeatureStore, clips: StoredClips) -> None:
-    """Refuse settings that cannot be trained, before anything starts."""
-    groups = store.groups()
-    fold_of = folds_of({video_id: groups[video_id] for video_id in clips.video_ids}, config.searching.folds)
-    folds = list(fold_of.values())
-    fewest = len(clips) - max(map(folds.count, set(folds)))
-    pretrain = config.part(PretrainConfig)
-    # The options of the sets limit each other; of others each value is checked by itself.
-    sets = {name: lowest_and_highest(d) for name, d in config.space.items() if name.startswith(f"{Sets.section}.")}
-    for values in itertools.product(*sets.values()):
-        setting = dict(zip(sets, values, strict=True))
-        check_trainable(fewest, clips.num_clips, pretrain.with_values(setting).sets.set_size)
-    for name, domain in config.space.items():
-        for value in () if name in sets else lowest_and_highest(domain):
-            pretrain.with_values({name: value})
 
 
 def _described(config: SweepConfig, store: FeatureStore, clips: StoredClips) -> dict[str, Any]:
@@ -313,7 +292,7 @@ def _run(
     plan = Plan(config, settings, seeds, searching.early_stopping != "none", deadline_s)
     job = {
         "store": store.location,
-        "config": config.part(PretrainConfig).nested(),
+        "config": config.part(PretrainConfig).to_dict(),
         "probing": config.probing.to_dict(),
         "folds": searching.folds,
         "rank_by": searching.rank_by,

@@ -18,7 +18,7 @@ from scale_ray.search import FAILED, FINISHED, STOPPED, SettingResult, TrialResu
 def trial(x: object, seed: int, right: int | Sequence[int], **more: object) -> TrialResult:
     """A trial of the setting x, with so many videos right in each block of 10."""
     blocks = [[number, 10] for number in ([right] if isinstance(right, int) else right)]
-    return TrialResult(**{"setting": {"x": x}, "seed": seed, "state": FINISHED, "blocks": blocks, **more})
+    return TrialResult(**{"setting": {"x": x}, "seed": seed, "fold": seed, "state": FINISHED, "blocks": blocks, **more})
 
 
 def failed(x: object, seed: int, reason: str = "out of memory") -> TrialResult:
@@ -150,7 +150,7 @@ def test_one_block_of_one_seed_tells_nothing(rng, num_seeds, num_blocks, is_know
     [
         (
             [trial("a", 0, (1, 2)), trial("b", 0, (1, 2, 3))],
-            "seed 0: .* found 20 videos in 2 blocks and 30 videos in 3",
+            "fold 0: .* found 20 videos in 2 blocks and 30 videos in 3",
         ),
         ([trial("a", 0, 5), replace(trial("b", 0, 5), blocks=[[5, 11]])], "found 10 videos in 1 blocks and 11 videos"),
         ([trial("a", 0, 5, monitor="knn"), trial("b", 0, 5, monitor="halves")], "one objective, found halves and knn"),
@@ -179,7 +179,7 @@ def planted(rng: np.random.Generator, num_seeds: int, seed_spread: float) -> lis
         for x, top1 in enumerate(TRUE_TOP1):
             score = common + luck * rng.normal() + noise * rng.normal(size=common.shape)
             right = (score < norm.ppf(top1)).sum((1, 2)).tolist()
-            trials.append(TrialResult({"x": x}, seed, FINISHED, blocks=[[number, 12] for number in right]))
+            trials.append(TrialResult({"x": x}, seed, FINISHED, fold=seed, blocks=[[number, 12] for number in right]))
     return trials
 
 
