@@ -1,16 +1,20 @@
-"""Reports of results: figures, contact sheets, and the files of a probe report."""
+"""Reports of results: figures, contact sheets, the files of a probe report, and the figures of a sweep."""
 
 from scale_ray.reports.contact_sheet import Tile, contact_sheet, frames_of, thumbnails
 from scale_ray.reports.figures import losses_figure
 from scale_ray.reports.probe_report import probe_metrics, report_pictures, report_tables
+from scale_ray.reports.sweep_data import option_importance
+from scale_ray.reports.sweep_figures import sweep_figures
 
 __all__ = [
     "Tile",
     "contact_sheet",
     "frames_of",
     "losses_figure",
+    "option_importance",
     "probe_metrics",
     "report_pictures",
     "report_tables",
+    "sweep_figures",
     "thumbnails",
 ]
