@@ -1,10 +1,11 @@
-"""Reports of results: figures, contact sheets, the files of a probe report, and the figures of a sweep."""
+"""Reports of results: figures, contact sheets, the files of a probe report, and the figures and page of a sweep."""
 
 from scale_ray.reports.contact_sheet import Tile, contact_sheet, frames_of, thumbnails
 from scale_ray.reports.figures import losses_figure
 from scale_ray.reports.probe_report import probe_metrics, report_pictures, report_tables
 from scale_ray.reports.sweep_data import option_importance
 from scale_ray.reports.sweep_figures import sweep_figures
+from scale_ray.reports.sweep_page import sweep_page
 
 __all__ = [
     "Tile",
@@ -16,5 +17,6 @@ __all__ = [
     "report_pictures",
     "report_tables",
     "sweep_figures",
+    "sweep_page",
     "thumbnails",
 ]
