@@ -393,7 +393,7 @@ def sweep(
     address: str | None = None,
     cpus: int = 0,
 ) -> SweepResult:
-    """Train every combination of the grid, and rank them on videos held out of the training split."""
+    """Search the settings of the pretraining, ranked on videos held out of the training split."""
 
 def export(
     checkpoint: str | PathLike[str] | Sequence[str | PathLike[str]],

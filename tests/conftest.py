@@ -21,7 +21,7 @@ from scale_ray.corpus.sample_videos import make_samples
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several test processes one runs all tests that start Ray, so that there is never more than one Ray at a time."""
+    """One test process runs all tests that start Ray, so that there is never more than one Ray at a time."""
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))

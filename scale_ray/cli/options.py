@@ -134,7 +134,7 @@ class SearchedValue(click.ParamType):  # type: ignore[type-arg]
     """A value, several separated by commas, or a range; read by `SweepConfig`."""
 
     def __init__(self, plain: type) -> None:
-        self.name = f"{plain.__name__}s"
+        self.name = "texts" if plain is str else f"{plain.__name__}s"
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
         return value

@@ -14,10 +14,10 @@ from scale_ray.config import SweepConfig
 @runs_option
 @command(SweepConfig)
 def sweep(caller: Caller, store: str, run: str, runs: str, config: SweepConfig) -> int:
-    """Search masking ratio, set size or any option; settings are ranked on held-out training videos.
+    """Search for the best setting: masking ratio, set size or any option.
 
     Many options may be several values, 0.15,0.5, a range, 0.1..0.9, or a log range, log:1e-4..1e-2. The same --run
-    continues an interrupted sweep, and runs only what is missing when the search has grown.
+    continues a sweep and runs only what is missing, also when the search has grown.
     """
     from scale_ray.stages.sweep import sweep as run_sweep
 

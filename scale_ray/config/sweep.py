@@ -37,20 +37,19 @@ class Searching(Options):
     seeds: int = option(3, "Trials per setting, each with its own seed and fold.", check=at_least(1), main=True)
     folds: int = option(
         4,
-        "Parts of the training split, by group: a trial trains without one of them, and is ranked on it.",
+        "Parts of the training split: a trial trains without one, and is ranked on it.",
         check=at_least(2),
         main=True,
     )
     rank_by: str = option(
         "auto",
-        "knn or linear: top-1 with labels; halves: how often halves of a video find each other; auto: knn with labels, "
-        "otherwise halves.",
+        "knn or linear: top-1; halves: videos whose halves find each other; auto: knn with labels, else halves.",
         check=one_of("auto", "knn", "linear", "halves"),
         main=True,
     )
     early_stopping: str = option(
         "auto",
-        "asha or median: stop trials that fall behind; none; auto: none for a grid, otherwise asha.",
+        "How trials that fall behind are stopped: asha, median or none; auto: asha unless it is a grid.",
         check=one_of("auto", "none", "asha", "median"),
         main=True,
     )
@@ -58,7 +57,7 @@ class Searching(Options):
         0, "Epochs before a trial may be stopped; 0: a tenth of them.", unit="epochs", check=at_least(0)
     )
     trials_at_once: int = option(
-        0, "Maximum number of concurrent trials; 0: as many as the cluster has room for.", check=at_least(0), main=True
+        0, "Maximum number of concurrent trials; 0: as many as the cluster has room for.", check=at_least(0)
     )
     trial_cpus: float = option(1.0, "CPUs of each worker of a trial.", check=above(0))
     trial_gpus: float = option(

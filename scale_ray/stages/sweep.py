@@ -51,7 +51,6 @@ from scale_ray.tracking import Experiment, RunFolder, RunRecord
 
 if TYPE_CHECKING:
     import pandas as pd
-    from ray.tune import ResultGrid
 
     from scale_ray.distributed.tuning import Settings
 
@@ -80,7 +79,7 @@ class SweepResult(Result):
     num_new: int
     seconds: float
     folder: str
-    result_grid: ResultGrid = field(repr=False)
+    result_grid: Any = field(repr=False)
     files: dict[str, bytes] = field(repr=False, default_factory=dict)
     promoted: PretrainResult | None = None
     probes: ProbeResult | None = None
@@ -281,7 +280,7 @@ def _run(
     experiment: Experiment,
     parent: RunRecord,
     console: Console,
-) -> tuple[list[TrialResult], int, ResultGrid]:
+) -> tuple[list[TrialResult], int, Any]:
     """Run what is missing; all trials of the search, how many of them were run now, and Tune's result of those."""
     from scale_ray.distributed.tuning import Plan, run_trials
 

@@ -10,14 +10,24 @@ NUM_BLOCKS, BLOCK = 20, 10
 def trial(setting, seed, value, state=FINISHED, epochs=20, began_s=0.0):
     """A trial whose objective is about `value`, with a curve that rises to it."""
     if state == FAILED:
-        return TrialResult(setting, seed, FAILED, "knn_top1", began_s=began_s, seconds=5.0, reason="out of memory")
+        return TrialResult(
+            setting, seed, FAILED, monitor="knn_top1", began_s=began_s, seconds=5.0, reason="out of memory"
+        )
     random = np.random.default_rng([seed, int(value * 1e6)])
     blocks = [[int(right), BLOCK] for right in random.binomial(BLOCK, min(max(value, 0), 1), NUM_BLOCKS)]
     final = sum(right for right, _ in blocks) / (NUM_BLOCKS * BLOCK)
     curve = [[epoch, final * (1 - 0.6 * np.exp(-4 * epoch / epochs))] for epoch in range(1, epochs)]
     curve.append([epochs, final])
     return TrialResult(
-        setting, seed, state, "knn_top1", blocks, curve, epochs=epochs, seconds=40.0 + epochs, began_s=began_s
+        setting,
+        seed,
+        state,
+        monitor="knn_top1",
+        blocks=blocks,
+        curve=curve,
+        epochs=epochs,
+        seconds=40.0 + epochs,
+        began_s=began_s,
     )
 
 
