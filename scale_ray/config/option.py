@@ -153,7 +153,7 @@ def _coerced(name: str, value: Any, type_: OptionType) -> Any:
 
 
 # Options that have got another name: the old one is refused with a hint.
-RENAMED = {"arithmetic": "train_precision"}
+RENAMED = {"arithmetic": "train_precision", "validation_share": "folds"}
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

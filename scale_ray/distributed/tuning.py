@@ -182,7 +182,7 @@ class TrialRecords(ray.tune.Callback):  # type: ignore[misc]
         self._records: dict[str, RunRecord] = {}
         self._curves: dict[str, list[list[float]]] = {}
         self._ended: list[TrialResult] = []
-        queue.listener = self._ended.append
+        queue.listener = self._count
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune saves its callbacks; a connection could not be saved.
@@ -247,6 +247,9 @@ class TrialRecords(ray.tune.Callback):  # type: ignore[misc]
         if failed:
             self._console.say(f"trial {trial_name(trial.config)} failed: {reason}")
         self._queue.ended(trial.trial_id, result)
+
+    def _count(self, result: TrialResult) -> None:
+        self._ended.append(result)
         self._show()
 
     def _show(self) -> None:

@@ -27,7 +27,7 @@ from scale_ray.console import Console, Result
 from scale_ray.distributed.cluster import connected, largest_node_cpus
 from scale_ray.distributed.resources import ClusterSize, TrialSizes, trial_sizes
 from scale_ray.errors import RunFailed, UserError, first_line
-from scale_ray.files.locations import atomic_write, join
+from scale_ray.files.locations import atomic_write, check_within, join
 from scale_ray.hashing import digest
 from scale_ray.pretraining import check_trainable
 from scale_ray.probes import ranking_of
@@ -120,7 +120,8 @@ class SweepResult(Result):
     def _failures(self) -> list[str]:
         reasons = [trial.reason or "" for trial in self.trials if trial.state == FAILED]
         different = list(dict.fromkeys(reasons))
-        lines = [f"{reasons.count(reason)} trials failed: {reason}" for reason in different[:_MAX_REASONS]]
+        counted = [(reasons.count(reason), reason) for reason in different[:_MAX_REASONS]]
+        lines = [f"{count} trial{'s' * (count > 1)} failed: {reason}" for count, reason in counted]
         if len(different) > _MAX_REASONS:
             lines.append(f"{len(different) - _MAX_REASONS} more reasons are in trials.csv")
         return lines
@@ -169,6 +170,8 @@ def sweep(store: str, run: str = "sweep", *, runs: str = "runs", config: SweepCo
     described = _described(config, features, clips)
     free = [*config.space, *(f"searching.{name}" for name in described["searching"] if name not in _DECISIVE)]
     folder.check_config(described, free)
+    for name in ("trials", "tune"):
+        check_within(join(folder.location, name), folder.location)
     results = TrialResults(folder.location)
     started_s = time.monotonic()
     with connected(config.cluster, verbose=console.verbose) as size:

@@ -65,7 +65,7 @@ def place(intact, tmp_path, monkeypatch) -> Path:
 
 PRETRAIN = ("pretrain", "--store", "store", "--run", "unfinished")
 FINISHED = ("pretrain", "--store", "store", "--run", "finished", "--json")
-SWEEP = ("sweep", "--store", "store", "--validation-share", "0.5")
+SWEEP = ("sweep", "--store", "store", "--folds", "2")
 PROBE = ("probe", "--store", "store", "--checkpoint", "finished", "--probes", "knn", "--resamples", "10")
 EMBED = ("embed", "--store", "store", "--checkpoint", "finished", "--out", "vectors")
 NEIGHBOURS = ("neighbours", "v1", "--store", "store", "--checkpoint", "finished")

@@ -193,12 +193,14 @@ def test_a_sweep_is_a_parent_with_finished_children(
 ):
     ended = scale_ray(
         *("sweep", "--store", extracted.store, "--runs", tmp_path, "--mask-ratio", "0.25,0.5", "--set-size", "4,8"),
-        *("--epochs", 2, *SMALL),
+        *("--epochs", 2, "--seeds", 1, *SMALL),
     )
     assert ended.code == 0, ended.err
-    assert ended.out.splitlines()[-1].startswith("best setting: --")
-    assert len(ended.out.splitlines()) == 8, "the table alone, and nothing of a library's"
-    assert all(line.startswith(("4 trials, ", "sweep: ")) for line in ended.err.splitlines()), ended.err
+    lines = ended.out.splitlines()
+    assert lines[6].startswith("4 settings, 4 trials, 4 of them now: ")
+    assert lines[8].startswith("best setting: --set-size ")
+    assert len(lines) == 11, "the table alone, and nothing of a library's"
+    assert all(line.startswith(("4 settings x ", "sweep: ")) for line in ended.err.splitlines()), ended.err
     # Not set_tracking_uri: it would hold for the tests that follow.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     runs = mlflow.search_runs(experiment_names=["scale-ray"], output_format="list")
@@ -213,8 +215,8 @@ def test_a_sweep_is_a_parent_with_finished_children(
         ("0.5", "4"),
         ("0.5", "8"),
     }
-    best = max(run.data.metrics["validation_knn_top1"] for run in children)
-    assert parents[0].data.metrics["best_validation_knn_top1"] == best
+    best = max(run.data.metrics["objective"] for run in children)
+    assert parents[0].data.metrics["best_objective"] == best
 
 
 @pytest.fixture
