@@ -29,7 +29,7 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 
@@ -43,6 +43,7 @@ def leaves(table: Any) -> Iterator[Any]:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(650)
 def test_every_part_runs_on_the_cpu(tmp_path: Path):
     ended = run(BENCHMARKS / "gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path / "gpu.json")
     assert ended.returncode == 0, ended.stdout + ended.stderr

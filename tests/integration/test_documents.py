@@ -11,7 +11,7 @@ from support.documents import QUICK, Block, blocks_of, commands_of, environment,
 
 from scale_ray.config import SECTIONS
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("shared_ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.usefixtures("shared_ray")]
 
 GUIDE = sorted((PROJECT / "docs" / "guide").glob("*.md"))
 START = Block(

@@ -83,7 +83,7 @@ def run_block(block: Block, folder: Path) -> None:
 
 def _run(arguments: list[str], folder: Path, text: str = "") -> None:
     ended = subprocess.run(
-        arguments, cwd=folder, env=environment(), input=text, capture_output=True, text=True, timeout=300, check=False
+        arguments, cwd=folder, env=environment(), input=text, capture_output=True, text=True, timeout=600, check=False
     )
     assert ended.returncode in (0, 3), f"{arguments[-1]}\n{text}\n{ended.stdout[-1000:]}\n{ended.stderr[-2000:]}"
 
@@ -96,8 +96,7 @@ def main() -> None:
 
     def quickly(config: StageConfig, **options: object) -> StageConfig:
         known = config.option_sections()
-        # A sweep's lists stay as they are.
-        quick = {name: value for name, value in QUICK.items() if known.get(name, "grid") != "grid"}
+        quick = {name: value for name, value in QUICK.items() if name in known}
         return replaced(config, **{**quick, **options})
 
     StageConfig.replaced = quickly  # type: ignore[method-assign, assignment]
