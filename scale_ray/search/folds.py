@@ -28,7 +28,8 @@ def folds_of(groups: Mapping[str, str], count: int) -> dict[str, int]:
         raise UserError(f"folds: expected at most {len(sizes)}, the number of groups of training videos, found {count}")
     filled = [0] * count
     fold_of_group: dict[str, int] = {}
-    for group in sorted(sizes, key=lambda group: (uniform_hash(f"fold\0{group}"), group)):
+    # The largest first, each into the fold with the fewest videos; equal ones in random order.
+    for group in sorted(sizes, key=lambda group: (-sizes[group], uniform_hash(f"fold\0{group}"), group)):
         fold = min(range(count), key=filled.__getitem__)
         fold_of_group[group] = fold
         filled[fold] += sizes[group]
