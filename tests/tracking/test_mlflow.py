@@ -7,8 +7,7 @@ from scale_ray.config import Tracking
 from scale_ray.console import Console
 from scale_ray.errors import UserError
 from scale_ray.stages.pretrain import _mlflow_run
-from scale_ray.tracking import RunFolder
-from scale_ray.tracking import mlflow as tracking
+from scale_ray.tracking import RunFolder, run_record
 from scale_ray.tracking.mlflow import Experiment, artifact_root, server_command, tracking_uri
 
 
@@ -72,7 +71,7 @@ def test_the_page_is_served_on_loopback_and_only_where_there_are_runs(tmp_path):
 def test_the_command_is_told_without_passwords(monkeypatch):
     uris = ["--tracking-uri=postgresql://user:s3cret@host/db", "s3://key:s3cr+et@bucket/videos"]
     monkeypatch.setattr("sys.argv", ["/bin/scale-ray", "pretrain", *uris, "--run", "a b"])
-    told = tracking._provenance()["scale_ray.command"]
+    told = run_record._provenance()["scale_ray.command"]
     assert told == "scale-ray pretrain --tracking-uri=postgresql://host/db s3://bucket/videos --run 'a b'"
 
 

@@ -15,8 +15,7 @@ from support.servers import forwarding, free_port, serving
 
 from scale_ray.config import Tracking
 from scale_ray.errors import RunFailed, UserError
-from scale_ray.tracking import mlflow as tracking
-from scale_ray.tracking import outbox
+from scale_ray.tracking import outbox, run_record
 from scale_ray.tracking.mlflow import Experiment
 
 LOCKED = MlflowException("(sqlite3.OperationalError) database is locked\n[SQL: INSERT INTO metrics]")
@@ -24,9 +23,9 @@ LOCKED = MlflowException("(sqlite3.OperationalError) database is locked\n[SQL: I
 
 @pytest.fixture
 def short(monkeypatch) -> None:
-    monkeypatch.setattr(tracking, "_FLUSH_S", 0.0)
-    monkeypatch.setattr(tracking, "PATIENCE_S", 1.0)
-    monkeypatch.setattr(tracking, "_PATIENCE_AFTER_FAILURE_S", 0.5)
+    monkeypatch.setattr(run_record, "_FLUSH_S", 0.0)
+    monkeypatch.setattr(run_record, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(run_record, "_PATIENCE_AFTER_FAILURE_S", 0.5)
     monkeypatch.setattr(outbox, "_SILENT_S", 0.2)
 
 
@@ -69,7 +68,7 @@ def test_a_call_holds_at_most_a_thousand_points(short, tmp_path, monkeypatch):
         sizes.append(len(metrics))
         return real(client, run_id, metrics=metrics, **others)
 
-    monkeypatch.setattr(tracking, "_FLUSH_S", 60.0)
+    monkeypatch.setattr(run_record, "_FLUSH_S", 60.0)
     experiment = Experiment(Tracking(), str(tmp_path))
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
     with experiment.start("r", {}) as record:
@@ -154,7 +153,7 @@ def test_a_run_does_not_begin_without_mlflow(tmp_path, monkeypatch):
 
 def test_a_failed_run_is_not_held_up(short, tmp_path, monkeypatch):
     experiment = Experiment(Tracking(), str(tmp_path))
-    monkeypatch.setattr(tracking, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(run_record, "PATIENCE_S", 60.0)
     away(monkeypatch, "set_terminated")
     began_s = time.monotonic()
     with pytest.raises(ZeroDivisionError), experiment.start("r", {}):
@@ -169,7 +168,7 @@ def test_a_request_to_a_server_that_is_away_is_short():
 
 @pytest.mark.slow
 def test_a_database_that_another_process_locks_gets_everything_afterwards(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "_FLUSH_S", 0.0)
+    monkeypatch.setattr(run_record, "_FLUSH_S", 0.0)
     experiment = Experiment(Tracking(), str(tmp_path))
     with experiment.start("r", {}) as record, closing(sqlite3.connect(tmp_path / "mlflow.db")) as other:
         assert record.settle()
@@ -189,7 +188,7 @@ def test_a_database_that_another_process_locks_gets_everything_afterwards(tmp_pa
 @pytest.mark.slow
 def test_a_server_that_cannot_be_reached_for_a_while_gets_everything(tmp_path: Path, monkeypatch, capsys):
     behind, port = free_port(), free_port()
-    monkeypatch.setattr(tracking, "_FLUSH_S", 0.0)
+    monkeypatch.setattr(run_record, "_FLUSH_S", 0.0)
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", f"sqlite:///{tmp_path}/served.db")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     artifacts = ("--default-artifact-root", (tmp_path / "artifacts").as_uri())
