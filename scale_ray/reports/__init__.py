@@ -4,6 +4,7 @@ from scale_ray.reports.contact_sheet import Tile, contact_sheet, frames_of, thum
 from scale_ray.reports.figures import losses_figure
 from scale_ray.reports.probe_report import probe_metrics, report_pictures, report_tables
 from scale_ray.reports.sweep_data import option_importance
+from scale_ray.reports.sweep_description import search_description, sweep_description
 from scale_ray.reports.sweep_figures import sweep_figures
 from scale_ray.reports.sweep_page import sweep_page
 
@@ -16,6 +17,8 @@ __all__ = [
     "probe_metrics",
     "report_pictures",
     "report_tables",
+    "search_description",
+    "sweep_description",
     "sweep_figures",
     "sweep_page",
     "thumbnails",

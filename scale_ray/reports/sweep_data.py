@@ -25,7 +25,7 @@ _TITLES = {
     "halves_top1": "halves of a video that find each other",
 }
 _HEAT_MAP_OPTIONS = ("sets.mask_ratio", "sets.set_size")
-_MAX_TITLE = 60
+_MAX_TITLE, _MAX_REASON = 60, 200
 _MIN_FOR_IMPORTANCE = 4
 
 
@@ -48,6 +48,19 @@ def value_text(value: Any, most: int = MAX_VALUE) -> str:
 def setting_parts(setting: Setting, most: int = MAX_VALUE) -> list[str]:
     """Each option of a setting without its section, with its value in at most `most` characters."""
     return [f"{option_title(name)} {value_text(value, most)}" for name, value in setting.items()]
+
+
+def state_text(result: SettingResult) -> str:
+    """How the trials of a setting ended, and why those failed that did."""
+    if not result.reasons:
+        return result.state
+    state = FAILED if result.state == FAILED else f"{result.state}, {len(result.reasons)} failed"
+    return shortened(f"{state}: {'; '.join(dict.fromkeys(result.reasons))}", _MAX_REASON)
+
+
+def interval_text(result: SettingResult) -> str:
+    """The 95 % interval of a setting that has a result."""
+    return f"{result.low:.3f}..{result.high:.3f}"
 
 
 def searched(space: Mapping[str, Domain]) -> dict[str, Domain]:

@@ -17,6 +17,7 @@ from scale_ray.reports.sweep_data import (
     Scale,
     heat_map_of,
     importance_title,
+    interval_text,
     key_of_setting,
     objective_range,
     objective_title,
@@ -30,6 +31,7 @@ from scale_ray.reports.sweep_data import (
     setting_colours,
     setting_parts,
     spread,
+    state_text,
     value_text,
 )
 from scale_ray.search import FAILED, FINISHED, STOPPED, Setting, SettingResult, TrialResult
@@ -41,7 +43,7 @@ _Figure = tuple[list[_Trace], _Layout]
 
 _SYMBOLS = {FINISHED: ("circle", "#1f77b4"), STOPPED: ("triangle-down", "#ff7f0e"), FAILED: ("x", "#d62728")}
 _DASHES = {FINISHED: "solid", STOPPED: "dash", FAILED: "dot"}
-_MAX_TEXT, _MAX_REASON = 100, 200
+_MAX_TEXT = 100
 _PANELS_IN_A_ROW, _PANEL_HEIGHT_PX = 3, 340
 
 # The browser itself refuses every request of the page. Plotly compiles code to draw parallel coordinates.
@@ -111,7 +113,7 @@ def _table(settings: Sequence[SettingResult], space: Mapping[str, Domain]) -> st
     rows = [heads]
     for rank, result in enumerate(settings, 1):
         values = [value_text(result.setting[name], _MAX_TEXT) for name in space]
-        mean, interval = (f"{result.value:.3f}", _interval(result)) if result.each else ("-", "-")
+        mean, interval = (f"{result.value:.3f}", interval_text(result)) if result.each else ("-", "-")
         rows.append(
             [
                 str(rank),
@@ -119,7 +121,7 @@ def _table(settings: Sequence[SettingResult], space: Mapping[str, Domain]) -> st
                 mean,
                 interval,
                 _each(result) or "-",
-                _state(result),
+                state_text(result),
                 "yes" if result.is_tied else "no",
             ]
         )
@@ -127,18 +129,6 @@ def _table(settings: Sequence[SettingResult], space: Mapping[str, Domain]) -> st
     lines = [f"<tr><th>{'</th><th>'.join(head)}</th></tr>"]
     lines += [f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in body]
     return "\n".join(['<h2>Settings, best first</h2>\n<div class="table"><table>', *lines, "</table></div>"])
-
-
-def _state(result: SettingResult) -> str:
-    """How the trials of a setting ended, and why those failed that did."""
-    if not result.reasons:
-        return result.state
-    state = FAILED if result.state == FAILED else f"{result.state}, {len(result.reasons)} failed"
-    return shortened(f"{state}: {'; '.join(dict.fromkeys(result.reasons))}", _MAX_REASON)
-
-
-def _interval(result: SettingResult) -> str:
-    return f"{result.low:.3f}..{result.high:.3f}"
 
 
 def _each(result: SettingResult) -> str:
@@ -168,8 +158,8 @@ def _figures(
 
 def _hover(result: SettingResult) -> str:
     """A setting with its result, in lines."""
-    found = [f"mean {result.value:.3f} ({_interval(result)})", f"trials {_each(result)}"] if result.each else []
-    return "<br>".join([*_setting_lines(result.setting), *found, _label(_state(result))])
+    found = [f"mean {result.value:.3f} ({interval_text(result)})", f"trials {_each(result)}"] if result.each else []
+    return "<br>".join([*_setting_lines(result.setting), *found, _label(state_text(result))])
 
 
 def _setting_lines(setting: Setting, most: int = _MAX_TEXT) -> list[str]:

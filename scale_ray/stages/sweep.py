@@ -31,7 +31,7 @@ from scale_ray.files.locations import atomic_write, check_within, join
 from scale_ray.hashing import digest
 from scale_ray.pretraining import check_trainable
 from scale_ray.probes import ranking_of
-from scale_ray.reports import sweep_figures, sweep_page
+from scale_ray.reports import search_description, sweep_description, sweep_figures, sweep_page
 from scale_ray.search import (
     FAILED,
     Setting,
@@ -195,7 +195,7 @@ def sweep(store: str, run: str = "sweep", *, runs: str = "runs", config: SweepCo
                 grid,
             )
             files = _files(result, config, folder.name, console)
-            _record(parent, result, files)
+            _record(parent, result, config, files)
             result = replace(result, files=files)
             if config.searching.promote:
                 result = _promoted(result, store, folder, config, parent, console)
@@ -266,6 +266,7 @@ def _parent_run(
         from scale_ray.distributed.tuning import record_earlier
 
         record = experiment.start(folder.name, described, also_in=also_in)
+        record.describe(search_description(config.space))
         folder.remember_mlflow_run(record.run_id)
         for result in results.all():
             record_earlier(experiment, record, result)
@@ -361,9 +362,10 @@ def _files(result: SweepResult, config: SweepConfig, title: str, console: Consol
     return files
 
 
-def _record(parent: RunRecord, result: SweepResult, files: Mapping[str, bytes]) -> None:
-    """Record the result in MLflow: the best setting, the numbers of trials, tables and pictures."""
+def _record(parent: RunRecord, result: SweepResult, config: SweepConfig, files: Mapping[str, bytes]) -> None:
+    """Record the result in MLflow: a description, the best setting, the numbers of trials, tables and pictures."""
     best = result.best
+    parent.describe(sweep_description(result.settings, result.trials, config.space))
     parent.tags({f"best.{_short(name)}": value for name, value in best.setting.items()})
     parent.metrics(
         {

@@ -91,10 +91,17 @@ class RunRecord:
         """Set tags, under `scale_ray.`; a later value replaces an earlier one."""
         from mlflow.entities import RunTag
 
-        named = [RunTag(f"scale_ray.{name}", str(value)) for name, value in redacted(dict(tags)).items()]
+        self._set([RunTag(f"scale_ray.{name}", str(value)) for name, value in redacted(dict(tags)).items()])
 
+    def describe(self, markdown: str) -> None:
+        """Set the description that MLflow's page shows first, in Markdown; texts of others must be escaped."""
+        from mlflow.entities import RunTag
+
+        self._set([RunTag("mlflow.note.content", redacted(markdown))])
+
+    def _set(self, tags: list[Any]) -> None:
         def send() -> bool:
-            self._client.log_batch(self.run_id, tags=named)
+            self._client.log_batch(self.run_id, tags=tags)
             return True
 
         self._outbox.put(send)
