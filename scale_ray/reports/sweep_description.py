@@ -48,7 +48,7 @@ def sweep_description(
         + (f"Settings that cannot be told apart from it: {num_tied} (=)." if num_tied else "All others are worse."),
         "",
         _row(cells),
-        _row(["---"] * len(cells)),
+        "| --- " * len(cells) + "|",
     ]
     end = ["", "`sweep.html` among the artifacts has interactive figures, `best.yaml` the options of the best setting."]
     left = MAX_CHARACTERS - sum(len(line) + 1 for line in [*lines, *end]) - 100
@@ -76,7 +76,8 @@ def _domain(domain: Domain) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_text, cells))} |"
+    # MLflow's page draws columns without any distance.
+    return f"| {'&emsp; | '.join(map(_text, cells))} |"
 
 
 def _text(text: str) -> str:
