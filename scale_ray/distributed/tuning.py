@@ -24,6 +24,7 @@ from scale_ray.distributed.failures import trial_failure
 from scale_ray.distributed.trials import OBJECTIVE, SEED, TrialProcess, fold_of_seed
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.files.locations import join
+from scale_ray.probes import in_markdown
 from scale_ray.search import FAILED, FINISHED, STOPPED, Setting, TrialResult, TrialResults, best_so_far, key_of
 from scale_ray.tracking import Experiment, RunRecord
 
@@ -279,11 +280,15 @@ def trial_name(config: Mapping[str, Any]) -> str:
 
 def record_end(record: RunRecord, result: TrialResult) -> None:
     """Record in MLflow how a trial ended."""
-    values = {"seconds": result.seconds}
+    values = {"seconds": result.seconds, "epochs": result.epochs}
     if result.state != FAILED:
         values["objective"] = result.value
-    record.metrics(values, result.epochs)
+    # Of step 0, as MLflow's page draws bars of such metrics to compare trials; the curve is another metric.
+    record.metrics(values)
     record.tags({"state": result.state, **({"reason": result.reason} if result.reason else {})})
+    if result.state != FINISHED:  # MLflow has no state of its own for trials that were stopped early
+        because = f": {result.reason}" if result.reason else ""
+        record.describe(in_markdown(f"{result.state} after {result.epochs} epochs{because}"))
     record.end(failed=result.state == FAILED)
 
 
