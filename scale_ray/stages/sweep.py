@@ -372,7 +372,7 @@ def _record(parent: RunRecord, result: SweepResult, config: SweepConfig, files: 
             "best_objective": best.value,
             f"best_validation_{result.monitor}": best.value,
             "settings": len(result.settings),
-            "tied_settings": sum(setting.is_tied for setting in result.settings),
+            "tied_settings": sum(setting.is_tied for setting in result.settings[1:]),  # with the best one
             "trials": len(result.trials),
             "failed_trials": result.num_failed,
             "trial_seconds": sum(trial.seconds for trial in result.trials),
