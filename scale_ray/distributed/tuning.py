@@ -278,8 +278,8 @@ def trial_name(config: Mapping[str, Any]) -> str:
     return setting_name(config)
 
 
-def record_end(record: RunRecord, result: TrialResult) -> None:
-    """Record in MLflow how a trial ended."""
+def record_end(record: RunRecord, result: TrialResult, ended_s: float | None = None) -> None:
+    """Record in MLflow how a trial ended, at this Unix time, by default now."""
     values = {"seconds": result.seconds, "epochs": result.epochs}
     if result.state != FAILED:
         values["objective"] = result.value
@@ -289,17 +289,22 @@ def record_end(record: RunRecord, result: TrialResult) -> None:
     if result.state != FINISHED:  # MLflow has no state of its own for trials that were stopped early
         because = f": {result.reason}" if result.reason else ""
         record.describe(in_markdown(f"{result.state} after {result.epochs} epochs{because}"))
-    record.end(failed=result.state == FAILED)
+    record.end(failed=result.state == FAILED, ended_s=ended_s)
 
 
 def record_earlier(experiment: Experiment, parent: RunRecord, result: TrialResult) -> None:
-    """Record a trial of an earlier attempt in MLflow, from its file."""
+    """Record a trial of an earlier attempt in MLflow, from its file, with the times that it had."""
     options = {**result.setting, SEED: result.seed}
-    record = experiment.start_later(trial_name(options), options, parent=parent)
+    began_s: float | None = result.began_s
+    ended_s: float | None = result.began_s + result.seconds
+    # A trial that failed before it began has no times; those of a damaged file could be beyond what MLflow takes.
+    if not 0 < result.began_s <= result.began_s + result.seconds <= time.time():
+        began_s = ended_s = None
+    record = experiment.start_later(trial_name(options), options, parent=parent, began_s=began_s)
     for epoch, value in result.curve:
         record.metrics({f"validation_{result.monitor}": value}, int(epoch))
     record.metrics(result.metrics, result.epochs)
-    record_end(record, result)
+    record_end(record, result, ended_s)
 
 
 def run_trials(

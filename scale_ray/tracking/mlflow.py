@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sqlite3
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -188,14 +189,16 @@ class Experiment:
         parent: RunRecord | None = None,
         below: str | None = None,
         also_in: str | None = None,
+        began_s: float | None = None,
     ) -> RunRecord:
-        """Start a run as soon as MLflow answers, if need be later.
+        """Start a run as soon as MLflow answers, if need be later; it began at this Unix time, by default now.
 
         With `parent` it is a child of that run, which waits for it at its own end; with `below` a child of the run
         of this id.
         """
+        began_s = time.time() if began_s is None else began_s
         record = RunRecord(self._client, self._outbox, self._console, name, also_in, parent)
-        self._outbox.put(lambda: record.begin(self._id, below if parent is None else parent.run_id))
+        self._outbox.put(lambda: record.begin(self._id, below if parent is None else parent.run_id, began_s))
         record.options(options)
         return record
 

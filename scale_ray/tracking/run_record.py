@@ -63,12 +63,13 @@ class RunRecord:
         if parent is not None:
             parent._children.append(self)
 
-    def begin(self, experiment_id: str, parent: str | None) -> bool:
-        """Create the run in MLflow."""
+    def begin(self, experiment_id: str, parent: str | None, began_s: float | None = None) -> bool:
+        """Create the run in MLflow, as begun at this Unix time, by default now."""
         tags = {"mlflow.runName": self.name, "mlflow.source.name": "scale-ray", **_provenance()}
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
-        self.run_id = self._client.create_run(experiment_id, tags=tags, run_name=self.name).info.run_id
+        began_ms = int(1000 * (time.time() if began_s is None else began_s))
+        self.run_id = self._client.create_run(experiment_id, began_ms, tags, self.name).info.run_id
         return True
 
     def options(self, options: Mapping[str, Any]) -> None:
@@ -230,12 +231,16 @@ class RunRecord:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.end(failed=kind is not None)
 
-    def end(self, *, failed: bool = False) -> None:
-        """End the run; unless it is a child, wait until MLflow has everything, or print what it lacks."""
+    def end(self, *, failed: bool = False, ended_s: float | None = None) -> None:
+        """End the run; unless it is a child, wait until MLflow has everything, or print what it lacks.
+
+        `ended_s` is the Unix time at which it ended, by default now.
+        """
         self.flush()
+        ended_ms = int(1000 * (time.time() if ended_s is None else ended_s))
 
         def send() -> bool:
-            self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+            self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED", ended_ms)
             return True
 
         self._outbox.put(send)
