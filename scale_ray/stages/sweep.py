@@ -129,7 +129,7 @@ class SweepResult(Result):
     def values(self) -> dict[str, Any]:
         return {
             "monitor": self.monitor,
-            "settings": [asdict(result) for result in self.settings],
+            "settings": [_without_nan(asdict(result)) for result in self.settings],
             "best": self.best.setting,
             "trials": len(self.trials),
             "failed": self.num_failed,
@@ -405,6 +405,11 @@ def _promoted(
         console.say(f"the promoted aggregator is not probed: {first_line(error)}")
         return replace(result, promoted=trained)
     return replace(result, promoted=trained, probes=probes)
+
+
+def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with None for NaN, which JSON does not have: of settings whose trials all failed."""
+    return {name: None if isinstance(value, float) and value != value else value for name, value in values.items()}
 
 
 def _short(name: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 from support.attacks import refusal
 from support.stores import FINGERPRINT, corpus_of, features_of
 
+from scale_ray.console import Console
 from scale_ray.store import FeatureStore, compact, repair, write_lease
 from scale_ray.tracking import RunFolder
 
@@ -107,6 +108,20 @@ def test_an_aggregator_is_not_written_through_a_link(tmp_path: Path, precious: P
     run.mkdir(parents=True)
     (run / "aggregator").symlink_to(precious)
     assert "found a link" in refusal(lambda: RunFolder(str(tmp_path / "runs"), "first"))
+
+
+@pytest.mark.slow  # importing Ray Tune
+@pytest.mark.parametrize("folder", ["trials", "tune"])
+def test_a_sweep_writes_nothing_through_a_link(folder: str, tmp_path: Path, precious: Path, rng):
+    from scale_ray.config import SweepConfig
+    from scale_ray.stages.sweep import sweep
+
+    store = make_store(tmp_path / "store", rng, *(f"v{number}" for number in range(12)))
+    (tmp_path / "runs" / "sweep").mkdir(parents=True)
+    (tmp_path / "runs" / "sweep" / folder).symlink_to(precious)
+    runs = str(tmp_path / "runs")
+    message = refusal(lambda: sweep(store.location, runs=runs, config=SweepConfig(), console=Console(quiet=True)))
+    assert "found a link" in message
 
 
 @pytest.mark.slow  # importing Ray Train
