@@ -187,8 +187,8 @@ def _mean(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def in_markdown(text: str) -> str:
-    """Text, perhaps from a file, in Markdown: without tags, links, pictures and table cells of its own."""
-    return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
+    """Text, perhaps from a file, in Markdown: without tags, links, pictures, emphasis and table cells of its own."""
+    return re.sub(r"([\\`\[\]|*_])", r"\\\1", html.escape(printable(text), quote=False))
 
 
 def title_of(name: str) -> str:

@@ -25,7 +25,7 @@ _MAX_SETTINGS, _MAX_DOMAIN = 30, 200
 
 def search_description(space: Mapping[str, Domain]) -> str:
     """What a sweep searches, a line per option: the description while it runs."""
-    options = [f"- {_text(option_title(name))}: {_domain(domain)}" for name, domain in searched(space).items()]
+    options = [f"- {in_markdown(option_title(name))}: {_domain(domain)}" for name, domain in searched(space).items()]
     return "\n".join(["Searched options:", "", *options] if options else ["No option has more than one value."])
 
 
@@ -42,9 +42,9 @@ def sweep_description(
     names = list(space)
     cells = [*map(option_title, names), "mean", "95 % interval", "seeds", "epochs", "state"]
     lines = [
-        f"**Best setting: {_text(', '.join(setting_parts(best.setting)) or 'the given options')}**",
+        f"**Best setting: {in_markdown(', '.join(setting_parts(best.setting)) or 'the given options')}**",
         "",
-        f"{_text(title)}: {best.value:.3f}, 95 % interval {interval_text(best)}. "
+        f"{in_markdown(title)}: {best.value:.3f}, 95 % interval {interval_text(best)}. "
         + (f"Settings that cannot be told apart from it: {num_tied} (=)." if num_tied else "All others are worse."),
         "",
         _row(cells),
@@ -72,14 +72,9 @@ def _setting_row(result: SettingResult, names: Sequence[str], *, is_best: bool) 
 
 
 def _domain(domain: Domain) -> str:
-    return _text(shortened(domain_text(domain), _MAX_DOMAIN))
+    return in_markdown(shortened(domain_text(domain), _MAX_DOMAIN))
 
 
 def _row(cells: Sequence[str]) -> str:
     # MLflow's page draws columns without any distance.
-    return f"| {'&emsp; | '.join(map(_text, cells))} |"
-
-
-def _text(text: str) -> str:
-    """Text without Markdown of its own: `_` and `*` would change the letters between two of them."""
-    return in_markdown(text).replace("_", r"\_").replace("*", r"\*")
+    return f"| {'&emsp; | '.join(map(in_markdown, cells))} |"
