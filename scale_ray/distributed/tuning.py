@@ -93,6 +93,10 @@ class TrialQueue(Searcher):  # type: ignore[misc]  # Ray is not typed for mypy h
         self.running: dict[str, tuple[Setting, int]] = {}
         self.tried: list[Setting] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune saves its searchers; the generator of random settings could not be saved.
+        return {}
+
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
         return True
 

@@ -7,12 +7,22 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 from ray.tune.search import Searcher
 
 from scale_ray.config import SweepConfig
 from scale_ray.distributed.model_based import OptunaSettings
 from scale_ray.distributed.tuning import ListedSettings, Plan, TrialQueue
-from scale_ray.search import FAILED, FINISHED, STOPPED, TrialResult, TrialResults, grid_settings, key_of
+from scale_ray.search import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    TrialResult,
+    TrialResults,
+    grid_settings,
+    key_of,
+    random_settings,
+)
 
 CONFIG = SweepConfig().replaced(mask_ratio=(0.1, 0.2, 0.3), set_size=4)
 SETTINGS = list(grid_settings(CONFIG.space))
@@ -143,3 +153,15 @@ def test_a_model_based_search_hears_the_mean_when_all_seeds_have_ended(tmp_path,
     queue = TrialQueue(replace(plan(), settings=Learning(iter(SETTINGS))), TrialResults(str(tmp_path)), 1)
     assert all_suggested(queue, lambda *_: state)[:3] == [(0.1, 0), (0.1, 1), (0.2, 0)]
     assert heard[0] == (SETTINGS[0], 0.5 if state == FINISHED else None)
+
+
+@pytest.mark.parametrize("search", ["grid", "random", "optuna"])
+def test_tune_can_save_the_queue_of_any_search(tmp_path, search):
+    settings = {
+        "grid": lambda: ListedSettings(grid_settings(CONFIG.space)),
+        "random": lambda: ListedSettings(random_settings(CONFIG.space, 0), 20),
+        "optuna": lambda: OptunaSettings(str(tmp_path), "sweep", CONFIG, []),
+    }[search]()
+    queue = TrialQueue(replace(plan(), settings=settings), TrialResults(str(tmp_path)), 2)
+    assert queue.suggest("0") is not None
+    assert cloudpickle.dumps(queue)
