@@ -12,13 +12,13 @@ from scale_ray.config import Sampling
 from scale_ray.store import FeatureStore, VideoFeatures, fingerprint_of
 
 GEOMETRY = VideoGeometry(240, 320, 8.0, 30.0)
-SCENES, CLIPS, WIDTH, SHARD_VIDEOS = 5, 16, 16, 256
+SCENES, CLIPS, WIDTH, SHARD_VIDEOS = 3, 16, 16, 256
 
 
 def make_planted_store(folder: Path, num_videos: int, noise: float, seed: int = 0) -> FeatureStore:
-    """A store of training videos that show one of five scenes and then another, with labels.
+    """A store of training videos that show one of three scenes and then another, with labels.
 
-    The class, `forward` or `back`, is the direction of this step around the five scenes. Every scene occurs as the
+    The class, `forward` or `back`, is the direction of this step around the three scenes. Every scene occurs as the
     first and the second of either class, so that it takes a clip of each scene and their times to tell. A clip's
     feature is the vector of its scene, of 16 normal numbers, and `noise` times as much of its own.
     """
