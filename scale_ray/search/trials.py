@@ -40,7 +40,6 @@ _TYPES = {
     "seconds": float | int,
     "began_s": float | int,
     "reason": str | None,
-    "mlflow_run": str,
 }
 
 
@@ -65,7 +64,6 @@ class TrialResult:
     seconds: float = 0.0
     began_s: float = 0.0
     reason: str | None = None
-    mlflow_run: str = ""
 
     @property
     def value(self) -> float:

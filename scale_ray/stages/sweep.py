@@ -52,7 +52,7 @@ from scale_ray.tracking import Experiment, RunFolder, RunRecord
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scale_ray.distributed.tuning import Settings
+    from scale_ray.distributed.trial_queue import Settings
 
 _MAX_SHOWN = 30
 _MAX_REASONS = 3
@@ -263,7 +263,7 @@ def _parent_run(
         else:
             experiment.end_children(record)
     if record is None:
-        from scale_ray.distributed.tuning import record_earlier
+        from scale_ray.distributed.trial_records import record_earlier
 
         record = experiment.start(folder.name, described, also_in=also_in)
         record.describe(search_description(config.space))
@@ -286,7 +286,8 @@ def _run(
     console: Console,
 ) -> tuple[list[TrialResult], int, Any]:
     """Run what is missing; all trials of the search, how many of them were run now, and Tune's result of those."""
-    from scale_ray.distributed.tuning import Plan, run_trials
+    from scale_ray.distributed.trial_queue import Plan
+    from scale_ray.distributed.tuning import run_trials
 
     searching = config.searching
     seeds = [config.training.seed + number for number in range(searching.seeds)]
@@ -325,7 +326,7 @@ def _run(
 
 def _settings(folder: RunFolder, config: SweepConfig, results: TrialResults) -> tuple[Settings, int]:
     """The settings of the search, and how many there are."""
-    from scale_ray.distributed.tuning import ListedSettings
+    from scale_ray.distributed.trial_queue import ListedSettings
 
     searching = config.searching
     if searching.search == "grid":

@@ -105,7 +105,6 @@ HUGE = 10**400
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, WITHOUT) for name in ("key", "setting", "seed", "state", "blocks", "curve", "metrics", "mlflow_run")),
         *((name, None) for name in ("setting", "seed", "blocks", "monitor", "epochs", "seconds", "began_s")),
         *(
             (name, value)

@@ -110,7 +110,7 @@ def test_a_run_and_its_record_hold_no_keys_and_the_run_goes_on_with_others(tmp_p
     folder.check_config(described)
     folder.write_config(described)
     experiment = Experiment(Tracking(), folder.runs)
-    with _mlflow_run(experiment, folder, described, store, Console()) as record:
+    with _mlflow_run(experiment, None, folder, described, store, Console()) as record:
         experiment.start(f"probe of {URIS[0]}", {"checkpoint": URIS[0]}, parent=record.run_id).end()
     for path in (tmp_path / "runs").rglob("*"):
         assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path

@@ -14,8 +14,8 @@ from support.sweeps import trials_of
 
 from scale_ray.config import SweepConfig, Tracking
 from scale_ray.console import Console
+from scale_ray.distributed.trial_records import trial_name
 from scale_ray.distributed.trials import SEED
-from scale_ray.distributed.tuning import trial_name
 from scale_ray.search import FAILED, FINISHED, STOPPED, TrialResults, grid_settings, key_of, ranked
 from scale_ray.stages.sweep import SweepResult, _described, _files, _parent_run, _record, _resolved
 from scale_ray.store import training_clips

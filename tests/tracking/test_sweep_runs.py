@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from support.sweeps import trial
 
 from scale_ray.config import Tracking
-from scale_ray.distributed.tuning import record_earlier, record_end
+from scale_ray.distributed.trial_records import record_earlier, record_end
 from scale_ray.search import FAILED, FINISHED, STOPPED
 from scale_ray.tracking import Experiment, outbox, run_record
 

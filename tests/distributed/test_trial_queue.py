@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 
 from scale_ray.config import SweepConfig
 from scale_ray.distributed.model_based import OptunaSettings
-from scale_ray.distributed.tuning import ListedSettings, Plan, TrialQueue
+from scale_ray.distributed.trial_queue import ListedSettings, Plan, TrialQueue
 from scale_ray.search import (
     FAILED,
     FINISHED,
