@@ -302,6 +302,7 @@ def measure_search(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
                 for number in (5, 10, 20, given.search_trials)
                 if number <= given.search_trials
             },
+            "mean_objective_of_the_first_10_trials": values[:, :10].mean(1).round(4).tolist(),
             "mean_objective_of_the_last_10_trials": values[:, -10:].mean(1).round(4).tolist(),
             "best_setting": [ranked(sweep.trials)[0].setting for sweep in done],
             "objectives_in_order_of_ends": objectives[how],
