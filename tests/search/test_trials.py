@@ -30,7 +30,6 @@ RESULT = TrialResult(
     epochs=20,
     seconds=12.5,
     began_s=1.8e9,
-    mlflow_run="abc",
 )
 
 
