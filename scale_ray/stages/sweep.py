@@ -172,33 +172,19 @@ def sweep(store: str, run: str = "sweep", *, runs: str = "runs", config: SweepCo
     folder.check_config(described, free)
     for name in ("trials", "tune"):
         check_within(join(folder.location, name), folder.location)
-    results = TrialResults(folder.location)
-    started_s = time.monotonic()
-    with connected(config.cluster, verbose=console.verbose) as size:
-        sizes = trial_sizes(size, config.searching, _num_workers(config), largest_node_cpus())
-        experiment = Experiment(config.tracking, folder.runs, console)
-        folder.write_config(described, again=True)
-        with _parent_run(experiment, folder, described, results, config, console) as parent:
-            trials, num_new, grid = _run(features, folder, config, results, sizes, size, experiment, parent, console)
-            if all(trial.state == FAILED for trial in trials):
-                raise RunFailed(f"all {len(trials)} trials failed, the first with: {trials[0].reason}")
-            settings = ranked(trials)
-            result = SweepResult(
-                settings,
-                trials,
-                next(trial.monitor for trial in trials if trial.monitor),
-                len(clips),
-                config.searching.folds,
-                num_new,
-                time.monotonic() - started_s,
-                folder.location,
-                grid,
-            )
-            files = _files(result, config, folder.name, console)
-            _record(parent, result, config, files)
-            result = replace(result, files=files)
-            if config.searching.promote:
-                result = _promoted(result, store, folder, config, parent, console)
+    num_workers = _num_workers(config)
+    with folder.claimed():
+        results = TrialResults(folder.location)
+        with connected(config.cluster, verbose=console.verbose) as size:
+            sizes = trial_sizes(size, config.searching, num_workers, largest_node_cpus())
+            experiment = Experiment(config.tracking, folder.runs, console)
+            folder.write_config(described, again=True)
+            with _parent_run(experiment, folder, described, results, config, console) as parent:
+                result = _run(features, len(clips), folder, config, results, sizes, size, experiment, parent, console)
+                result = replace(result, files=_files(result, config, folder.name, console))
+                _record(parent, result, config)
+                if config.searching.promote:
+                    result = _promoted(result, store, folder, config, parent, console)
     return result
 
 
@@ -276,6 +262,7 @@ def _parent_run(
 
 def _run(
     store: FeatureStore,
+    num_videos: int,
     folder: RunFolder,
     config: SweepConfig,
     results: TrialResults,
@@ -284,12 +271,18 @@ def _run(
     experiment: Experiment,
     parent: RunRecord,
     console: Console,
-) -> tuple[list[TrialResult], int, Any]:
-    """Run what is missing; all trials of the search, how many of them were run now, and Tune's result of those."""
+) -> SweepResult:
+    """Run the trials that are missing, and rank the settings.
+
+    Raises
+    ------
+    RunFailed
+        If there is nothing to rank.
+    """
     from scale_ray.distributed.trial_queue import Plan
     from scale_ray.distributed.tuning import run_trials
 
-    searching = config.searching
+    searching, started_s = config.searching, time.monotonic()
     seeds = [config.training.seed + number for number in range(searching.seeds)]
     settings, num_settings = _settings(folder, config, results)
     deadline_s = time.monotonic() + searching.hours * 3600 if searching.hours else None
@@ -321,7 +314,20 @@ def _run(
             trials[key] = replace(found, setting=setting)
     if not trials:
         raise RunFailed("expected trials within the hours of this sweep, found none that has ended")
-    return list(trials.values()), len([key for key in trials if key not in earlier]), grid
+    by_rank = ranked(list(trials.values()))
+    if by_rank[0].state == FAILED:
+        raise RunFailed(f"all {len(trials)} trials failed, the first with: {by_rank[0].reasons[0]}")
+    return SweepResult(
+        settings=by_rank,
+        trials=list(trials.values()),
+        monitor=next(trial.monitor for trial in trials.values() if trial.monitor),
+        num_videos=num_videos,
+        num_folds=searching.folds,
+        num_new=len([key for key in trials if key not in earlier]),
+        seconds=time.monotonic() - started_s,
+        folder=folder.location,
+        result_grid=grid,
+    )
 
 
 def _settings(folder: RunFolder, config: SweepConfig, results: TrialResults) -> tuple[Settings, int]:
@@ -363,7 +369,7 @@ def _files(result: SweepResult, config: SweepConfig, title: str, console: Consol
     return files
 
 
-def _record(parent: RunRecord, result: SweepResult, config: SweepConfig, files: Mapping[str, bytes]) -> None:
+def _record(parent: RunRecord, result: SweepResult, config: SweepConfig) -> None:
     """Record the result in MLflow: a description, the best setting, the numbers of trials, tables and pictures."""
     best = result.best
     parent.describe(sweep_description(result.settings, result.trials, config.space))
@@ -379,7 +385,7 @@ def _record(parent: RunRecord, result: SweepResult, config: SweepConfig, files: 
             "trial_seconds": sum(trial.seconds for trial in result.trials),
         }
     )
-    for name, content in files.items():
+    for name, content in result.files.items():
         parent.content(content, name)
 
 

@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import yaml
+from filelock import FileLock, Timeout
 
 from scale_ray.errors import UserError, first_line, redacted
-from scale_ray.files.locations import absolute, atomic_write, check_within, exists, filesystem_of, join
+from scale_ray.files.failures import explained
+from scale_ray.files.locations import absolute, atomic_write, check_within, exists, filesystem_of, is_uri, join
 from scale_ray.files.small_files import read_json, read_yaml
 from scale_ray.files.tables import read_parquet, write_parquet
 
@@ -68,6 +72,35 @@ class RunFolder:
                 f"run: expected the configuration of the earlier run {self.name!r}, found {'; '.join(differing)}. "
                 f"Use another --run"
             )
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Within the context, no other command on this machine works on this run; for folders on local disk.
+
+        Raises
+        ------
+        UserError
+            If another one does.
+        """
+        if is_uri(self.location):
+            yield
+            return
+        path = join(self.location, "lock")
+        check_within(path, self.location)
+        with explained(self.location):
+            Path(self.location).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"run: expected a run that no other command works on, found {self.name!r} in use; wait for that "
+                "command, or use another --run"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def finished(self) -> bool:

@@ -145,8 +145,11 @@ def test_a_killed_trial_is_repeated_and_a_killed_driver_continues(
     seen: dict[str, dict[str, Any]] = {}
     for num_results in (0, 2, 4):
         driver = started(store, tmp_path, *options)
-        wait_until(lambda num=num_results: len(results(tmp_path)) >= num and trial_processes(driver), driver)  # noqa: B023
-        trial_processes(driver)[0].kill()
+        found: list[psutil.Process] = []
+        wait_until(lambda num=num_results: len(results(tmp_path)) >= num, driver)
+        wait_until(lambda found=found: found.extend(trial_processes(driver)) or found, driver)  # noqa: B023
+        with suppress(psutil.NoSuchProcess):
+            found[0].kill()
         time.sleep(1)
         family = psutil.Process(driver.pid).children(recursive=True)
         driver.kill()

@@ -86,7 +86,7 @@ def recorded(folder):
     with _parent_run(experiment, run_folder, described, results, config, console) as parent:
         result = SweepResult(ranked(trials), trials, "knn_top1", len(clips), 4, 8, 1.0, run_folder.location, None)
         result = replace(result, files=_files(result, config, run_folder.name, console))
-        _record(parent, result, config, result.files)
+        _record(parent, result, config)
     return experiment, parent.run_id, result
 
 

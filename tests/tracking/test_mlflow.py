@@ -106,3 +106,14 @@ def test_a_server_without_logged_models_costs_the_entry_and_not_the_run(tmp_path
         assert record.trained_model(str(folder), "r-aggregator", 3) is None
         monkeypatch.setattr(mlflow.MlflowClient, "create_logged_model", missing)
         assert record.trained_model(str(folder), "r-aggregator", 3) == "API request failed with error code 404"
+
+
+def test_two_commands_do_not_work_on_one_run(tmp_path):
+    folder = RunFolder(str(tmp_path), "sweep")
+    with folder.claimed():
+        with pytest.raises(UserError, match="found 'sweep' in use"), RunFolder(str(tmp_path), "sweep").claimed():
+            pass
+        with RunFolder(str(tmp_path), "other").claimed():
+            pass
+    with folder.claimed():
+        pass
