@@ -200,9 +200,14 @@ def _resolved(config: SweepConfig, store: FeatureStore, clips: StoredClips) -> S
         raise UserError("register: expected --promote with it, found a sweep that keeps no aggregator")
     fold_of = folds_of({video_id: groups[video_id] for video_id in clips.video_ids}, searching.folds)
     rank_by = ranking_of(clips.video_ids, fold_of, store.labels(), searching.rank_by)
-    largest_fold = max(Counter(fold_of.values()).values())
+    sizes = Counter(fold_of.values())
+    if min(sizes.values()) < (num_workers := _num_workers(config)):
+        raise UserError(
+            f"workers: expected at most {min(sizes.values())}, the number of videos in the smallest fold, found "
+            f"{num_workers}"
+        )
     set_sizes = config.space.get("sets.set_size", (config.sets.set_size,))
-    check_trainable(len(clips) - largest_fold, clips.num_clips, max(lowest_and_highest(set_sizes)))
+    check_trainable(len(clips) - max(sizes.values()), clips.num_clips, max(lowest_and_highest(set_sizes)))
     return config.with_values(
         {"searching.search": search, "searching.early_stopping": early, "searching.rank_by": rank_by}
     )
