@@ -19,6 +19,7 @@ import ray
 import ray.tune
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from scale_ray.clip_sets import ResidentClips, open_source
@@ -37,6 +38,8 @@ OBJECTIVE = "objective"
 SEED = "seed"
 # How long a worker waits for the others of its trial.
 _TIMEOUT_S = 600
+# After an error that all workers of a trial meet, so long until they have.
+_SETTLE_S = 5.0
 # Validations of a training, at least: early stopping has nothing to judge without.
 _MIN_VALIDATIONS = 5
 
@@ -49,12 +52,10 @@ class TrialProcess(ray.tune.Trainable):  # type: ignore[misc]  # Ray is not type
 
     def setup(self, config: dict[str, Any], job: dict[str, Any] | None = None) -> None:
         assert job is not None
+        self._job, self._others, self._calls = job, list[Any](), list[Any]()
         self._folder: str | None = None
         with failing_as("trial"):
-            self._others = _start_others(job) if job["num_workers"] > 1 else []
             self._worker = TrialWorker(job)
-            if self._others:
-                self._connect(job)
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -66,47 +67,71 @@ class TrialProcess(ray.tune.Trainable):  # type: ignore[misc]  # Ray is not type
             with failing_as("trial"):
                 return self._advance()
         except (UserError, RunFailed) as failure:
+            if not self._others_are_idle():
+                self._leave_others()
             if not comes_back(failure.__cause__):
                 raise
             # Another attempt would end in the same way: the trial ends, and reports why.
             return {"failure": first_line(failure), OBJECTIVE: 0.0, "epoch": 0, "done": True}
 
     def cleanup(self) -> None:
-        if self._others:
-            dist.destroy_process_group()
-            for other in self._others:
-                ray.kill(other)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._leave_others()
 
     def _start(self, config: Mapping[str, Any]) -> None:
         self._setting, self._is_started, self._began_s = dict(config), False, time.time()
 
     def _advance(self) -> dict[str, Any]:
         if not self._is_started:
-            began = [other.start.remote(self._setting) for other in self._others]
+            if self._job["num_workers"] > 1 and not self._others:
+                self._join_others()
+            self._calls = [other.start.remote(self._setting) for other in self._others]
             self._worker.start(self._setting)
-            ray.get(began)
+            ray.get(self._calls)
             self._is_started = True
-        advanced = [other.advance.remote() for other in self._others]
+        self._calls = [other.advance.remote() for other in self._others]
         metrics = self._worker.advance()
-        ray.get(advanced)
+        ray.get(self._calls)
         seconds = time.time() - self._began_s
         return {**metrics, "began_s": self._began_s, "seconds": seconds, "done": metrics["finished"]}
 
-    def _connect(self, job: Mapping[str, Any]) -> None:
-        """Make the workers of this trial one process group; on one machine without an open port."""
+    def _join_others(self) -> None:
+        """Start the further workers, and make all one process group; on one machine without an open port."""
+        num_workers = self._job["num_workers"]
+        self._others = _start_others(self._job)
         nodes = ray.get([other.node.remote() for other in self._others])
         is_local = set(nodes) == {self._worker.node()}
         # Collectives may use it until the end.
         self._folder = new_folder() if is_local else None
         address = f"file://{self._folder}/rendezvous" if is_local else self._worker.free_address()
         joined = [
-            other.connect.remote(address, rank, job["num_workers"], is_local)
+            other.connect.remote(address, rank, num_workers, is_local)
             for rank, other in enumerate(self._others, start=1)
         ]
-        self._worker.connect(address, 0, job["num_workers"], is_local)
+        self._worker.connect(address, 0, num_workers, is_local)
         ray.get(joined)
+
+    def _others_are_idle(self) -> bool:
+        """Whether the other workers have ended their calls, too: none died or waits in the middle of a step."""
+        if not self._calls:
+            return True
+        done, waiting = ray.wait(self._calls, num_returns=len(self._calls), timeout=_SETTLE_S)
+        for call in done:
+            try:
+                ray.get(call)
+            except RayActorError:
+                return False
+            except RayTaskError:
+                continue
+        return not waiting
+
+    def _leave_others(self) -> None:
+        for other in self._others:
+            ray.kill(other)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._others, self._calls, self._folder = [], [], None
 
 
 def _start_others(job: Mapping[str, Any]) -> list[Any]:

@@ -101,7 +101,9 @@ def test_a_failed_trial_is_recorded_and_a_grown_sweep_runs_what_is_missing(
     assert sorted(result["state"] for result in before.values()) == ["failed", "finished"]
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep" / "trials").iterdir()}
 
-    ended = scale_ray(*common, "--set-size", "2,4", "--learning-rate", "1e-3,1e20", "--seeds", 2)
+    # With two workers per trial: those of one that failed must not hold up the next.
+    grown = ("--set-size", "2,4", "--learning-rate", "1e-3,1e20", "--seeds", 2, "--workers", 2)
+    ended = scale_ray(*common, *grown)
     assert ended.code == 3, ended.err
     assert "4 settings, 8 trials, 7 of them now" in ended.out
     after = results(tmp_path)
