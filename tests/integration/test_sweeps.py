@@ -21,6 +21,7 @@ from support.servers import forwarding, free_port, serving
 from support.stores import make_store
 
 import scale_ray as sr
+from scale_ray.aggregator import Aggregator
 from scale_ray.config import SweepConfig
 from scale_ray.search import key_of
 
@@ -232,9 +233,11 @@ def test_a_tracking_server_that_is_away_gets_everything_later(
     }
 
 
-def test_the_python_result_has_the_trials_of_ray_tune(store: Path, tmp_path: Path):
+def test_the_python_result_has_the_trials_of_ray_tune_and_the_promoted_setting(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     found = sr.sweep(
-        *(str(store),),
+        str(store),
         runs=str(tmp_path),
         set_size=(2, 4),
         mask_ratio=0.25,
@@ -251,6 +254,8 @@ def test_the_python_result_has_the_trials_of_ray_tune(store: Path, tmp_path: Pat
         search="optuna",
         workers="2",
         quiet=True,
+        promote=True,
+        promote_epochs=2,
     )
     assert type(found.result_grid).__name__ == "ResultGrid"
     assert len(found.result_grid) == len(found.trials) == 3
@@ -262,3 +267,12 @@ def test_the_python_result_has_the_trials_of_ray_tune(store: Path, tmp_path: Pat
     page = (tmp_path / "sweep" / "sweep.html").read_text()
     assert "learning_rate" in page
     assert len(found.pictures()) >= 4
+    assert found.promoted is not None
+    assert Aggregator.load(found.promoted.aggregator).options.width == 32
+    assert len(found.promoted.folder.history()) == 2
+    assert found.probes is None, "this store has no test videos"
+    parent, children = recorded(tmp_path, monkeypatch)
+    assert found.promoted.folder.mlflow_run() in {run.info.run_id for run in children}
+    [version] = mlflow.MlflowClient().search_model_versions("name = 'sweep'")
+    assert version.run_id == found.promoted.folder.mlflow_run()
+    assert parent.info.status == "FINISHED"
