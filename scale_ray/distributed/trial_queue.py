@@ -69,6 +69,7 @@ class TrialQueue(Searcher):  # type: ignore[misc]  # Ray is not typed for mypy h
         # Called with each result, of this command and of earlier ones.
         self.listener: Callable[[TrialResult], None] = lambda _: None
         self._waiting: deque[tuple[Setting, int]] = deque()
+        self._repeated: deque[tuple[Setting, int]] = deque()
         self._left: dict[str, set[int]] = {}
         self._values: dict[str, list[float]] = {}
         self._no_more_settings = False
@@ -104,6 +105,10 @@ class TrialQueue(Searcher):  # type: ignore[misc]  # Ray is not typed for mypy h
         setting, seed = self.running.pop(trial_id)
         self._note(setting, seed, result)
 
+    def again(self, trial_id: str) -> None:
+        """A trial has failed, and is to be repeated."""
+        self._repeated.append(self.running.pop(trial_id))
+
     def save(self, checkpoint_path: str) -> None:
         """Tune saves its searchers; this one starts from the files of the trials instead."""
 
@@ -111,6 +116,8 @@ class TrialQueue(Searcher):  # type: ignore[misc]  # Ray is not typed for mypy h
         raise NotImplementedError("a sweep continues from the files of its trials")
 
     def _following(self) -> tuple[Setting, int] | None:
+        if self._repeated:
+            return self._repeated.popleft()
         # All settings with one seed before any with two: whenever the search ends, it has seen most of them. A search
         # that learns needs the means first.
         if self._waiting and (self._plan.settings.learns or self._no_more_settings):

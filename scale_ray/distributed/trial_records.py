@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,9 @@ class TrialRecords(ray.tune.Callback):  # type: ignore[misc]  # Ray is not typed
         self._experiment, self._parent, self._progress, self._console = experiment, parent, progress, console
         self.failure: Exception | None = None
         self._records: dict[str, RunRecord] = {}
+        # By the key of a trial: how often it has failed, and its MLflow run if it is to be repeated.
+        self._failures: Counter[str] = Counter()
+        self._to_repeat: dict[str, RunRecord] = {}
         self._curves: dict[str, list[list[float]]] = {}
         self._ended: list[TrialResult] = []
         queue.listener = self._count
@@ -50,11 +54,10 @@ class TrialRecords(ray.tune.Callback):  # type: ignore[misc]  # Ray is not typed
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._curves[trial.trial_id] = []
-        if trial.trial_id not in self._records:  # it has one if this is another attempt
-            # Nothing here may wait for MLflow or fail with it: Tune calls this between the trials' reports.
-            self._records[trial.trial_id] = self._experiment.start_later(
-                trial_name(trial.config), trial.config, parent=self._parent
-            )
+        # Nothing here may wait for MLflow or fail with it: Tune calls this between the trials' reports.
+        key = self._key(trial)
+        earlier = self._to_repeat.pop(key) if key in self._to_repeat else None
+        self._records[trial.trial_id] = earlier or self._new_record(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -77,14 +80,27 @@ class TrialRecords(ray.tune.Callback):  # type: ignore[misc]  # Ray is not typed
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # The text, as the file beside it would have to be unpickled.
         with open(trial.error_file, encoding="utf-8", errors="replace") as file:
-            self._end(trial, FAILED, trial.last_result or {}, trial_failure(file.read()))
+            reason = trial_failure(file.read())
+        key = self._key(trial)
+        self._failures[key] += 1
+        if self._failures[key] > self._config.training.max_restarts:
+            self._end(trial, FAILED, trial.last_result or {}, reason)
+            return
+        self._console.say(f"trial {trial_name(trial.config)} is repeated: {reason}")
+        if trial.trial_id in self._records:
+            self._to_repeat[key] = self._records.pop(trial.trial_id)
+        self._queue.again(trial.trial_id)
+
+    def _key(self, trial: Any) -> str:
+        return key_of(self._config, *self._queue.running[trial.trial_id])
+
+    def _new_record(self, trial: Any) -> RunRecord:
+        return self._experiment.start_later(trial_name(trial.config), trial.config, parent=self._parent)
 
     def _end(self, trial: Any, state: str, last: Mapping[str, Any], reason: str | None = None) -> None:
         setting, seed = self._queue.running[trial.trial_id]
         failed = state == FAILED
-        record = self._records.get(trial.trial_id) or self._experiment.start_later(
-            trial_name(trial.config), trial.config, parent=self._parent
-        )
+        record = self._records.get(trial.trial_id) or self._new_record(trial)
         result = TrialResult(
             setting=setting,
             seed=seed,
@@ -100,7 +116,7 @@ class TrialRecords(ray.tune.Callback):  # type: ignore[misc]  # Ray is not typed
             reason=reason,
         )
         try:
-            self._results.write(key_of(self._config, setting, seed), result)
+            self._results.write(self._key(trial), result)
         except (UserError, RunFailed) as error:  # the disk is full: no other result could be written
             self.failure = self.failure or error
         record_end(record, result)

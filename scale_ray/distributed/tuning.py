@@ -75,7 +75,8 @@ def run_trials(
                 callbacks=[records],
                 stop=_Broken(records),
                 checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=ray.tune.FailureConfig(max_failures=plan.config.training.max_restarts),
+                # Tune would not repeat a trial whose process dies before its first step: the queue repeats them all.
+                failure_config=ray.tune.FailureConfig(max_failures=0),
                 verbose=0,
             ),
         )

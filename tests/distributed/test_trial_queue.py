@@ -85,6 +85,14 @@ def test_no_more_trials_than_allowed_run_at_once_and_none_after_the_deadline(tmp
     assert late.suggest("a") == Searcher.FINISHED
 
 
+def test_a_trial_that_is_repeated_comes_before_all_others(tmp_path):
+    queue = TrialQueue(plan(), TrialResults(str(tmp_path)), 1)
+    first = queue.suggest("a")
+    queue.again("a")
+    assert queue.suggest("b") == first
+    assert queue.tried == SETTINGS[:1]
+
+
 def optuna_config(**options: Any) -> SweepConfig:
     return SweepConfig().replaced(
         **{"mask_ratio": 0.25, "set_size": (2, 4, 8), "learning_rate": "log:1e-4..1e-2", "layers": "1..4", **options}

@@ -194,6 +194,7 @@ def test_a_node_that_is_lost_costs_its_trials_one_attempt(
     cluster.remove_node(nodes[1], allow_graceful=False)
     out, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err
+    assert " is repeated: " in err
     assert "4 settings, 8 trials, 8 of them now" in out
     assert {result["state"] for result in results(tmp_path).values()} == {"finished"}
     _, children = recorded(tmp_path, monkeypatch)
