@@ -213,3 +213,31 @@ def test_the_stub_has_the_types_of_what_is_searched(function, line):
 def test_ranges_are_made_from_the_package_itself():
     assert sr.uniform(0.1, 0.9) == sr.Range(0.1, 0.9)
     assert sr.log_uniform(1e-4, 1e-2) == sr.Range(1e-4, 1e-2, log=True)
+
+
+def test_an_option_is_also_tried_by_its_dotted_name(monkeypatch, tmp_path):
+    import scale_ray.stages.sweep
+
+    seen: list[SweepConfig] = []
+
+    def stage(*_, config: SweepConfig, **__):
+        seen.append(config)
+        raise UserError("seen")
+
+    monkeypatch.setattr(scale_ray.stages.sweep, "sweep", stage)
+    words = [
+        "sweep",
+        "--store",
+        "s",
+        "--try",
+        "aggregator.layers=1,2",
+        "--try",
+        "training.learning_rate=log:1e-4..1e-2",
+    ]
+    with pytest.raises(UserError, match="seen"):
+        cli.main(words, standalone_mode=False, obj={})
+    assert seen[0].space["aggregator.layers"] == (1, 2)
+    assert seen[0].space["training.learning_rate"] == Range(1e-4, 1e-2, log=True)
+    for wrong in ("layers=1,2", "aggregator.layers", "aggregator.layer=1"):
+        with pytest.raises(UserError, match=r"--try: expected NAME=VALUES with NAME one of .*aggregator.layers"):
+            cli.main(["sweep", "--store", "s", "--try", wrong], standalone_mode=False, obj={})
