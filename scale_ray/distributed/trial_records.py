@@ -19,8 +19,8 @@ from scale_ray.probes import in_markdown
 from scale_ray.search import FAILED, FINISHED, STOPPED, TrialResult, TrialResults, best_so_far, key_of
 from scale_ray.tracking import Experiment, RunRecord
 
-# Of what a trial reports, what is no metric of its training.
-_NO_METRICS = ("finished", "blocks", "monitor", "began_s", "seconds", "epoch", OBJECTIVE, "done", "failure")
+# How the metrics of the training are called, among all that a trial reports.
+_TRAINING_METRICS = ("loss", "top1", "learning_rate", "per_s", "memory_mib", "gradient_norm", "train_seconds")
 
 
 class TrialRecords(ray.tune.Callback):  # type: ignore[misc]  # Ray is not typed for mypy here
@@ -86,7 +86,7 @@ class TrialRecords(ray.tune.Callback):  # type: ignore[misc]  # Ray is not typed
         if self._failures[key] > self._config.training.max_restarts:
             self._end(trial, FAILED, trial.last_result or {}, reason)
             return
-        self._console.say(f"trial {trial_name(trial.config)} is repeated: {reason}")
+        self._console.say(f"trial {setting_name(trial.config)} is repeated: {reason}")
         if trial.trial_id in self._records:
             self._to_repeat[key] = self._records.pop(trial.trial_id)
         self._queue.again(trial.trial_id)
@@ -95,12 +95,17 @@ class TrialRecords(ray.tune.Callback):  # type: ignore[misc]  # Ray is not typed
         return key_of(self._config, *self._queue.running[trial.trial_id])
 
     def _new_record(self, trial: Any) -> RunRecord:
-        return self._experiment.start_later(trial_name(trial.config), trial.config, parent=self._parent)
+        return self._experiment.start_later(setting_name(trial.config), trial.config, parent=self._parent)
 
     def _end(self, trial: Any, state: str, last: Mapping[str, Any], reason: str | None = None) -> None:
         setting, seed = self._queue.running[trial.trial_id]
         failed = state == FAILED
         record = self._records.get(trial.trial_id) or self._new_record(trial)
+        if self.failure is not None:
+            # The sweep is ending: Tune stops the trials in the middle, which is no result of theirs.
+            record.end(failed=True)
+            self._queue.again(trial.trial_id)
+            return
         result = TrialResult(
             setting=setting,
             seed=seed,
@@ -121,7 +126,7 @@ class TrialRecords(ray.tune.Callback):  # type: ignore[misc]  # Ray is not typed
             self.failure = self.failure or error
         record_end(record, result)
         if failed:
-            self._console.say(f"trial {trial_name(trial.config)} failed: {reason}")
+            self._console.say(f"trial {setting_name(trial.config)} failed: {reason}")
         self._queue.ended(trial.trial_id, result)
 
     def _count(self, result: TrialResult) -> None:
@@ -140,17 +145,7 @@ class TrialRecords(ray.tune.Callback):  # type: ignore[misc]  # Ray is not typed
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of the training among what a trial has reported, without those of Tune."""
-    trainings = ("loss", "top1", "learning_rate", "per_s", "memory_mib", "gradient_norm", "train_seconds")
-    return {
-        name: float(value)
-        for name, value in result.items()
-        if name not in _NO_METRICS and isinstance(value, int | float) and name.endswith(trainings)
-    }
-
-
-def trial_name(config: Mapping[str, Any]) -> str:
-    """The name of a trial in MLflow and in messages: `mask_ratio 0.25, set_size 8, seed 0`."""
-    return setting_name(config)
+    return {name: float(value) for name, value in result.items() if name.endswith(_TRAINING_METRICS)}
 
 
 def record_end(record: RunRecord, result: TrialResult, ended_s: float | None = None) -> None:
@@ -175,7 +170,7 @@ def record_earlier(experiment: Experiment, parent: RunRecord, result: TrialResul
     # A trial that failed before it began has no times; those of a damaged file could be beyond what MLflow takes.
     if not 0 < result.began_s <= result.began_s + result.seconds <= time.time():
         began_s = ended_s = None
-    record = experiment.start_later(trial_name(options), options, parent=parent, began_s=began_s)
+    record = experiment.start_later(setting_name(options), options, parent=parent, began_s=began_s)
     for epoch, value in result.curve:
         record.metrics({f"validation_{result.monitor}": value}, int(epoch))
     record.metrics(result.metrics, result.epochs)

@@ -108,9 +108,10 @@ class SweepResult(Result):
             *([f"... and {hidden} more in settings.csv"] if hidden else []),
             f"{len(self.settings)} settings, {len(self.trials)} trials, {self.num_new} of them now: "
             f"{sum(trial.seconds for trial in self.trials):.0f} s of trials, {self.seconds:.0f} s of this command",
-            f"each trained on {self.num_videos} training videos but one of {self.num_folds} folds, and ranked on it",
+            f"each trial was trained on {self.num_videos} training videos without one of {self.num_folds} folds, and "
+            "scored on that fold",
             f"best setting: {_flags(self.best.setting)}",
-            f"{tied} other settings cannot be told apart from it (=)" if tied else "all other settings are worse",
+            f"settings that cannot be told apart from it (=): {tied}",
             *self._failures(),
             f"tables, pictures and best.yaml: {self.folder}",
             *(["", *self.promoted.lines()] if self.promoted else []),
@@ -198,6 +199,8 @@ def _resolved(config: SweepConfig, store: FeatureStore, clips: StoredClips) -> S
         early = "none" if search == "grid" else "asha"
     if config.tracking.register is not None and not searching.promote:
         raise UserError("register: expected --promote with it, found a sweep that keeps no aggregator")
+    if config.ingest.ingest == "stream":
+        raise UserError("ingest: expected auto, memory or disk for a sweep, found stream")
     fold_of = folds_of({video_id: groups[video_id] for video_id in clips.video_ids}, searching.folds)
     rank_by = ranking_of(clips.video_ids, fold_of, store.labels(), searching.rank_by)
     sizes = Counter(fold_of.values())

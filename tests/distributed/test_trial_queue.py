@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from ray import cloudpickle
 from ray.tune.search import Searcher
 
 from scale_ray.config import SweepConfig
+from scale_ray.console import Console, Progress
 from scale_ray.distributed.model_based import OptunaSettings
 from scale_ray.distributed.trial_queue import ListedSettings, Plan, TrialQueue
+from scale_ray.distributed.trial_records import TrialRecords
+from scale_ray.errors import RunFailed
 from scale_ray.search import (
     FAILED,
     FINISHED,
@@ -173,3 +177,28 @@ def test_tune_can_save_the_queue_of_any_search(tmp_path, search):
     queue = TrialQueue(replace(plan(), settings=settings), TrialResults(str(tmp_path)), 2)
     assert queue.suggest("0") is not None
     assert cloudpickle.dumps(queue)
+
+
+def test_trials_that_end_because_a_result_could_not_be_written_have_no_result(tmp_path):
+    class Recorder:
+        def __init__(self) -> None:
+            self.ended: list[bool] = []
+
+        def start_later(self, *_: Any, **__: Any) -> Recorder:
+            return self
+
+        def end(self, *, failed: bool = False, **_: Any) -> None:
+            self.ended.append(failed)
+
+    results, recorder = TrialResults(str(tmp_path)), Recorder()
+    queue = TrialQueue(plan(), results, 2)
+    job = {"first_seed": 0, "folds": 2}
+    records = TrialRecords(
+        queue, job, results, CONFIG, recorder, recorder, Progress("s", 6, "t", quiet=True), Console()
+    )
+    records.failure = RunFailed("the disk is full")
+    config = queue.suggest("a")
+    last = {"finished": False, "objective": 0.5, "monitor": "knn_top1", "blocks": [[1, 2]], "epoch": 3}
+    records.on_trial_complete(0, [], SimpleNamespace(trial_id="a", config=config, last_result=last))
+    assert results.all() == [], "a trial that was cut off is not one that was stopped early"
+    assert recorder.ended == [True]

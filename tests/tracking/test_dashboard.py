@@ -12,9 +12,8 @@ from support.servers import free_port, serving
 from support.stores import make_store
 from support.sweeps import trials_of
 
-from scale_ray.config import SweepConfig, Tracking
+from scale_ray.config import SweepConfig, Tracking, setting_name
 from scale_ray.console import Console
-from scale_ray.distributed.trial_records import trial_name
 from scale_ray.distributed.trials import SEED
 from scale_ray.search import FAILED, FINISHED, STOPPED, TrialResults, grid_settings, key_of, ranked
 from scale_ray.stages.sweep import SweepResult, _described, _files, _parent_run, _record, _resolved
@@ -103,7 +102,7 @@ def test_the_trials_can_be_sorted_by_their_objective(dashboard):
     shown = page.wait_for("mask-and-size", *dashboard.trials)
     listed = re.findall(r"^set_size \d, mask_ratio [\d.]+, seed \d$|^mask-and-size$", shown, re.MULTILINE)
     assert len(listed) == 1 + len(dashboard.trials)
-    values = {trial_name({**trial.setting, SEED: trial.seed}): trial.value for trial in dashboard.result.trials}
+    values = {setting_name({**trial.setting, SEED: trial.seed}): trial.value for trial in dashboard.result.trials}
     # Failed trials and the sweep itself have none, and come last.
     assert [values[name] for name in listed[:6]] == sorted(
         (value for value in values.values() if value == value), reverse=True
