@@ -7,6 +7,7 @@ from scale_ray.reports.sweep_data import option_importance
 from scale_ray.reports.sweep_description import search_description, sweep_description
 from scale_ray.reports.sweep_figures import sweep_figures
 from scale_ray.reports.sweep_page import sweep_page
+from scale_ray.reports.sweep_tables import setting_rows, sweep_tables
 
 __all__ = [
     "Tile",
@@ -18,8 +19,10 @@ __all__ = [
     "report_pictures",
     "report_tables",
     "search_description",
+    "setting_rows",
     "sweep_description",
     "sweep_figures",
     "sweep_page",
+    "sweep_tables",
     "thumbnails",
 ]

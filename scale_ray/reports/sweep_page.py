@@ -69,8 +69,8 @@ def sweep_page(
 
     `settings` are ranked, `trials` are all trials, `space` holds what was tried by dotted option name.
     """
-    from plotly.io import to_html  # type: ignore[import-untyped]
-    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+    from plotly.io import to_html
+    from plotly.offline import get_plotlyjs
 
     parts = [f"<h1>{_html(title)}</h1>", f"<p>Objective: {_html(objective_title(trials))}</p>", _table(settings, space)]
     figures = list(_figures(settings, trials, space)) if scored(settings) else []

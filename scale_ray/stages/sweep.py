@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import time
 from collections import Counter
@@ -31,7 +29,14 @@ from scale_ray.files.locations import atomic_write, check_within, join
 from scale_ray.hashing import digest
 from scale_ray.pretraining import check_trainable
 from scale_ray.probes import ranking_of
-from scale_ray.reports import search_description, sweep_description, sweep_figures, sweep_page
+from scale_ray.reports import (
+    search_description,
+    setting_rows,
+    sweep_description,
+    sweep_figures,
+    sweep_page,
+    sweep_tables,
+)
 from scale_ray.search import (
     FAILED,
     Setting,
@@ -146,7 +151,7 @@ class SweepResult(Result):
         """A row per setting, best first: its options, the objective with its interval, seeds, epochs and state."""
         import pandas as pd
 
-        return pd.DataFrame([_cells(result) for result in self.settings])
+        return pd.DataFrame(setting_rows(self.settings))
 
     def pictures(self) -> list[bytes]:
         return [content for name, content in self.files.items() if name.endswith(".png")]
@@ -360,8 +365,7 @@ def _files(result: SweepResult, config: SweepConfig, title: str, console: Consol
     best = config.part(PretrainConfig).with_values(result.best.setting).to_dict()
     sections = ("sets", "aggregator", "objective", "training", "splits")
     files = {
-        "settings.csv": _csv([_cells(setting) for setting in result.settings]),
-        "trials.csv": _csv([_trial_cells(trial) for trial in result.trials]),
+        **sweep_tables(result.settings, result.trials),
         "best.yaml": yaml.safe_dump({name: best[name] for name in sections}, sort_keys=False).encode(),
     }
     pictures: dict[str, Callable[[], bytes]] = dict(sweep_figures(result.settings, result.trials, config.space))
@@ -443,40 +447,3 @@ def _row(result: SettingResult, widths: Sequence[int], *, is_best: bool) -> str:
     mark = "best" if is_best else "=" if result.is_tied else result.state if result.state != "finished" else ""
     interval = f"{result.low:.3f} to {result.high:.3f}"
     return f"{cells}{result.value:>13.3f}{interval:>19}{len(result.each):>7}{result.epochs:>8}  {mark}".rstrip()
-
-
-def _cells(result: SettingResult) -> dict[str, Any]:
-    return {
-        **{_short(name): value for name, value in result.setting.items()},
-        "objective": result.value,
-        "low": result.low,
-        "high": result.high,
-        "behind_best": result.behind,
-        "behind_low": result.behind_low,
-        "behind_high": result.behind_high,
-        "tied": result.is_tied,
-        "seeds": len(result.each),
-        "epochs": result.epochs,
-        "seconds": result.seconds,
-        "state": result.state,
-    }
-
-
-def _trial_cells(trial: TrialResult) -> dict[str, Any]:
-    return {
-        **{_short(name): value for name, value in trial.setting.items()},
-        "seed": trial.seed,
-        "objective": trial.value,
-        "epochs": trial.epochs,
-        "seconds": trial.seconds,
-        "state": trial.state,
-        "reason": trial.reason or "",
-    }
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().encode()
