@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-fast lint stub wheel clean
+.PHONY: install demo test test-fast test-cluster lint stub wheel clean
 
 install: $(STAMP)
 
@@ -26,6 +26,10 @@ test: $(STAMP)
 # Without tests that start Ray or a server, or that take longer than a few seconds.
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not ray and not slow"
+
+# Several nodes on this machine, which are killed and added while jobs run.
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

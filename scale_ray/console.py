@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _LOG_EVERY_S = 10.0
+# In the log of a job: what follows is the result, as on standard output.
+RESULT_FOLLOWS = "result:"
 # Control characters steer a terminal, end lines, or turn the direction of the text around them; surrogates, which stand
 # for bytes of file names that are no UTF-8, cannot be printed at all.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

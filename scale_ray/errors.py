@@ -56,6 +56,10 @@ def _shown_uri(uri: str) -> str:
     return f"{scheme}://{rest if page else rest.partition('?')[0]}"
 
 
+class Terminated(KeyboardInterrupt):
+    """The process is to end (SIGTERM): a job is stopped, or the machine is taken away. It ends as after Ctrl-C."""
+
+
 class UserError(ValueError):
     """Invalid input that a user can correct; the message states what was expected and what was found.
 

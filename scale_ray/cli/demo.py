@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from scale_ray.cli.options import Caller, command
+from scale_ray.cli.submission import LOCATION
 from scale_ray.config import DEMO, DEMO_VIDEOS_PER_CLASS, DemoConfig
 
 
@@ -12,6 +13,7 @@ from scale_ray.config import DEMO, DEMO_VIDEOS_PER_CLASS, DemoConfig
 @click.option(
     "--folder",
     default="scale-ray-demo",
+    type=LOCATION,
     show_default=True,
     metavar="DIR",
     help="Folder for videos, features, runs and pictures.",
@@ -35,6 +37,5 @@ def demo(caller: Caller, folder: str, videos_per_class: int, epochs: int, config
     """Make sample videos and run extract, pretrain and probe on them."""
     from scale_ray.stages.demo import demo as run_demo
 
-    folder = caller.check_path("--folder", folder)
     caller.print_result(run_demo(folder, videos_per_class, epochs, config=config, console=caller.console))
     return 0

@@ -5,15 +5,18 @@ from __future__ import annotations
 import click
 
 from scale_ray.cli.options import Caller, checkpoint_option, command, runs_option
+from scale_ray.cli.submission import LOCATION
 from scale_ray.config import EmbedConfig
 
 
 @click.command()
-@click.argument("videos", required=False)
-@click.option("--store", metavar="DIR", envvar="SCALE_RAY_STORE", help="A feature store, instead of VIDEOS.")
+@click.argument("videos", required=False, type=LOCATION)
+@click.option(
+    "--store", type=LOCATION, metavar="DIR", envvar="SCALE_RAY_STORE", help="A feature store, instead of VIDEOS."
+)
 @checkpoint_option
 @runs_option
-@click.option("--out", required=True, metavar="DIR", help="Folder or URI for the vectors.")
+@click.option("--out", required=True, type=LOCATION, metavar="DIR", help="Folder or URI for the vectors.")
 @command(EmbedConfig)
 def embed(
     caller: Caller, videos: str | None, store: str | None, checkpoint: str, runs: str, out: str, config: EmbedConfig
@@ -27,11 +30,11 @@ def embed(
     from scale_ray.stages.embed import embed as run_embed
 
     result = run_embed(
-        None if videos is None else caller.check_path("VIDEOS", videos),
+        videos,
         checkpoint,
-        caller.check_path("--out", out),
-        store=None if store is None else caller.check_path("--store", store),
-        runs=caller.check_path("--runs", runs),
+        out,
+        store=store,
+        runs=runs,
         config=config,
         console=caller.console,
     )

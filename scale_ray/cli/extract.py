@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from scale_ray.cli.options import Caller, command, store_option
+from scale_ray.cli.submission import LOCATION
 from scale_ray.config import ExtractConfig
 
 
 @click.command()
-@click.argument("videos")
+@click.argument("videos", type=LOCATION)
 @store_option
 @command(ExtractConfig)
 def extract(caller: Caller, videos: str, store: str, config: ExtractConfig) -> int:
@@ -22,7 +23,6 @@ def extract(caller: Caller, videos: str, store: str, config: ExtractConfig) -> i
     """
     from scale_ray.stages.extract import extract as run_extract
 
-    videos, store = caller.check_path("VIDEOS", videos), caller.check_path("--store", store)
     result = run_extract(videos, store, config=config, console=caller.console)
     caller.print_result(result)
     return caller.code_of(result.stores, config.extraction.max_failed_share)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from scale_ray.cli.options import Caller, command
+from scale_ray.cli.submission import LOCATION
 from scale_ray.config import InspectConfig
 
 
 @click.command()
-@click.argument("videos")
+@click.argument("videos", type=LOCATION)
 @command(InspectConfig)
 def inspect(caller: Caller, videos: str, config: InspectConfig) -> int:
     """Show what is in VIDEOS, and what its extraction will cost on this machine.
@@ -18,6 +19,6 @@ def inspect(caller: Caller, videos: str, config: InspectConfig) -> int:
     """
     from scale_ray.stages.inspect import inspect as run_inspect
 
-    result = run_inspect(caller.check_path("VIDEOS", videos), config=config, console=caller.console)
+    result = run_inspect(videos, config=config, console=caller.console)
     caller.print_result(result)
     return 3 if result.num_unreadable else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from scale_ray.cli.options import Caller, checkpoint_option, command, runs_option, store_option
+from scale_ray.cli.submission import LOCATION
 from scale_ray.config import NUM_NEIGHBOURS, NeighboursConfig
 
 
@@ -16,7 +17,9 @@ from scale_ray.config import NUM_NEIGHBOURS, NeighboursConfig
 @click.option(
     "--count", default=NUM_NEIGHBOURS, show_default=True, type=click.IntRange(1, 1000), help="Number of neighbours."
 )
-@click.option("--picture", metavar="FILE", help="File for the contact sheet; in RUN/neighbours by default.")
+@click.option(
+    "--picture", type=LOCATION, metavar="FILE", help="File for the contact sheet; in RUN/neighbours by default."
+)
 @click.option("--open", "open_", is_flag=True, help="Open the contact sheet.")
 @command(NeighboursConfig)
 def neighbours(

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from scale_ray.cli.submission import LOCATION, Location, check_locations, submission_address, submitted
 from scale_ray.config import SECTIONS, Options, StageConfig, flag_of, option_types
-from scale_ray.console import Console, Result, show
+from scale_ray.console import RESULT_FOLLOWS, Console, Result, show
 from scale_ray.errors import UserError, first_line, redacted
-from scale_ray.files.locations import absolute, is_uri
+from scale_ray.files.locations import absolute
 
 if TYPE_CHECKING:  # it brings PyAV, which most commands do without
     from scale_ray.extraction import ExtractionSummary
@@ -25,26 +26,26 @@ Command = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Caller:
-    """How the results of a command are printed, and whether it runs as a cluster job."""
+    """How the results of a command are printed, and whether it runs as a cluster job.
+
+    `marked` is for a job that a command elsewhere follows: the log joins both outputs, and a line divides them.
+    """
 
     console: Console
     json: bool
     job: bool
+    marked: bool = False
 
     def print_result(self, result: Result) -> None:
         """Print a result on standard output."""
+        if self.marked:
+            show(RESULT_FOLLOWS)
         if self.json:
             # Everything but ASCII is escaped; of its control characters JSON leaves this one.
             text = json.dumps(redacted(result.values()), indent=2, default=str)
             show(text.replace("\x7f", "\\u007f"))
         elif not self.console.quiet:
             show(str(result))
-
-    def check_path(self, flag: str, location: str) -> str:
-        """A location as given; in a job, whose working folder vanishes, a relative path is refused."""
-        if self.job and not is_uri(location) and not os.path.isabs(location):
-            raise UserError(f"{flag}: expected an absolute path or a URI in a job, found {location!r}")
-        return location
 
     def code_of(self, summaries: Sequence[ExtractionSummary], allowed_fraction: float) -> int:
         """The exit code of an extraction: a job fails by the fraction of failed videos, a command reports any."""
@@ -55,10 +56,11 @@ class Caller:
         return 3 if any(summary.failures or summary.changed for summary in summaries) else 0
 
 
-def command(stage: type[StageConfig] | None = None) -> Callable[[Command], Command]:
+def command(stage: type[StageConfig] | None = None, *, as_job: bool = True) -> Callable[[Command], Command]:
     """Give a command the options of a stage, and those that all commands have.
 
-    The function is called with a `Caller`, its own click parameters and, if it has a stage, its `config`.
+    The function is called with a `Caller`, its own click parameters and, if it has a stage, its `config`. With the
+    address of a job server, `http://HEAD:8265`, the command is sent to that cluster instead, if it can be a job.
     """
     sections, searchable = ({}, {}) if stage is None else (stage.sections(), stage.searchable())
 
@@ -67,16 +69,26 @@ def command(stage: type[StageConfig] | None = None) -> Callable[[Command], Comma
         @functools.wraps(function)
         def called(context: click.Context, /, **values: Any) -> Any:
             console = Console(quiet=values.pop("quiet"), verbose=values.pop("verbose"))
-            caller = Caller(console, values.pop("json_"), bool((context.obj or {}).get("job")))
-            for name in ("config_file", "debug", "help_all"):
+            job, marked = ((context.obj or {}).get(name, False) for name in ("job", "marked"))
+            caller = Caller(console, values.pop("json_"), job, marked)
+            address = submission_address(values, runs_on_ray="cluster" in sections)
+            for name in ("config_file", "debug", "help_all", "address"):
                 values.pop(name, None)
             if stage is not None:
                 values["config"] = stage.from_dict({name: _taken(name, values) for name in sections})
+            if job or address is not None:
+                check_locations(context)
+            if address is not None:
+                return submitted(context, address, console)
             return function(caller, **values)
 
         for name, section in reversed(sections.items()):
             for field in reversed(dataclasses.fields(section)):  # type: ignore[arg-type]
                 called = _click_option(name, section, field, searchable.get(f"{name}.{field.name}"))(called)
+        if as_job and "cluster" not in sections:
+            called = click.option(
+                "--address", metavar="URL", help="Run as a job on the Ray cluster at http://HEAD:8265, instead of here."
+            )(called)
         for common in reversed(_common(sections, searchable)):
             called = common(called)
         return called
@@ -86,7 +98,12 @@ def command(stage: type[StageConfig] | None = None) -> Callable[[Command], Comma
 
 def store_option(function: Command) -> Command:
     return click.option(
-        "--store", required=True, metavar="DIR", envvar="SCALE_RAY_STORE", help="The feature store: a folder or URI."
+        "--store",
+        required=True,
+        type=LOCATION,
+        metavar="DIR",
+        envvar="SCALE_RAY_STORE",
+        help="The feature store: a folder or URI.",
     )(function)
 
 
@@ -100,6 +117,7 @@ def runs_option(function: Command) -> Command:
     return click.option(
         "--runs",
         default="runs",
+        type=LOCATION,
         show_default=True,
         metavar="DIR",
         envvar="SCALE_RAY_RUNS",
@@ -150,7 +168,9 @@ def _click_option(
         keywords: dict[str, Any] = {"is_flag": True}
         shown = ""
     else:
-        kind = SearchedValue(plain) if tried is not None else ValueList(item) if plain is tuple else plain
+        kind: Any = SearchedValue(plain) if tried is not None else ValueList(item) if plain is tuple else plain
+        if field.metadata["is_location"]:
+            kind = Location(("default", "none")) if name in ("backbone", "source") else LOCATION
         keywords = {"type": kind}
         text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
         shown = "" if default is None else "  [" + " ".join(filter(None, [text, unit])) + "]"

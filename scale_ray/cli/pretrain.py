@@ -20,6 +20,5 @@ def pretrain(caller: Caller, store: str, run: str, runs: str, config: PretrainCo
     """
     from scale_ray.stages.pretrain import pretrain as run_pretrain
 
-    store, runs = caller.check_path("--store", store), caller.check_path("--runs", runs)
     caller.print_result(run_pretrain(store, run, runs=runs, config=config, console=caller.console))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from scale_ray.cli.options import Caller, command, runs_option, store_option
+from scale_ray.cli.submission import LOCATION
 from scale_ray.config import ProbeConfig
 
 
@@ -17,7 +18,7 @@ from scale_ray.config import ProbeConfig
     help="A run's name or folder, or an aggregator's folder; several separated by commas, one per seed.",
 )
 @runs_option
-@click.option("--out", metavar="DIR", help="Folder for tables and pictures; RUN/probe by default.")
+@click.option("--out", type=LOCATION, metavar="DIR", help="Folder for tables and pictures; RUN/probe by default.")
 @command(ProbeConfig)
 def probe(caller: Caller, store: str, checkpoint: str, runs: str, out: str | None, config: ProbeConfig) -> int:
     """Measure what the representations are worth, beside their baselines.
@@ -28,7 +29,5 @@ def probe(caller: Caller, store: str, checkpoint: str, runs: str, out: str | Non
     """
     from scale_ray.stages.probe import probe as run_probe
 
-    store, runs = caller.check_path("--store", store), caller.check_path("--runs", runs)
-    out = caller.check_path("--out", out) if out else None
     caller.print_result(run_probe(store, checkpoint, runs=runs, out=out, config=config, console=caller.console))
     return 0

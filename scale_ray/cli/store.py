@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from scale_ray.cli.options import Caller, command
+from scale_ray.cli.submission import LOCATION
 
 
 @click.command()
-@click.argument("store", metavar="DIR")
+@click.argument("store", type=LOCATION, metavar="DIR")
 @click.option("--verify", is_flag=True, help="Read every shard, with its checksums.")
 @click.option("--compact", is_flag=True, help="Merge small shards; nothing else may write to the store meanwhile.")
 @command()

@@ -30,7 +30,6 @@ def sweep(caller: Caller, store: str, run: str, runs: str, tried: tuple[str, ...
     """
     from scale_ray.stages.sweep import sweep as run_sweep
 
-    store, runs = caller.check_path("--store", store), caller.check_path("--runs", runs)
     config = config.with_values(dict(map(_named_values, tried)))
     result = run_sweep(store, run, runs=runs, config=config, console=caller.console)
     caller.print_result(result)

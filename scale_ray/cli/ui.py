@@ -17,7 +17,7 @@ from scale_ray.config import UiConfig
 @runs_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
-@command(UiConfig)
+@command(UiConfig, as_job=False)
 def ui(caller: Caller, runs: str, host: str, port: int, config: UiConfig) -> int:
     """Serve MLflow's page of all runs on this machine."""
     from scale_ray.tracking import server_command, server_environment

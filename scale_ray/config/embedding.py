@@ -31,7 +31,7 @@ class BackboneSource(Options):
     section = "source"
 
     weights_at: str | None = option(
-        None, "Weights of the backbone, if they have moved since `extract`: default or a FILE."
+        None, "Weights of the backbone, if they have moved since `extract`: default or a FILE.", is_location=True
     )
     trust_custom_backbone: bool = option(
         False, "Run the package.module:function that the aggregator's file names as its backbone: its author's code."

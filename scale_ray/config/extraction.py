@@ -27,7 +27,9 @@ class CorpusOptions(Options):
         main=True,
     )
     annotations: str | None = option(
-        None, "Folder or file with the official lists; by default they are looked for inside and beside the videos."
+        None,
+        "Folder or file with the official lists; by default they are looked for inside and beside the videos.",
+        is_location=True,
     )
     id_prefix: str | None = option(
         None,
@@ -118,6 +120,7 @@ class BackboneOptions(Options):
         "default",
         "default (published weights), none (seeded random) or a FILE; one value, or one per backbone.",
         main=True,
+        is_location=True,
     )
     frame_pooling: str = option(
         "mean",

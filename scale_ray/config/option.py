@@ -61,13 +61,23 @@ def option(
     main: bool = False,
     searched: bool = False,
     tried: tuple[Any, ...] = (),
+    is_location: bool = False,
 ) -> Any:
     """A dataclass field that is an option.
 
     `unit` follows the default in the help text, and only `main` options are in the short help. A sweep can search
-    `searched` options; `tried` are the values that it tries by default.
+    `searched` options; `tried` are the values that it tries by default. An option that `is_location` names files that
+    another machine must find at the same place.
     """
-    metadata = {"help": help, "unit": unit, "check": check, "main": main, "searched": searched, "tried": tried}
+    metadata = {
+        "help": help,
+        "unit": unit,
+        "check": check,
+        "main": main,
+        "searched": searched,
+        "tried": tried,
+        "is_location": is_location,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -169,7 +169,12 @@ class Training(Options):
     keep_checkpoints: int = option(
         2, "Checkpoints to keep: the newest, or those with the lowest validation loss.", check=at_least(1)
     )
-    max_restarts: int = option(2, "Restarts from the newest checkpoint after a worker has died.", check=at_least(0))
+    max_restarts: int = option(
+        5, "Restarts from the newest checkpoint after a worker or a node has died.", check=at_least(0)
+    )
+    resize_s: float = option(
+        60.0, "How often a run with MIN..MAX workers looks for room for more of them.", unit="s", check=above(0)
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,7 +203,9 @@ class Ingest(Options):
         check=one_of("auto", "memory", "disk", "stream"),
     )
     cache: str | None = option(
-        None, "Folder on local disk for mapped features; a private one in the system's temporary folder by default."
+        None,
+        "Folder on local disk for mapped features; a private one in the system's temporary folder by default.",
+        is_location=True,
     )
     ingest_share: float = option(
         0.5, "Fraction of the free memory, or of the free disk, that features may take.", check=_IN_0_1

@@ -25,7 +25,9 @@ class Cluster(Options):
 
     section = "cluster"
 
-    address: str | None = option(None, "Address of a running Ray cluster; otherwise a local Ray is started.", main=True)
+    address: str | None = option(
+        None, "Address of a Ray cluster, or http://HEAD:8265 to run there as a job; otherwise a local Ray.", main=True
+    )
     cpus: int = option(0, "CPUs of the local Ray; 0: all.", check=at_least(0), main=True)
 
 

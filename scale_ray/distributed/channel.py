@@ -1,10 +1,11 @@
-"""Messages from the training workers to the driver: metrics, notes, and the reason of a failure."""
+"""Messages between the training workers and the driver: metrics, notes, the reason of a failure, the wish to stop."""
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -12,7 +13,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scale_ray.console import Progress
-from scale_ray.errors import first_line
+from scale_ray.errors import Terminated, first_line
 from scale_ray.tracking import RunRecord
 
 _POLL_S = 0.5
@@ -24,6 +25,7 @@ class Channel:
     def __init__(self) -> None:
         self._waiting: list[tuple[str, Any]] = []
         self._failure: Exception | None = None
+        self._is_stopping = False
 
     def put(self, message: tuple[str, Any]) -> None:
         """Add a message: its kind and its content."""
@@ -42,6 +44,14 @@ class Channel:
         """The recorded failure, if any."""
         return self._failure
 
+    def stop(self) -> None:
+        """Ask the workers to save a checkpoint and to end."""
+        self._is_stopping = True
+
+    def is_stopping(self) -> bool:
+        """Whether the workers were asked to end."""
+        return self._is_stopping
+
 
 def open_channel() -> Any:
     """A channel on the driver's node, so that it lives as long as whoever reads it."""
@@ -57,10 +67,35 @@ class ChannelReader:
 
     def __init__(self, channel: Any, progress: Progress, record: RunRecord, say: Callable[[str], None]) -> None:
         self.failure: Exception | None = None
+        # Whether the workers have ended because they were asked to.
+        self.is_stopped = False
+        self._is_training, self._stop_asked = False, threading.Event()
         self._channel, self._progress, self._record, self._say = channel, progress, record, say
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="metrics", daemon=True)
         self._thread.start()
+
+    @contextmanager
+    def stopping_at_sigterm(self) -> Iterator[None]:
+        """Within the context, SIGTERM asks the workers to save a checkpoint and to end; a second one ends at once.
+
+        A training that has not begun has nothing to save. Outside the main thread, nothing changes.
+        """
+        before = signal.getsignal(signal.SIGTERM)
+        if not callable(before) or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(_signal: int, _frame: object) -> None:
+            if self._stop_asked.is_set() or not self._is_training:
+                raise Terminated
+            self._stop_asked.set()
+
+        signal.signal(signal.SIGTERM, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def stop(self) -> None:
         """Forward the remaining messages; afterwards `failure` is the workers' failure, if there was one."""
@@ -74,8 +109,13 @@ class ChannelReader:
 
     def _listen(self) -> None:
         try:
+            asked = False
             while not self._stopped.wait(_POLL_S):
                 self._forward()
+                if self._stop_asked.is_set() and not asked:
+                    asked = True
+                    self._say("stopping: the workers save a checkpoint")
+                    ray.get(self._channel.stop.remote())
             self._forward()
         except Exception as error:  # noqa: BLE001 - a thread that ends in silence would lose all that follows
             self._say(
@@ -86,6 +126,13 @@ class ChannelReader:
     def _forward(self) -> None:
         for kind, content in ray.get(self._channel.take.remote()):
             if kind == "note":
+                self._say(content)
+            elif kind == "begun":
+                if self._is_training:  # after a worker or a node was lost, or with another one
+                    self._say(f"the training continues from step {content['step']} on {content['workers']} workers")
+                self._is_training = True
+            elif kind == "stopped":
+                self.is_stopped = True
                 self._say(content)
             elif kind == "steps":
                 for step, values in content:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -67,6 +69,8 @@ def _connection(cluster: Cluster, *, verbose: bool) -> Iterator[None]:
         # Ray's core prints its own warnings, which do not go through Python's logging.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if address and address.startswith(("http://", "https://")):
+        raise UserError(f"address: expected HOST:PORT or auto from Python, found {address}; only commands run as jobs")
     if address:
         _check_reachable(address)
     protect_token()
@@ -82,7 +86,7 @@ def _connection(cluster: Cluster, *, verbose: bool) -> Iterator[None]:
 def _start(cluster: Cluster, address: str | None, level: int, *, verbose: bool) -> None:
     options = {"job_config": _Job(), "logging_level": level, "log_to_driver": verbose}
     try:
-        with _stderr_muted(not verbose):
+        with _stderr_muted(not verbose), _sigterm_unchanged():
             if address:
                 ray.init(address=address, **options)
             else:
@@ -97,6 +101,17 @@ def _start(cluster: Cluster, address: str | None, level: int, *, verbose: bool) 
             ) from error
         where = f"a Ray cluster at {address}" if address else "a local Ray to start on this machine"
         raise UserError(f"address: expected {where}, found: {first_line(error)}") from error
+
+
+@contextmanager
+def _sigterm_unchanged() -> Iterator[None]:
+    """Keep what this program does at SIGTERM; Ray would end the process without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 class _Job(JobConfig):  # type: ignore[misc]  # Ray is not typed for mypy here

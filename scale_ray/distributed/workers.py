@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import ray
@@ -24,11 +24,12 @@ from ray.train.torch import TorchTrainer, get_device
 from scale_ray.clip_sets import ResidentClips, open_source
 from scale_ray.config import PretrainConfig, Probing
 from scale_ray.console import Console
+from scale_ray.distributed.agreement import Agreement, Request
 from scale_ray.distributed.channel import ChannelReader, open_channel
 from scale_ray.distributed.failures import comes_back, failing_as, training_failure
 from scale_ray.distributed.rendezvous import Rendezvous
 from scale_ray.distributed.resources import ClusterSize
-from scale_ray.errors import RunFailed, UserError, first_line
+from scale_ray.errors import RunFailed, Terminated, UserError, first_line
 from scale_ray.files.failures import explained
 from scale_ray.files.locations import atomic_write, check_within, exists, join, showable
 from scale_ray.files.small_files import read_json
@@ -90,6 +91,7 @@ def run_workers(
             num_workers=workers[0] if workers[0] == workers[1] else workers,
             use_gpu=use_gpu,
             resources_per_worker={"GPU": 1} if use_gpu else {"CPU": min(1.0, size.cpus / workers[1])},
+            elastic_resize_monitor_interval_s=training.resize_s,
         ),
         torch_config=Rendezvous(backend="nccl" if use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
@@ -106,7 +108,8 @@ def run_workers(
     with console.progress("pretrain", training.epochs, "epochs") as progress:
         listener = ChannelReader(channel, progress, record, console.say)
         try:
-            result = trainer.fit()
+            with listener.stopping_at_sigterm():
+                result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             listener.stop()
             raise listener.failure or training_failure(error) from error
@@ -114,6 +117,8 @@ def run_workers(
             listener.stop()
     if listener.failure is not None:
         raise listener.failure
+    if listener.is_stopped:
+        raise Terminated
     assert result.checkpoint is not None, "a finished training has a checkpoint"
     return _read_state(result.checkpoint)
 
@@ -182,7 +187,13 @@ def _train(job: dict[str, Any]) -> None:
         reports.history = state["history"]
         trainer.restore(state)
     monitor = TrainingMonitor(store, clips, Probing()) if is_first and config.training.monitor_epochs else None
-    fit(trainer, reports, lambda trainer: {} if monitor is None else monitor(trainer.model))
+    reports.begin(trainer, context.get_world_size())
+    with suppress(_Stopped):
+        fit(trainer, reports, lambda trainer: {} if monitor is None else monitor(trainer.model))
+
+
+class _Stopped(Exception):
+    """The workers were asked to end, and have saved a checkpoint."""
 
 
 class _Reports:
@@ -197,6 +208,14 @@ class _Reports:
         self._channel, self._folder = channel, folder
         self._steps: list[tuple[int, dict[str, torch.Tensor]]] = []
         self._sent_s = time.monotonic()
+        self._agreement = Agreement(channel)
+        # What was asked for after the last step of an epoch is done after the epoch.
+        self._is_asked = self._is_stopping = False
+
+    def begin(self, trainer: Trainer, num_workers: int) -> None:
+        """Tell the driver that the training begins or continues."""
+        if self._channel is not None:
+            self._channel.put.remote(("begun", {"step": trainer.steps, "workers": num_workers}))
 
     def after_step(self, trainer: Trainer, values: dict[str, torch.Tensor]) -> None:
         if self._channel is not None:
@@ -204,9 +223,14 @@ class _Reports:
             if time.monotonic() - self._sent_s > _SEND_S:
                 self._send_steps()
         every = trainer.config.training.checkpoint_steps
+        request = self._agreement.after_step()
         # After the last step of an epoch, `after_epoch` saves the checkpoint.
-        if every and trainer.steps % every == 0 and trainer.step_of_epoch < trainer.steps_per_epoch:
+        is_last = trainer.step_of_epoch == trainer.steps_per_epoch
+        if not is_last and ((every and trainer.steps % every == 0) or request != Request.NOTHING):
             self._checkpoint(trainer, {"epoch": trainer.epoch})
+        self._is_asked, self._is_stopping = is_last and request != Request.NOTHING, request == Request.STOP
+        if self._is_stopping and not is_last:
+            self._stop(trainer)
 
     def after_epoch(self, trainer: Trainer, metrics: Metrics) -> None:
         self.history.append(metrics)
@@ -216,8 +240,17 @@ class _Reports:
         training = trainer.config.training
         by_epoch = training.checkpoint_epochs and trainer.epoch % training.checkpoint_epochs == 0
         by_step = training.checkpoint_steps and trainer.steps % training.checkpoint_steps == 0
-        if trainer.finished or by_epoch or by_step:
+        if trainer.finished or by_epoch or by_step or self._is_asked:
             self._checkpoint(trainer, metrics)
+        if self._is_stopping and not trainer.finished:
+            self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        """End the training; the checkpoint is saved."""
+        if self._channel is not None:
+            note = f"stopped after step {trainer.steps}, in epoch {trainer.epoch + 1}; a checkpoint is saved"
+            ray.get(self._channel.put.remote(("stopped", note)))
+        raise _Stopped
 
     def _send_steps(self) -> None:
         steps = [(step, {name: float(value) for name, value in values.items()}) for step, values in self._steps]

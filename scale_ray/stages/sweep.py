@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 _MAX_SHOWN = 30
 _MAX_REASONS = 3
 # Options of the training that say how it runs, not what it computes: a sweep may continue with others.
-_HOW = ("workers", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints", "max_restarts", "compile")
+_HOW = ("workers", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints", "max_restarts", "resize_s", "compile")
 # Options of the search that decide what a trial's result means; the others may change from one command to the next.
 _DECISIVE = ("folds", "rank_by", "early_stopping", "grace_epochs")
 

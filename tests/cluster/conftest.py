@@ -1,0 +1,35 @@
+"""A head without CPUs and three nodes, shared by all tests of this folder; commands reach them over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.cluster import SimulatedCluster
+from support.jobs import Jobs
+
+from scale_ray.corpus.sample_videos import make_samples
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[SimulatedCluster]:
+    nodes = SimulatedCluster(3)
+    try:
+        yield nodes
+    finally:
+        nodes.close()
+
+
+@pytest.fixture(scope="session")
+def jobs(cluster: SimulatedCluster) -> Jobs:
+    return Jobs(cluster)
+
+
+@pytest.fixture(scope="session")
+def few_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten sample videos of each of four motions, and three files that are no videos."""
+    folder = tmp_path_factory.mktemp("cluster") / "videos"
+    for _ in make_samples(folder, 10):
+        pass
+    return folder
