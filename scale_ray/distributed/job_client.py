@@ -15,6 +15,7 @@ import shutil
 import sysconfig
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,6 +148,8 @@ def _packed(backbones: Sequence[str]) -> Iterator[Path]:
         package = Path(scale_ray.__file__).parent
         shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
         write_versions(folder)
+        # Ray deletes a package some time after its last job: one that is still there may be gone when the job begins.
+        (folder / "submission").write_text(uuid.uuid4().hex)
         for name in {backbone.partition(":")[0].partition(".")[0] for backbone in backbones} - {"hf"}:
             _copy_module(name, folder)
         yield folder

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -35,7 +37,9 @@ class SimulatedCluster:
         self.jobs = f"http://127.0.0.1:{port}"
         # Jobs call `python`.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self._environment = {**_ENVIRONMENT, "PATH": path, **environment}
+        # With the files of its own: jobs would find another Ray of this machine through the common ones.
+        self._folder = tempfile.mkdtemp(prefix="nodes-", dir="/tmp")
+        self._environment = {**_ENVIRONMENT, "PATH": path, "RAY_TMPDIR": self._folder, **environment}
         with self._set():
             self._cluster = Cluster(
                 initialize_head=True,
@@ -84,6 +88,7 @@ class SimulatedCluster:
     def close(self) -> None:
         with self._set():
             self._cluster.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _wait_for_jobs(self, within_s: float = 60) -> None:
         from ray.job_submission import JobSubmissionClient
