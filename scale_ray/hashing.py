@@ -10,6 +10,14 @@ def uniform_hash(key: str) -> float:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
 
+def part_of(key: str, num_parts: int) -> int:
+    """The part of `num_parts`, from 1, that a key belongs to, whatever other keys there are.
+
+    Hashed apart from `uniform_hash` of the key itself, by which splits are drawn: the test videos are in all parts.
+    """
+    return min(int(uniform_hash(f"part\0{key}") * num_parts), num_parts - 1) + 1
+
+
 def digest(text: str) -> str:
     """20 hexadecimal digits that identify a text, for file names."""
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()

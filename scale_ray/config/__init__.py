@@ -42,6 +42,7 @@ from scale_ray.config.extraction import (
     Extraction,
     InspectConfig,
     Inspection,
+    Part,
     Sampling,
     store_folder_name,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "NeighboursConfig",
     "ObjectiveOptions",
     "Options",
+    "Part",
     "PipelineConfig",
     "PretrainConfig",
     "ProbeConfig",

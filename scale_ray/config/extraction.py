@@ -195,6 +195,24 @@ def store_folder_name(backbone_name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of `count` parts of a corpus, by its `number` from 1; as text `3/16`."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part | None:
+        """The part that a text names; None if it names none."""
+        match = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", text)
+        part = cls(*map(int, match.groups())) if match else None
+        return part if part is not None and part.number <= part.count else None
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+@dataclass(frozen=True)
 class Extraction(Options):
     """How the corpus is streamed into the store."""
 
@@ -207,6 +225,11 @@ class Extraction(Options):
         main=True,
     )
     shard_videos: int = option(64, "Maximum number of videos per shard of the store.", check=at_least(1))
+    part: str | None = option(
+        None,
+        "Part of the corpus to extract, as I/N: N commands, each with its own part, fill one store at once.",
+        check=Check("I/N with 1 <= I <= N, such as 3/16", lambda text: Part.parse(text) is not None),
+    )
     block_mib: int = option(128, "Size of a block of pixels for a backbone actor.", unit="MiB", check=at_least(1))
     blocks_ahead: int = option(
         8, "Blocks that may wait for each actor, besides two per decoder; limits the memory.", check=at_least(1)
@@ -230,6 +253,16 @@ class Extraction(Options):
         check=fraction(with_one=True),
         main=True,
     )
+
+    @property
+    def corpus_part(self) -> Part | None:
+        """The part of the corpus to extract; None for the whole corpus."""
+        return None if self.part is None else Part.parse(self.part)
+
+    def check_whole(self, what: str) -> None:
+        """Raise a UserError if only a part of the corpus is asked for: `what` needs the whole one."""
+        if self.part is not None:
+            raise UserError(f"part: expected none for {what}, which is of the whole corpus, found {self.part}")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from scale_ray.extraction.pixel_blocks import decode_videos, pixels_of
 from scale_ray.extraction.results import batch_column, decoded_mask, features_column, read_results, without_pixels
 from scale_ray.extraction.run import ExtractionRun
 from scale_ray.extraction.summary import ExtractionResult, ExtractionSummary
-from scale_ray.extraction.targets import Target, open_targets
+from scale_ray.extraction.targets import Target, exclusively, open_targets
 
 __all__ = [
     "ExtractionResult",
@@ -14,6 +14,7 @@ __all__ = [
     "batch_column",
     "decode_videos",
     "decoded_mask",
+    "exclusively",
     "features_column",
     "open_targets",
     "pixels_of",

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scale_ray.clips import MODES
-from scale_ray.config import Extraction
+from scale_ray.config import Extraction, Part
 from scale_ray.corpus import SUBSETS, Corpus, modes_of
 from scale_ray.errors import UserError, VideoError
 from scale_ray.extraction.results import VideoResult
 from scale_ray.extraction.summary import ExtractionSummary
-from scale_ray.extraction.targets import Target
+from scale_ray.extraction.targets import Target, exclusively
 from scale_ray.files.locations import options_of
+from scale_ray.hashing import part_of
 from scale_ray.store import Failure, ShardStore, VideoFeatures, changed_videos, remove_videos
 
 # The start and end of a video in its file, in seconds; None for the file's own.
@@ -45,32 +46,46 @@ class Shard:
 
 
 class ExtractionRun:
-    """One extraction of a corpus into the stores of its targets: plans shards, collects results, commits and counts."""
+    """One extraction of a corpus into the stores of its targets: plans shards, collects results, commits and counts.
+
+    With `extraction.part`, of the videos of that part: those of other parts are only listed in the table of videos.
+    """
 
     def __init__(self, corpus: Corpus, targets: Sequence[Target], extraction: Extraction) -> None:
         self.targets = targets
         self._corpus, self._extraction = corpus, extraction
+        self._videos = _videos_of_part(corpus.videos, extraction.corpus_part)
+        self._removed: list[dict[str, tuple[str, ...]]] = [{} for _ in targets]
+        self._measured: dict[str, int] = {}
+        self._committed: set[int] = set()
+        self._batch_clips = [extraction.batch_clips] * len(targets)
+        self._arrived: dict[int, dict[str, list[VideoFeatures | Failure]]] = {}
+        with exclusively(targets):
+            self._prepare()
+        corpus.check_reachable(path for shard in self.shards for path in shard.paths)
+
+    def _prepare(self) -> None:
+        """Compare the corpus with the stores, bring their tables of videos up to date, and plan."""
         # What changed of the videos that keep their old features, by target; and of those that are extracted again, the
         # modes that the store had.
-        self._changed = [_changed_videos(target.store, corpus) for target in targets]
-        self._removed: list[dict[str, tuple[str, ...]]] = [{} for _ in targets]
-        if extraction.re_extract_changed:
-            for number, target in enumerate(targets):
+        self._changed = [_changed_videos(target.store, self._corpus, self._videos) for target in self.targets]
+        if self._extraction.re_extract_changed:
+            for number, target in enumerate(self.targets):
                 target.lease.check()
                 self._removed[number] = remove_videos(target.store, self._changed[number].keys())
                 self._changed[number] = {}
         # Written before any video is read, so that the store lists its videos even if the run dies; updated at the end,
         # when sizes and lengths are known.
-        self._measured: dict[str, int] = {}
-        self._corrected = [self._replace_videos(number) for number in range(len(targets))]
+        self._corrected = [self._replace_videos(number) for number in range(len(self.targets))]
         self._wanted = self._wanted_modes()
-        self._failed_before = [{(f.video_id, f.mode): f.attempts for f in t.store.failures()} for t in targets]
-        self._done_before = [self._done(number) for number in range(len(targets))]
-        self._committed: set[int] = set()
+        self._failed_before = [{(f.video_id, f.mode): f.attempts for f in t.store.failures()} for t in self.targets]
+        self._done_before = [self._done(number) for number in range(len(self.targets))]
         self.shards = self._plan()
-        corpus.check_reachable(path for shard in self.shards for path in shard.paths)
-        self._batch_clips = [extraction.batch_clips] * len(targets)
-        self._arrived: dict[int, dict[str, list[VideoFeatures | Failure]]] = {}
+
+    @property
+    def num_videos(self) -> int:
+        """The videos of the corpus or of the part of it."""
+        return len(self._videos)
 
     @property
     def num_pending(self) -> int:
@@ -102,18 +117,19 @@ class ExtractionRun:
 
     def finish(self) -> list[ExtractionSummary]:
         """Update videos.parquet and return the summary of each target."""
-        return [self._summary(number, target) for number, target in enumerate(self.targets)]
+        with exclusively(self.targets):
+            return [self._summary(number, target) for number, target in enumerate(self.targets)]
 
     def _wanted_modes(self) -> dict[str, tuple[str, ...]]:
         """The modes of the clips of every video."""
-        ids = self._corpus.videos["video_id"].to_pylist()
+        ids = self._videos["video_id"].to_pylist()
         if self._extraction.mode != "auto":
             return dict.fromkeys(ids, (self._extraction.mode,))
         names = self._corpus.split_names
         if len(names) > 1:
             return dict.fromkeys(ids, modes_of({}, has_several_splits=True))
         modes = {subset: modes_of({} if subset is None else {names[0]: subset}) for subset in (None, *SUBSETS)}
-        subsets = pc.map_lookup(self._corpus.videos["splits"], names[0], "first").to_pylist()
+        subsets = pc.map_lookup(self._videos["splits"], names[0], "first").to_pylist()
         return {video_id: modes[subset] for video_id, subset in zip(ids, subsets, strict=True)}
 
     def _modes(self, number: int, video_id: str) -> tuple[str, ...]:
@@ -125,8 +141,10 @@ class ExtractionRun:
         """Bring a store's table of videos up to date; True if that changed anything.
 
         A size that the corpus does not know is the one that was measured when the file was opened, now or earlier. A
-        changed video whose old features stay has its old size and segment, by which the change is found again.
+        changed video whose old features stay has its old size and segment, by which the change is found again. So has
+        a video of another part: which file its features are of, only the run of that part knows.
         """
+        self.targets[number].lease.check()
         store = self.targets[number].store
         videos = self._corpus.videos
         ids = videos["video_id"]
@@ -138,17 +156,17 @@ class ExtractionRun:
             stored = store.videos()
             sizes.append(_looked_up(ids, stored["video_id"], stored["size_bytes"]))
         videos = _with_column(videos, "size_bytes", pc.coalesce(*sizes))
-        if self._changed[number]:
-            stored = store.videos()
-            keeps = pc.is_in(ids, pa.array(list(self._changed[number])))
-            for name in ("size_bytes", "start_s", "end_s"):
-                before = _looked_up(ids, stored["video_id"], stored[name])
-                videos = _with_column(videos, name, pc.if_else(keeps, before, videos[name]))
+        changed = pa.array(list(self._changed[number]), pa.string())
+        videos = _with_stored(videos, store, changed, ("size_bytes", "start_s", "end_s"))
+        if len(self._videos) < len(videos):
+            others = ids.filter(pc.invert(pc.is_in(ids, self._videos["video_id"])))
+            others = others.filter(pc.is_in(others, store.videos()["video_id"]))
+            videos = _with_stored(videos, store, others, ("path", "size_bytes", "start_s", "end_s"))
         return store.replace_videos(videos)
 
     def _plan(self) -> list[Shard]:
         """The pending videos, sorted by id and divided into shards."""
-        paths = dict(zip(*(self._corpus.videos[name].to_pylist() for name in ("video_id", "path")), strict=True))
+        paths = dict(zip(*(self._videos[name].to_pylist() for name in ("video_id", "path")), strict=True))
         segments, numbers = self._segments(), range(len(self.targets))
         shards: list[Shard] = []
         for mode in MODES:
@@ -178,7 +196,7 @@ class ExtractionRun:
 
     def _segments(self) -> dict[str, Segment]:
         """The segments of the videos that are not whole files."""
-        videos = self._corpus.videos
+        videos = self._videos
         rows = videos.filter(videos["start_s"].is_valid()).select(["video_id", "start_s", "end_s"]).to_pylist()
         return {row["video_id"]: (row["start_s"], row["end_s"]) for row in rows}
 
@@ -206,7 +224,6 @@ class ExtractionRun:
 
     def _summary(self, number: int, target: Target) -> ExtractionSummary:
         if self.shards:
-            target.lease.check()
             self._replace_videos(number)
         done, changed = self._done(number), self._changed[number]
         concerned = self._wanted.keys() - changed.keys()
@@ -268,13 +285,32 @@ def _with_column(table: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Tabl
     return table.set_column(table.column_names.index(name), name, values)
 
 
+def _with_stored(videos: pa.Table, store: ShardStore, ids: pa.Array, names: Sequence[str]) -> pa.Table:
+    """The table with some columns of some videos as the store has them."""
+    if not len(ids):
+        return videos
+    stored, keeps = store.videos(), pc.is_in(videos["video_id"], ids)
+    for name in names:
+        before = _looked_up(videos["video_id"], stored["video_id"], stored[name])
+        videos = _with_column(videos, name, pc.if_else(keeps, before, videos[name]))
+    return videos
+
+
 def _looked_up(ids: pa.ChunkedArray, keys: pa.ChunkedArray, values: pa.ChunkedArray) -> pa.ChunkedArray:
     """The value of each id, by the keys of the values; null for an id that is no key."""
     return pc.take(values, pc.index_in(ids, keys))
 
 
-def _changed_videos(store: ShardStore, corpus: Corpus) -> dict[str, str]:
-    """What changed of each video that the store has clips of, by id; see `changed_videos`.
+def _videos_of_part(videos: pa.Table, part: Part | None) -> pa.Table:
+    """The videos of a part of the corpus, or all."""
+    if part is None:
+        return videos
+    ids = videos["video_id"].to_pylist()
+    return videos.filter(pa.array([part_of(video_id, part.count) == part.number for video_id in ids], pa.bool_()))
+
+
+def _changed_videos(store: ShardStore, corpus: Corpus, own: pa.Table) -> dict[str, str]:
+    """What changed of each of its `own` videos that the store has clips of, by id; see `changed_videos`.
 
     Raises
     ------
@@ -295,4 +331,4 @@ def _changed_videos(store: ShardStore, corpus: Corpus) -> dict[str, str]:
                 f"{videos['video_id'][row]}: expected the video that the store holds under this id (path {path}), "
                 f"found {videos['path'][row]}; set --id-prefix for another corpus, or use another --store"
             )
-    return changed_videos(stored, videos)
+    return changed_videos(stored, videos.filter(pc.is_in(videos["video_id"], own["video_id"])))

@@ -44,7 +44,7 @@ class ExtractionSummary(Result):
     @property
     def failed_fraction(self) -> float:
         """Fraction of all videos that failed, in this or an earlier run, in [0, 1]."""
-        return (self.num_failed + self.num_skipped) / self.num_videos
+        return (self.num_failed + self.num_skipped) / max(self.num_videos, 1)  # a part of few videos may have none
 
     def lines(self) -> list[str]:
         if self.num_extracted == 0 and not self.corrected:

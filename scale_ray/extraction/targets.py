@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scale_ray.config import BackboneOptions, Sampling, store_folder_name
+from scale_ray.config import BackboneOptions, Part, Sampling, store_folder_name
 from scale_ray.console import Console
 from scale_ray.errors import UserError
 from scale_ray.files.locations import absolute, join
@@ -27,8 +27,21 @@ class Target:
 
 
 @contextmanager
-def open_targets(store: str, options: BackboneOptions, sampling: Sampling, console: Console) -> Iterator[list[Target]]:
-    """Load the backbones that the options name, and open the store of each under a write lease.
+def exclusively(targets: Sequence[Target]) -> Iterator[None]:
+    """Keep the writers of other parts from reading or updating the whole stores while the context lasts."""
+    with ExitStack() as turns:
+        # In the same order by every writer, so that none waits for one that waits for it.
+        for target in sorted(targets, key=lambda target: target.store.location):
+            turns.enter_context(target.lease.exclusively())
+            target.store.forget_videos()
+        yield
+
+
+@contextmanager
+def open_targets(
+    store: str, options: BackboneOptions, sampling: Sampling, console: Console, part: Part | None = None
+) -> Iterator[list[Target]]:
+    """Load the backbones that the options name, and open the store of each under a write lease, of a part or all.
 
     A single backbone uses the store at `store` itself; each of several backbones uses a subfolder of it.
 
@@ -51,10 +64,11 @@ def open_targets(store: str, options: BackboneOptions, sampling: Sampling, conso
         for encoder, location, single in zip(encoders, locations, single_options, strict=True):
             fingerprint = fingerprint_of(encoder.identity(), sampling)
             features_store = FeatureStore.create(location, fingerprint, loading_options(single))
-            lease = leases.enter_context(write_lease(features_store.location, console))
+            lease = leases.enter_context(write_lease(features_store.location, console, part))
             targets.append(Target(encoder, features_store, lease))
-        for target in targets:
-            repair(target.store)
+        with exclusively(targets):
+            for target in targets:
+                repair(target.store, others_write=part is not None)
         yield targets
 
 

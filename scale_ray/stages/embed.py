@@ -79,6 +79,7 @@ def embed(
         raise UserError(f"expected either VIDEOS or --store, found {'neither' if videos is None else 'both'}")
     aggregator = Aggregator.load(aggregator_of(checkpoint, runs))
     if store is not None:
+        config.extraction.check_whole("the features of a store")
         return _from_store(store, out, aggregator, config, console)
     assert videos is not None
     return _from_videos(videos, out, aggregator, config, console)
@@ -110,6 +111,8 @@ def _from_videos(videos: str, out: str, aggregator: Aggregator, config: EmbedCon
         extraction = replace(extraction, mode="eval")
     with _opened(out, aggregator, config, console) as (vectors, lease):
         run = ExtractionRun(corpus, [Target(encoder, vectors, lease)], extraction)
+        if extraction.part is not None:
+            console.say(f"part {extraction.part}: {run.num_videos} of {len(corpus.videos)} videos")
         [summary] = run_stream(run, "embed", sampling, extraction, config.cluster, console)
     return EmbedResult(vectors.location, summary.num_videos, summary.num_done, summary)
 
@@ -122,6 +125,8 @@ def _opened(
     per_clip = config.embedding.per_clip
     vectors = VectorStore.create(out, fingerprint_of_vectors(aggregator, config.representing, per_clip=per_clip))
     vectors.prepare(aggregator, config.representing, per_clip=per_clip, split=config.splits.split)
-    with write_lease(vectors.location, console) as lease:
-        repair(vectors)
+    part = config.extraction.corpus_part
+    with write_lease(vectors.location, console, part) as lease:
+        with lease.exclusively():
+            repair(vectors, others_write=part is not None)
         yield vectors, lease

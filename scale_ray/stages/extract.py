@@ -12,6 +12,8 @@ from scale_ray.extraction import ExtractionResult, ExtractionRun, open_targets
 def extract(videos: str, store: str, *, config: ExtractConfig, console: Console) -> ExtractionResult:
     """Extract the clip features of every video that a store does not hold yet, for one or several backbones.
 
+    With `part`, of the videos of one part of the corpus: several processes fill one store, each with its own part.
+
     Parameters
     ----------
     videos
@@ -30,7 +32,10 @@ def extract(videos: str, store: str, *, config: ExtractConfig, console: Console)
     console.say(f"{len(corpus.videos)} files in {videos} ({corpus.split_note})")
     for line in corpus.notes:
         console.say(line)
-    with open_targets(store, config.backbone, config.sampling, console) as targets:
+    part = config.extraction.corpus_part
+    with open_targets(store, config.backbone, config.sampling, console, part) as targets:
         run = ExtractionRun(corpus, targets, config.extraction)
+        if part is not None:
+            console.say(f"part {part}: {run.num_videos} of {len(corpus.videos)} videos")
         summaries = run_stream(run, "extract", config.sampling, config.extraction, config.cluster, console)
     return ExtractionResult(summaries)

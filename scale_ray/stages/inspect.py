@@ -73,6 +73,7 @@ def inspect(videos: str, *, config: InspectConfig, console: Console) -> InspectR
     UserError
         If there are no videos, or a backbone cannot be loaded.
     """
+    config.extraction.check_whole("an inspection")
     corpus, inspection = read_corpus(videos, config.corpus), config.inspection
     for line in corpus.notes:
         console.say(line)

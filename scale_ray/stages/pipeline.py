@@ -75,6 +75,7 @@ def pipeline(
     """
     if len(config.backbone.each()) > 1:
         raise UserError(f"backbone: expected one for a pipeline, found {config.backbone.backbone}")
+    config.extraction.check_whole("a pipeline")
     seconds: dict[str, float] = {}
 
     @contextmanager

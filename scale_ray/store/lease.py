@@ -1,10 +1,14 @@
-"""One writer per store: each writer writes a claim, looks for the claims of others, and keeps its own claim fresh.
+"""One writer per store or per part of it: each writes a claim, looks for those of others, and keeps its own fresh.
 
-    leases/CLAIM.json    who writes: host, process, since when; rewritten every few seconds
+    leases/CLAIM.json              who writes what: host, process, since when; rewritten every few seconds
+    leases/exclusive/CLAIM.json    the writer of a part that looks at the whole store, or changes files of others, now
 
 Works the same on local disks and on object stores, whose exclusive creation is not available in every file system
 library: each writer first writes its own claim and then lists the folder. If two start at the same time, at least the
 later one sees both claims, so two writers never both find themselves alone.
+
+Writers of different parts of a corpus, cut into the same number of parts, work at the same time: each only adds files
+of its own. For all else they wait for each other.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import socket
 import threading
 import time
@@ -22,6 +27,7 @@ from dataclasses import asdict, dataclass
 
 import psutil
 
+from scale_ray.config import Part
 from scale_ray.console import Console
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.files.locations import atomic_write, check_within, exists, files_in, filesystem_of, join, read_bytes
@@ -39,6 +45,7 @@ _CLAIM = {
     "process_began_s": float | int,
     "since": str,
     "machine": str | None,
+    "part": str | None,
 }
 _CONSOLE = Console()
 
@@ -49,7 +56,7 @@ class Claim:
 
     `process_began_s` distinguishes a process from a later one with the same id: the seconds from the machine's start
     to the process's, which do not change if the clock is set. `machine` identifies the running machine, since hosts may
-    share a name; it is empty if it cannot be known.
+    share a name; it is empty if it cannot be known. `part` is the part of the corpus, empty for the whole store.
     """
 
     token: str
@@ -58,9 +65,10 @@ class Claim:
     process_began_s: float
     since: str
     machine: str = ""
+    part: str = ""
 
     @classmethod
-    def mine(cls) -> Claim:
+    def mine(cls, part: Part | None = None) -> Claim:
         return cls(
             token=uuid.uuid4().hex,
             host=socket.gethostname(),
@@ -68,7 +76,13 @@ class Claim:
             process_began_s=_began_s(os.getpid()),
             since=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             machine=_machine(),
+            part="" if part is None else str(part),
         )
+
+    def conflicts_with(self, other: Claim) -> bool:
+        """Whether both may not write at the same time: all may not but different parts of as many."""
+        mine, others = Part.parse(self.part), Part.parse(other.part)
+        return mine is None or others is None or mine.count != others.count or mine.number == others.number
 
     def is_from_here(self) -> bool:
         """Whether this is a process that can be looked up here: one of this host since its last start."""
@@ -82,7 +96,9 @@ class Claim:
             return False
 
     def __str__(self) -> str:
-        return f"process {self.process} on {self.host}, since {self.since}"
+        part = Part.parse(self.part)
+        what = "" if part is None else f", of part {part}"
+        return f"process {self.process} on {self.host}, since {self.since}{what}"
 
 
 def _began_s(process: int) -> float:
@@ -104,10 +120,11 @@ def _machine() -> str:
 
 
 class Lease:
-    """The write lease of a store; call `check` before each write that must not collide with another writer's."""
+    """The write lease of a store or a part; call `check` before each write that must not collide with another's."""
 
-    def __init__(self, folder: str, claim: Claim) -> None:
-        self._folder, self._claim = folder, claim
+    def __init__(self, folder: str, claim: Claim, console: Console = _CONSOLE) -> None:
+        self._folder, self._claim, self._console = folder, claim, console
+        self._turn: Lease | None = None
         self._over = threading.Event()
         self._heartbeat = threading.Thread(target=self._beat, name="lease", daemon=True)
 
@@ -124,6 +141,28 @@ class Lease:
                 f"{self._folder}: expected to be the only writer, found the claim of {self._claim} removed by "
                 "another writer, which considered this one dead; run the same command again"
             )
+        if self._turn is not None:
+            self._turn.check()
+
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Keep the writers of all other parts from doing the same while the context lasts; waits for its turn.
+
+        To be held while files are read, replaced or deleted that may be those of others. The writer of a whole store
+        has no others.
+        """
+        if not self._claim.part:
+            yield
+            return
+        folder = join(self._folder, "exclusive")
+        check_within(folder, self._folder)
+        with Lease(folder, _turn(folder, self._console), self._console) as turn:
+            self._turn = turn
+            try:
+                yield
+                turn.check()
+            finally:
+                self._turn = None
 
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT_S):
@@ -145,8 +184,8 @@ class Lease:
 
 
 @contextmanager
-def write_lease(store: str, console: Console = _CONSOLE) -> Iterator[Lease]:
-    """Hold the write lease of a store while the context lasts.
+def write_lease(store: str, console: Console = _CONSOLE, part: Part | None = None) -> Iterator[Lease]:
+    """Hold the write lease of a store, or of one part of the corpus, while the context lasts.
 
     Of the claims by processes of this host, those of dead ones are removed. Of all others, those that were not
     rewritten for a minute are removed, also if they cannot be read.
@@ -154,33 +193,58 @@ def write_lease(store: str, console: Console = _CONSOLE) -> Iterator[Lease]:
     Raises
     ------
     UserError
-        If another writer holds the lease: the message names it.
+        If another writer holds the lease, of the same part, of the whole store or of another number of parts: the
+        message names it.
     """
     folder = join(store, "leases")
     check_within(folder, store)
-    claim = Claim.mine()
-    _write(folder, claim)
-    try:
-        _wait_for_others(folder, claim, console)
-    except BaseException:
-        _remove(folder, claim.token)
-        raise
-    with Lease(folder, claim) as lease:
+    claim = Claim.mine(part)
+    if (other := _claimed(folder, claim, console)) is not None:
+        what = "store" if part is None else "part of the store"
+        raise UserError(f"{folder}: expected no other writer of this {what}, found {other}")
+    with Lease(folder, claim, console) as lease:
         yield lease
 
 
-def _wait_for_others(folder: str, claim: Claim, console: Console) -> None:
+def _turn(folder: str, console: Console) -> Claim:
+    """The claim of the only one that works exclusively, once it is this writer's turn."""
+    waits_since_s = time.monotonic()
+    has_said = False
+    while (other := _claimed(folder, claim := Claim.mine(), console)) is not None:
+        if not has_said and time.monotonic() - waits_since_s > _PATIENCE_S:
+            console.say(f"waiting for another part that reads or updates the whole store: {other}")
+            has_said = True
+        time.sleep(random.uniform(0.1, 0.2) * _PATIENCE_S)
+    return claim
+
+
+def _claimed(folder: str, claim: Claim, console: Console) -> Claim | str | None:
+    """Write a claim; returns None if it holds, otherwise the one that it gave way to."""
+    _write(folder, claim)
+    try:
+        other = _wait_for_others(folder, claim, console)
+    except BaseException:
+        _remove(folder, claim.token)
+        raise
+    if other is not None:
+        _remove(folder, claim.token)
+    return other
+
+
+def _wait_for_others(folder: str, claim: Claim, console: Console) -> Claim | str | None:
+    """One of the others that keep this claim from holding, after some patience; None if there is none."""
     end_s = time.monotonic() + _PATIENCE_S
     while others := _others(folder, claim, console):
         # Of several that started at the same time, the one with the smallest token waits and the others give up. A
         # writer that already works keeps its claim, so that all others give up.
         if min(others) < claim.token or time.monotonic() > end_s:
-            raise UserError(f"{folder}: expected no other writer of this store, found {next(iter(others.values()))}")
+            return next(iter(others.values()))
         time.sleep(_PATIENCE_S / 10)
+    return None
 
 
 def _others(folder: str, claim: Claim, console: Console) -> dict[str, Claim | str]:
-    """Claims of other writers that are alive, by token; a text for one that cannot be read. Dead ones are removed."""
+    """Conflicting claims of writers that are alive, by token; a text for an unreadable one. Dead ones are removed."""
     infos = files_in(folder)
     # All times come from the clock of the storage, so that the clocks of the hosts need not agree.
     now = next((info.mtime for info in infos if info.base_name == f"{claim.token}.json"), None)
@@ -197,7 +261,8 @@ def _others(folder: str, claim: Claim, console: Console) -> dict[str, Claim | st
         if isinstance(other, Claim) and other.is_from_here():
             silent = not other.is_alive()
         if not silent:
-            others[token] = other
+            if not isinstance(other, Claim) or claim.conflicts_with(other):
+                others[token] = other
             continue
         _remove(folder, token)
         if not isinstance(other, Claim):
@@ -213,7 +278,7 @@ def _read(folder: str, token: str) -> Claim | str:
         known = parsed_json(content, path, "a claim", _CLAIM)
     except UserError:
         return f"a claim that cannot be read, {token}.json (it counts for {SILENCE_S:.0f} s)"
-    return Claim(**{name: known[name] for name in _CLAIM if name in known})
+    return Claim(**{name: known[name] for name in _CLAIM if known.get(name) is not None})
 
 
 def _write(folder: str, claim: Claim) -> None:

@@ -22,19 +22,18 @@ from scale_ray.store.shard_store import ShardStore
 COMPACT_BYTES = 256 * 2**20
 
 
-def repair(store: ShardStore) -> None:
+def repair(store: ShardStore, *, others_write: bool = False) -> None:
     """Remove what a run that died may have left: unfinished files, and shards that hold the same videos.
+
+    If others write at the same time, of other parts, unfinished files are left: they may be theirs.
 
     A compaction that dies between writing the merged shard and deleting its sources leaves both. Of overlapping shards,
     the one with the most videos stays, and each of the others keeps only the videos that no earlier one holds.
     """
-    filesystem, _ = filesystem_of(store.location)
-    for folder in ("", store.FOLDER, "failures", "clips", "leases"):
-        place = join(store.location, folder) if folder else store.location
-        check_within(place, store.location)
-        for info in files_in(place):
-            if info.base_name.endswith(".unfinished"):
-                filesystem.delete_file(info.path)
+    for folder in ("", store.FOLDER, "failures", "clips", "leases", "leases/exclusive"):
+        check_within(join(store.location, folder) if folder else store.location, store.location)
+        if not others_write:
+            _delete_unfinished(join(store.location, folder) if folder else store.location)
     for mode in MODES:
         paths = store.parts(f"{store.FOLDER}/part-{mode}-")
         ids_by_path = {path: store.read_part(path, ["video_id"])["video_id"].to_pylist() for path in paths}
@@ -54,6 +53,13 @@ def repair(store: ShardStore) -> None:
                 store.write(rest, store.FOLDER, store.part_name(mode, own, "rest"))
             superseded.append(path)
         _delete(store, superseded, written)
+
+
+def _delete_unfinished(folder: str) -> None:
+    filesystem, _ = filesystem_of(folder)
+    for info in files_in(folder):
+        if info.base_name.endswith(".unfinished"):
+            filesystem.delete_file(info.path)
 
 
 def remove_videos(store: ShardStore, video_ids: Collection[str]) -> dict[str, tuple[str, ...]]:

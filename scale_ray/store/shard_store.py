@@ -87,12 +87,21 @@ class ShardStore:
         UserError
             If the store there has another fingerprint: the message names the differences.
         """
-        if cls.is_store(location):
-            store = cls(location)
-            store.check_fingerprint(fingerprint)
-            return store
-        if list_files(location):
-            raise UserError(f"expected {cls.KIND} or an empty folder, found other files at {location}")
+        if not cls.is_store(location):
+            # Writers of several parts may make it at the same time: the header is the first file of each.
+            others = [file for file in list_files(location) if not file.base_name.startswith(f"{cls.HEADER}.")]
+            if not cls.is_store(location):
+                if others:
+                    raise UserError(f"expected {cls.KIND} or an empty folder, found other files at {location}")
+                cls._write_header(location, fingerprint, loading_options)
+        store = cls(location)
+        store.check_fingerprint(fingerprint)
+        return store
+
+    @classmethod
+    def _write_header(
+        cls, location: str, fingerprint: Mapping[str, Any], loading_options: Mapping[str, Any] | None
+    ) -> None:
         described = {
             "format": cls.FORMAT,
             **cls.DESCRIPTION,
@@ -101,7 +110,6 @@ class ShardStore:
         }
         with atomic_write(join(absolute(location), cls.HEADER)) as file:
             file.write(json.dumps(described, indent=2).encode())
-        return cls(location)
 
     @classmethod
     def is_store(cls, location: str) -> bool:
@@ -241,6 +249,10 @@ class ShardStore:
         self.write(fresh, "videos.parquet")
         self._videos = None
         return True
+
+    def forget_videos(self) -> None:
+        """Read videos.parquet again when it is needed next, even if its time and size have not changed."""
+        self._videos = None
 
     def videos(self) -> pa.Table:
         """videos.parquet; no rows if a run died before it could write it. Read again when the file has changed."""

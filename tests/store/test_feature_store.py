@@ -1,4 +1,6 @@
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +138,19 @@ def test_an_older_store_is_refused_in_one_line_that_says_what_to_do(store, versi
         with pytest.raises(UserError, match=line) as refused:
             use()
         assert "\n" not in str(refused.value)
+
+
+def test_several_writers_may_make_a_store_at_the_same_moment(tmp_path):
+    """One that finds the header of another unfinished, or finished since it looked, opens the same store."""
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "store.json.0123abcd.unfinished").write_bytes(b"half")
+    FeatureStore.create(str(tmp_path / "s"), FINGERPRINT)
+    ready = threading.Barrier(8)
+
+    def make(_: int) -> None:
+        ready.wait(timeout=30)
+        FeatureStore.create(str(tmp_path / "new"), FINGERPRINT)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(make, range(8)))
+    assert FeatureStore(str(tmp_path / "new")).fingerprint == FINGERPRINT

@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from scale_ray.config import Part
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.store import lease
 
@@ -166,3 +168,106 @@ while time.monotonic() < end:
     spans = sorted(tuple(map(float, line.split())) for text in outputs for line in text.splitlines())
     assert len(spans) > 3
     assert all(before[1] < after[0] for before, after in itertools.pairwise(spans))
+
+
+def test_writers_of_different_parts_write_at_the_same_time(tmp_path):
+    with lease.write_lease(str(tmp_path), part=Part(1, 3)) as first:
+        with lease.write_lease(str(tmp_path), part=Part(2, 3)) as second:
+            first.check()
+            second.check()
+            assert len(claims(tmp_path)) == 2
+        first.check()
+    assert claims(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "whose"),
+    [
+        (Part(1, 3), Part(1, 3), "part of the store, found .*, of part 1/3"),
+        (Part(1, 3), Part(1, 2), "part of the store, found .*, of part 1/3"),
+        (Part(2, 3), None, "store, found .*, of part 2/3"),
+        (None, Part(2, 3), "part of the store, found process"),
+        (Part(1, 1), None, "store, found .*, of part 1/1"),
+    ],
+)
+def test_writers_whose_videos_may_be_the_same_do_not_write_at_once(tmp_path, monkeypatch, held, wanted, whose):
+    monkeypatch.setattr(lease, "_PATIENCE_S", 0.2)
+    with lease.write_lease(str(tmp_path), part=held) as first:
+        with (
+            pytest.raises(UserError, match=f"expected no other writer of this {whose}"),
+            lease.write_lease(str(tmp_path), part=wanted),
+        ):
+            pytest.fail("two writers at once")
+        first.check()
+        assert len(claims(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("part", ["", "x", "0/3", "4/3"])
+def test_a_claim_of_no_part_that_is_known_is_of_the_whole_store(tmp_path, monkeypatch, part):
+    monkeypatch.setattr(lease, "_PATIENCE_S", 0.2)
+    leave_claim(tmp_path, part=part)
+    with pytest.raises(UserError, match="on elsewhere"), lease.write_lease(str(tmp_path), part=Part(1, 3)):
+        pytest.fail("two writers at once")
+
+
+def test_a_dead_writer_of_another_part_is_removed_and_a_living_one_is_not(tmp_path):
+    leave_claim(tmp_path, token="dead", silent_s=61, part="2/3")
+    leave_claim(tmp_path, token="living", part="3/3")
+    with lease.write_lease(str(tmp_path), part=Part(1, 3)):
+        assert {path.stem for path in claims(tmp_path)} > {"living"}
+        assert "dead" not in {path.stem for path in claims(tmp_path)}
+
+
+def test_parts_take_turns_at_what_concerns_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "_PATIENCE_S", 0.2)
+    spans: list[tuple[float, float]] = []
+
+    def work(number: int) -> None:
+        with lease.write_lease(str(tmp_path), part=Part(number, 5)) as mine:
+            for _ in range(2):
+                with mine.exclusively():
+                    began_s = time.monotonic()
+                    time.sleep(0.05)
+                    mine.check()
+                    spans.append((began_s, time.monotonic()))
+
+    works = [threading.Thread(target=work, args=(number,)) for number in range(1, 6)]
+    for thread in works:
+        thread.start()
+    for thread in works:
+        thread.join(timeout=60)
+    assert len(spans) == 10
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(sorted(spans)))
+    assert not list((tmp_path / "leases").rglob("*.json"))
+
+
+def test_a_part_waits_for_a_living_turn_and_not_for_a_dead_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lease, "_PATIENCE_S", 0.05)
+    leave_claim(tmp_path / "leases", token="0")
+    (tmp_path / "leases" / "leases").rename(tmp_path / "leases" / "exclusive")
+    other = tmp_path / "leases" / "exclusive" / "0.json"
+    with lease.write_lease(str(tmp_path), part=Part(1, 2)) as mine:
+        threading.Timer(0.5, lambda: os.utime(other, (1e9, 1e9))).start()
+        began_s = time.monotonic()
+        with mine.exclusively():
+            assert time.monotonic() - began_s > 0.4
+            assert not other.exists()
+    assert "waiting for another part that reads or updates the whole store: process" in capsys.readouterr().err
+
+
+def test_a_writer_that_lost_its_turn_stops_before_it_writes(tmp_path):
+    def write_without_turn(mine: lease.Lease) -> None:
+        with mine.exclusively():
+            next((tmp_path / "leases" / "exclusive").glob("*.json")).unlink()
+            mine.check()
+            pytest.fail("it may be somebody else's turn")
+
+    with lease.write_lease(str(tmp_path), part=Part(1, 2)) as mine:
+        with pytest.raises(RunFailed, match="removed by another writer"):
+            write_without_turn(mine)
+        mine.check()
+
+
+def test_the_writer_of_a_whole_store_has_nobody_to_wait_for(tmp_path):
+    with lease.write_lease(str(tmp_path)) as mine, mine.exclusively():
+        assert not (tmp_path / "leases" / "exclusive").exists()

@@ -9,7 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from support.stores import FINGERPRINT, corpus_of, features_of, read_clips
 
-from scale_ray.store import maintenance
+from scale_ray.config import Part
+from scale_ray.console import Console
+from scale_ray.errors import UserError
+from scale_ray.stages.store import store as describe
+from scale_ray.store import lease, maintenance
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.maintenance import compact, repair, verify
 from scale_ray.store.schema import VideoFeatures
@@ -96,6 +100,31 @@ def test_unfinished_files_are_removed_and_others_are_not(store, video_features, 
     assert not unfinished_header.exists()
     assert notes.exists()
     assert_holds(store, video_features, "ab")
+
+
+def test_while_others_write_their_unfinished_files_are_left_and_shards_that_overlap_are_resolved(store, video_features):
+    put(store, video_features, "abc")
+    put(store, video_features, "cd")
+    unfinished = Path(store.location, "features", "part-train-1.parquet.0123abcd.unfinished")
+    unfinished.write_bytes(b"half")
+    repair(store, others_write=True)
+    assert unfinished.exists()
+    unfinished.unlink()
+    assert_holds(store, video_features, "abcd")
+    assert ids_in_shards(store) == list("abcd")
+
+
+def test_a_store_that_a_part_is_written_to_is_not_merged(store, video_features, monkeypatch):
+    monkeypatch.setattr(lease, "_PATIENCE_S", 0.2)
+    put(store, video_features, "ab")
+    put(store, video_features, "cd")
+    before = parts(store)
+    with (
+        lease.write_lease(store.location, part=Part(1, 2)),
+        pytest.raises(UserError, match="of part 1/2"),
+    ):
+        describe(store.location, compact_shards=True, console=Console(quiet=True))
+    assert parts(store) == before
 
 
 def test_a_merged_store_holds_the_same_in_fewer_shards(store, video_features):
