@@ -11,6 +11,11 @@ from scale_ray.config.runtime import Cluster
 from scale_ray.config.stage import StageConfig
 from scale_ray.errors import UserError
 
+# The automatic size of shards: the smallest power of two within these limits that gives at most so many shards. Each
+# file costs time whenever a store is opened; a large shard keeps more in memory, and a crash loses more of it.
+_MIN_SHARD_VIDEOS, _MAX_SHARD_VIDEOS = 64, 1024
+_MAX_SHARDS = 4096
+
 _IN_0_1 = Check("in (0, 1]", lambda value: 0 < value <= 1)
 
 
@@ -224,7 +229,11 @@ class Extraction(Options):
         check=one_of("auto", "train", "augmented", "eval"),
         main=True,
     )
-    shard_videos: int = option(64, "Maximum number of videos per shard of the store.", check=at_least(1))
+    shard_videos: int = option(
+        0,
+        "Maximum number of videos per shard of the store; 0: 64, and up to 1024 in a corpus of over 262,144 videos.",
+        check=at_least(0),
+    )
     part: str | None = option(
         None,
         "Part of the corpus to extract, as I/N: N commands, each with its own part, fill one store at once.",
@@ -253,6 +262,19 @@ class Extraction(Options):
         check=fraction(with_one=True),
         main=True,
     )
+
+    def videos_per_shard(self, num_videos: int) -> int:
+        """The maximum number of videos per shard in a corpus of `num_videos`.
+
+        It depends on the size of the whole corpus: neither on the part nor on what is stored already, so that a
+        repeated run cuts the same shards.
+        """
+        if self.shard_videos:
+            return self.shard_videos
+        size = _MIN_SHARD_VIDEOS
+        while size < _MAX_SHARD_VIDEOS and num_videos > size * _MAX_SHARDS:
+            size *= 2
+        return size
 
     @property
     def corpus_part(self) -> Part | None:

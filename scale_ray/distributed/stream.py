@@ -49,9 +49,12 @@ _ATTEMPTS = 3
 # Repetitions of a block whose process died. By default there is no limit, and a block that ends every process that
 # works on it would never be finished.
 _MAX_REPEATS = 4
-# Shards per data set of Ray, which takes the tasks of all of them before it begins the first one. The actors start anew
-# for each data set, which costs seconds for work of an hour or more.
-_SHARDS_AT_ONCE = 1024
+# Videos per decoding task, whatever the size of the shards: what is decoded again if a worker dies, and how evenly the
+# decoders end.
+_TASK_VIDEOS = 64
+# Tasks per data set of Ray, which takes all of them before it begins the first one. The actors start anew for each data
+# set, which costs seconds for work of an hour or more.
+_TASKS_AT_ONCE = 1024
 
 
 def run_stream(
@@ -84,8 +87,10 @@ def stream_shards(
 ) -> None:
     """Decode and embed the videos of all incomplete shards; each shard is committed when its last video arrives."""
     numbers = run.incomplete()
-    for start in range(0, len(numbers), _SHARDS_AT_ONCE):
-        _stream_some(run, numbers[start : start + _SHARDS_AT_ONCE], sampling, extraction, size, progress)
+    tasks_per_shard = max(-(-len(run.shards[number].video_ids) // _TASK_VIDEOS) for number in numbers)
+    at_once = max(_TASKS_AT_ONCE // tasks_per_shard, 1)
+    for start in range(0, len(numbers), at_once):
+        _stream_some(run, numbers[start : start + at_once], sampling, extraction, size, progress)
 
 
 def _stream_some(
@@ -184,10 +189,10 @@ def _limited(**limit: int) -> dict[str, Any]:
 
 
 def _tasks(run: ExtractionRun, numbers: Sequence[int], per_block: int, max_videos: int) -> Iterator[pa.Table]:
-    """The videos of one decoding task per table: of one shard, and `max_videos` rounded up to whole blocks."""
+    """The videos of one decoding task per table: of one shard, few enough, and rounded up to whole blocks."""
     for number in numbers:
         shard = run.shards[number]
-        step = -(-min(max_videos, len(shard.video_ids)) // per_block) * per_block
+        step = -(-min(max_videos, _TASK_VIDEOS, len(shard.video_ids)) // per_block) * per_block
         for start in range(0, len(shard.video_ids), step):
             ids = shard.video_ids[start : start + step]
             start_s, end_s = zip(*shard.segments[start : start + step], strict=True)

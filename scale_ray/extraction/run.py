@@ -169,6 +169,7 @@ class ExtractionRun:
         paths = dict(zip(*(self._videos[name].to_pylist() for name in ("video_id", "path")), strict=True))
         segments, numbers = self._segments(), range(len(self.targets))
         shards: list[Shard] = []
+        per_shard = self._extraction.videos_per_shard(len(self._corpus.videos))
         for mode in MODES:
             lacking = [self._lacking(number, mode) for number in numbers]
             anywhere = set().union(*lacking)
@@ -176,8 +177,8 @@ class ExtractionRun:
             for video_id in filter(anywhere.__contains__, self._wanted):
                 pending.setdefault(tuple([n for n in numbers if video_id in lacking[n]]), []).append(video_id)
             for targets, ids in sorted(pending.items()):
-                for start in range(0, len(ids), self._extraction.shard_videos):
-                    part = ids[start : start + self._extraction.shard_videos]
+                for start in range(0, len(ids), per_shard):
+                    part = ids[start : start + per_shard]
                     attempts = [
                         tuple(self._failed_before[number].get((video_id, mode), 0) for number in targets)
                         for video_id in part

@@ -103,7 +103,12 @@ def _with_estimate(
     paths = [(header, rows[header.video_id]["path"]) for header in drawn]
     sample = measure_sample(paths, list(num_videos), machine, config, console)
     expected = estimate(
-        num_videos, sample.decoding, sample.backbones, machine, config.sampling, extraction.shard_videos
+        num_videos,
+        sample.decoding,
+        sample.backbones,
+        machine,
+        config.sampling,
+        extraction.videos_per_shard(len(corpus.videos)),
     )
     return InspectResult(facts, sample, expected)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import pytest
 from support.stores import read_clips
 
 from scale_ray.clips import VideoGeometry
-from scale_ray.config import ExtractConfig, Sampling
+from scale_ray.config import ExtractConfig, Extraction, Sampling
 from scale_ray.console import Console
 from scale_ray.corpus import manifests
 from scale_ray.distributed import stream as stage
@@ -35,20 +35,28 @@ class Killed(Exception):
 
 
 def run(
-    videos: Path, store: Path, monkeypatch, *, dies_after: int | None = None, backbone: str = SMALL, **options
+    videos: Path,
+    store: Path,
+    monkeypatch,
+    *,
+    dies_after: int | None = None,
+    backbone: str = SMALL,
+    stream: Callable[..., None] | None = None,
+    **options,
 ) -> Sequence[ExtractionSummary]:
     """Extract invented features; broken files fail, and the run dies after `dies_after` shards."""
 
-    def stream(run, sampling, extraction, size, progress):
+    def invent(run, sampling, extraction, size, progress):
         for number, shard in enumerate(run.shards):
             if number == dies_after:
                 raise Killed
             for video_id in reversed(shard.video_ids):
                 run.add_result(result(video_id, number, shard, sampling))
 
-    monkeypatch.setattr(stage, "stream_shards", stream)
+    monkeypatch.setattr(stage, "stream_shards", stream or invent)
     monkeypatch.setattr(stage, "connected", lambda *_, **__: nullcontext())
-    config = ExtractConfig().replaced(backbone=backbone, weights="none", input_px=32, shard_videos=4, **options)
+    given = {"shard_videos": 4} | options
+    config = ExtractConfig().replaced(backbone=backbone, weights="none", input_px=32, **given)
     return extract(str(videos), str(store), config=config, console=Console(quiet=True)).stores
 
 
@@ -190,3 +198,44 @@ def test_videos_on_servers_that_cannot_be_reached_are_refused_only_if_they_are_p
     assert (again.num_done, again.corrected) == (1, True)
     with pytest.raises(UserError, match="expected to reach s3://gone, found: no such host"):
         run(tmp_path / "m.csv", tmp_path / "s", monkeypatch, mode="eval")
+
+
+@pytest.mark.parametrize(
+    ("num_videos", "size"),
+    [(1, 64), (262_144, 64), (262_145, 128), (524_289, 256), (1_000_000, 256), (4_194_304, 1024), (10**9, 1024)],
+)
+def test_shards_grow_with_the_corpus_up_to_a_limit(num_videos, size):
+    assert Extraction().videos_per_shard(num_videos) == size
+    assert Extraction(shard_videos=100).videos_per_shard(num_videos) == 100
+
+
+def test_the_automatic_size_of_shards_is_that_of_the_whole_corpus_whatever_is_stored(videos, tmp_path, monkeypatch):
+    """A run that died and was resumed has the shards of one that was not."""
+    for name, value in {"_MIN_SHARD_VIDEOS": 1, "_MAX_SHARDS": 12}.items():
+        monkeypatch.setattr(sys.modules["scale_ray.config.extraction"], name, value)
+    run(videos, tmp_path / "whole", monkeypatch, shard_videos=0)
+    for dies_after in (3, 1):
+        with pytest.raises(Killed):
+            run(videos, tmp_path / "died", monkeypatch, dies_after=dies_after, shard_videos=0)
+    run(videos, tmp_path / "died", monkeypatch, shard_videos=0)
+    names = [sorted(path.name for path in (tmp_path / name / "features").iterdir()) for name in ("whole", "died")]
+    assert names[0] == names[1]
+    assert 9 <= len(names[0]) <= 12
+
+
+def test_a_decoding_task_is_a_small_part_of_a_large_shard(tmp_path, monkeypatch):
+    (tmp_path / "m.csv").write_text("path\n" + "".join(f"v{number:03d}_0.mp4\n" for number in range(300)))
+    cut: list[list[int]] = []
+
+    def stream(run, numbers, *_):
+        cut.append([len(task) for task in stage._tasks(run, numbers, 13, 1000)])
+        for number in numbers:
+            for video_id in run.shards[number].video_ids:
+                run.add_result(result(video_id, number, run.shards[number], Sampling()))
+
+    real = stage.stream_shards
+    monkeypatch.setattr(stage, "_stream_some", stream)
+    monkeypatch.setattr(stage, "_TASKS_AT_ONCE", 4)
+    with monkeypatch.context() as patches:
+        run(tmp_path / "m.csv", tmp_path / "s", patches, stream=real, shard_videos=200)
+    assert cut == [[65, 65, 65, 5], [65, 35]]
