@@ -82,9 +82,11 @@ def inspect(
     decoders: int = 0,
     decode_timeout_s: float = 300.0,
     decode_memory_gib: float = 8.0,
+    decoder_labels: str | None = None,
     actors: int = 0,
     actor_gpus: float = 0.0,
     actor_cpus: int = 0,
+    actor_labels: str | None = None,
     batch_clips: int = 16,
     retry_failed: bool = False,
     re_extract_changed: bool = False,
@@ -143,15 +145,18 @@ def extract(
     decoders: int = 0,
     decode_timeout_s: float = 300.0,
     decode_memory_gib: float = 8.0,
+    decoder_labels: str | None = None,
     actors: int = 0,
     actor_gpus: float = 0.0,
     actor_cpus: int = 0,
+    actor_labels: str | None = None,
     batch_clips: int = 16,
     retry_failed: bool = False,
     re_extract_changed: bool = False,
     max_failed_share: float = 0.1,
     address: str | None = None,
     cpus: int = 0,
+    worker_labels: str | None = None,
 ) -> ExtractionResult:
     """Extract the clip features of every video that a store does not hold yet, for one or several backbones."""
 
@@ -210,6 +215,7 @@ def pretrain(
     register: str | None = None,
     address: str | None = None,
     cpus: int = 0,
+    worker_labels: str | None = None,
 ) -> PretrainResult:
     """Train the aggregator on the `train` clips of a store's training videos (section 3 of the paper)."""
 
@@ -276,9 +282,11 @@ def embed(
     decoders: int = 0,
     decode_timeout_s: float = 300.0,
     decode_memory_gib: float = 8.0,
+    decoder_labels: str | None = None,
     actors: int = 0,
     actor_gpus: float = 0.0,
     actor_cpus: int = 0,
+    actor_labels: str | None = None,
     batch_clips: int = 16,
     retry_failed: bool = False,
     re_extract_changed: bool = False,
@@ -289,6 +297,7 @@ def embed(
     trust_custom_backbone: bool = False,
     address: str | None = None,
     cpus: int = 0,
+    worker_labels: str | None = None,
 ) -> EmbedResult:
     """Write one vector per video to the folder `out`, for every video that it does not hold yet."""
 
@@ -397,6 +406,7 @@ def sweep(
     register: str | None = None,
     address: str | None = None,
     cpus: int = 0,
+    worker_labels: str | None = None,
 ) -> SweepResult:
     """Search the settings of the pretraining, ranked on videos held out of the training split."""
 
@@ -467,9 +477,11 @@ def pipeline(
     decoders: int = 0,
     decode_timeout_s: float = 300.0,
     decode_memory_gib: float = 8.0,
+    decoder_labels: str | None = None,
     actors: int = 0,
     actor_gpus: float = 0.0,
     actor_cpus: int = 0,
+    actor_labels: str | None = None,
     batch_clips: int = 16,
     retry_failed: bool = False,
     re_extract_changed: bool = False,
@@ -540,5 +552,6 @@ def pipeline(
     register: str | None = None,
     address: str | None = None,
     cpus: int = 0,
+    worker_labels: str | None = None,
 ) -> PipelineResult:
     """Run `extract`, `pretrain` and `probe` on one Ray."""

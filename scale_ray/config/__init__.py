@@ -5,6 +5,7 @@ configuration is a keyword-only dataclass of sections. The command line, the Pyt
 sweeps and the saved files are all generated from these fields, so that no default and no limit is written twice.
 
 option.py        what an option is
+labels.py        selectors of nodes
 domain.py        what a search may try for one
 stage.py         what a stage's configuration is
 extraction.py    corpus, clips, backbone, extraction, inspection
@@ -46,6 +47,7 @@ from scale_ray.config.extraction import (
     Sampling,
     store_folder_name,
 )
+from scale_ray.config.labels import matches, parse_labels
 from scale_ray.config.option import RENAMED, Options, flag_of, nearest, option_types, read_value
 from scale_ray.config.pipeline import DEMO, DEMO_VIDEOS_PER_CLASS, PipelineConfig
 from scale_ray.config.pretraining import (
@@ -107,8 +109,10 @@ __all__ = [
     "flag_of",
     "log_uniform",
     "lowest_and_highest",
+    "matches",
     "nearest",
     "option_types",
+    "parse_labels",
     "read_value",
     "setting_name",
     "store_folder_name",

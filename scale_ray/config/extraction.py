@@ -6,6 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
+from scale_ray.config.labels import SELECTOR
 from scale_ray.config.option import Check, Options, above, at_least, fraction, one_of, option
 from scale_ray.config.runtime import Cluster
 from scale_ray.config.stage import StageConfig
@@ -246,6 +247,9 @@ class Extraction(Options):
     decoders: int = option(0, "Concurrent decoding tasks; 0: from the cluster's size.", check=at_least(0), main=True)
     decode_timeout_s: float = option(300.0, "Maximum time to decode one video.", unit="s", check=above(0))
     decode_memory_gib: float = option(8.0, "Maximum memory that one decoder may map.", unit="GiB", check=at_least(1))
+    decoder_labels: str | None = option(
+        None, "Ray labels of the nodes for decoding, as KEY=VALUE,...; by default all nodes.", check=SELECTOR
+    )
     actors: int = option(0, "Backbone actors; 0: from the cluster's size.", check=at_least(0), main=True)
     actor_gpus: float = option(
         0.0,
@@ -253,6 +257,9 @@ class Extraction(Options):
         check=Check("0, in (0, 1] or a whole number", lambda gpus: 0 <= gpus <= 1 or gpus == int(gpus) > 0),
     )
     actor_cpus: int = option(0, "Threads per actor without a GPU; 0: from the cluster's size.", check=at_least(0))
+    actor_labels: str | None = option(
+        None, "Ray labels of the nodes for backbone actors, as KEY=VALUE,...; by default all nodes.", check=SELECTOR
+    )
     batch_clips: int = option(16, "Clips per batch of the backbone.", check=at_least(1))
     retry_failed: bool = option(False, "Retry the videos in the failure ledger.", main=True)
     re_extract_changed: bool = option(False, "Extract videos again whose file was replaced.", main=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scale_ray.config.labels import SELECTOR
 from scale_ray.config.option import Options, at_least, option
 from scale_ray.config.stage import StageConfig
 
@@ -29,6 +30,11 @@ class Cluster(Options):
         None, "Address of a Ray cluster, or http://HEAD:8265 to run there as a job; otherwise a local Ray.", main=True
     )
     cpus: int = option(0, "CPUs of the local Ray; 0: all.", check=at_least(0), main=True)
+    worker_labels: str | None = option(
+        None,
+        "Ray labels of the nodes for training workers and trials, as KEY=VALUE,...; by default all nodes.",
+        check=SELECTOR,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

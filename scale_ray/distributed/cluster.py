@@ -29,7 +29,7 @@ from ray.job_config import JobConfig
 from scale_ray.config import Cluster
 from scale_ray.distributed.failures import failure_of
 from scale_ray.distributed.private_ray import private_ray, protect_token
-from scale_ray.distributed.resources import ClusterSize
+from scale_ray.distributed.resources import ClusterSize, Node
 from scale_ray.errors import RunFailed, UserError, first_line
 from scale_ray.files.import_path import package_folder_to_name
 
@@ -177,13 +177,11 @@ def _raylet_muted(muted: bool) -> Iterator[None]:
 
 
 def _cluster_size() -> ClusterSize:
-    resources = ray.cluster_resources()
-    return ClusterSize(max(int(resources.get("CPU", 1)), 1), int(resources.get("GPU", 0)))
-
-
-def largest_node_cpus() -> int:
-    """CPUs of the largest node of the cluster."""
-    return max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
+    return ClusterSize.of(
+        Node(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)), dict(node.get("Labels") or {}))
+        for node in ray.nodes()
+        if node["Alive"]
+    )
 
 
 def _set_log_level(level: int) -> None:

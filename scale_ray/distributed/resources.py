@@ -1,19 +1,68 @@
-"""The resources of a cluster, and how many decoders and backbone actors of an extraction fit into it."""
+"""The nodes of a cluster, and how many decoders, backbone actors and trials fit onto them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-from scale_ray.config import Extraction, Searching
+from scale_ray.config import Extraction, Searching, matches, parse_labels
 from scale_ray.errors import UserError
+
+# Part of the CPUs that an extraction requests. On one machine half of them: Ray Data keeps some for each stage, and on
+# two cores requests of whole CPUs starved the decoders. On several, nearly all: Ray fills a node up to its CPUs, so
+# smaller requests would put twice as many decoders as cores on a small node, and leave a large one idle.
+_REQUESTED_ON_ONE_NODE = 0.5
+_REQUESTED_ON_SEVERAL = 0.95
+# Part of a node's CPUs that its actors may take at most when they share the node with decoders.
+_MAX_ACTOR_SHARE = 0.75
+# Labels that every node has, which nobody selects by.
+_OWN_LABELS = "ray.io/node-id"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of a cluster: whole numbers of CPU cores and GPUs, and its labels."""
+
+    cpus: int
+    gpus: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ClusterSize:
-    """The resources of a cluster: whole numbers of CPU cores and GPUs."""
+    """The resources of a cluster: whole numbers of CPU cores and GPUs, in all and by node; by default of one node."""
 
     cpus: int
     gpus: int
+    nodes: tuple[Node, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.nodes:
+            object.__setattr__(self, "nodes", (Node(self.cpus, self.gpus),))
+
+    @classmethod
+    def of(cls, nodes: Iterable[Node]) -> ClusterSize:
+        """The size of a cluster of these nodes; never less than one CPU, which an autoscaler is about to bring."""
+        nodes = tuple(nodes)
+        return cls(max(sum(node.cpus for node in nodes), 1), sum(node.gpus for node in nodes), nodes)
+
+    def selected(self, name: str, selector: str | None) -> ClusterSize:
+        """The part of the cluster on which work may run: nodes that match a selector, the value of option `name`.
+
+        Raises
+        ------
+        UserError
+            If no node with CPUs or GPUs matches: Ray would wait for one for ever.
+        """
+        if selector is None:
+            return self
+        conditions = parse_labels(selector)
+        nodes = [node for node in self.nodes if (node.cpus or node.gpus) and matches(conditions, node.labels)]
+        if not nodes:
+            existing = sorted({f"{k}={v}" for node in self.nodes for k, v in node.labels.items() if k != _OWN_LABELS})
+            known = f"the labels {', '.join(existing)}" if existing else "no labels at all"
+            raise UserError(f"{name}: expected a node with CPUs or GPUs and the labels {selector}, found {known}")
+        return ClusterSize.of(nodes)
 
 
 @dataclass(frozen=True)
@@ -28,21 +77,90 @@ class StageSizes:
 
 
 def stage_sizes(size: ClusterSize, extraction: Extraction) -> StageSizes:
-    """Choose the numbers of decoding tasks and backbone actors so that all fit into the cluster at once."""
-    if size.gpus:
-        gpus = extraction.actor_gpus or (size.gpus / extraction.actors if extraction.actors else 1.0)
-        gpus = float(int(gpus)) if gpus > 1 else gpus  # above 1, Ray accepts whole GPUs only
-        actors = extraction.actors or max(int(size.gpus / gpus), 1)
-        decoders = extraction.decoders or max(size.cpus - 1, 1)
-        return StageSizes(decoders, min(size.cpus / decoders, 1.0) / 2, actors, {"num_gpus": gpus}, 1)
+    """Choose the numbers of decoding tasks and backbone actors so that all fit onto their nodes at once.
+
+    Raises
+    ------
+    UserError
+        If no node matches a selector, or an actor is to have more than the largest node has.
+    """
+    decoding = size.selected("decoder_labels", extraction.decoder_labels)
+    embedding = size.selected("actor_labels", extraction.actor_labels)
+    if extraction.decoder_labels is not None and not any(node.cpus for node in decoding.nodes):
+        raise UserError(
+            f"decoder_labels: expected a node with CPUs and the labels {extraction.decoder_labels}, found 0 CPUs there"
+        )
+    busy = [node for node in size.nodes if node in decoding.nodes or node in embedding.nodes]
+    requested = (
+        _REQUESTED_ON_ONE_NODE if sum(node.cpus + node.gpus > 0 for node in busy) <= 1 else _REQUESTED_ON_SEVERAL
+    )
+    if embedding.gpus:
+        return _with_gpus(decoding, embedding, extraction, requested)
+    return _without_gpus(decoding, embedding, extraction, requested)
+
+
+def _with_gpus(decoding: ClusterSize, embedding: ClusterSize, extraction: Extraction, requested: float) -> StageSizes:
+    gpus = _gpus_per_actor(embedding, extraction)
+    actors = extraction.actors or max(sum(_actors_on(node, gpus) for node in embedding.nodes), 1)
+    # A core for each GPU, without which the process that feeds it would compete with the decoders; but never more than
+    # half of the cores of a node that also decodes.
+    placed = [(node, count) for node in embedding.nodes if (count := _actors_on(node, gpus))]
+    shared = [(node, count) for node, count in placed if node in decoding.nodes]
+    most = [node.cpus / count / (2 if node in decoding.nodes else 1) for node, count in placed]
+    cpus = min([max(gpus, 1.0), *most])
+    free = [float(node.cpus) for node in decoding.nodes if (node, _actors_on(node, gpus)) not in shared]
+    left = min(actors, sum(count for _, count in shared))
+    for node, count in shared:
+        free.append(node.cpus - min(count, left) * cpus)
+        left -= min(count, left)
+    decoders = extraction.decoders or max(sum(map(int, free)), 1)
+    decoder_cpus = min(sum(free) / decoders, 1.0) * requested or requested / 2
+    resources = {"num_gpus": gpus, **({"num_cpus": cpus * requested} if cpus else {})}
+    return StageSizes(decoders, decoder_cpus, actors, resources, 1)
+
+
+def _gpus_per_actor(embedding: ClusterSize, extraction: Extraction) -> float:
+    """GPUs of each actor: a part of a GPU, or whole ones of one node."""
+    largest, actors = max(node.gpus for node in embedding.nodes), extraction.actors
+    if extraction.actor_gpus > largest:
+        raise UserError(f"actor_gpus: expected at most the {largest} GPUs of a node, found {extraction.actor_gpus:g}")
+    if extraction.actor_gpus or not actors:
+        return extraction.actor_gpus or 1.0
+    if actors > embedding.gpus:
+        return 1 / -(-actors // embedding.gpus)  # a GPU is cut into equal parts
+    for gpus in range(largest, 1, -1):
+        if sum(_actors_on(node, gpus) for node in embedding.nodes) >= actors:
+            return float(gpus)
+    return 1.0
+
+
+def _actors_on(node: Node, gpus: float) -> int:
+    """How many actors with so many GPUs each a node has room for."""
+    return int(node.gpus // gpus) if gpus >= 1 else node.gpus * int(1 / gpus + 1e-6)
+
+
+def _without_gpus(
+    decoding: ClusterSize, embedding: ClusterSize, extraction: Extraction, requested: float
+) -> StageSizes:
+    largest = max(1, *(node.cpus for node in embedding.nodes))
+    if extraction.actor_cpus > largest:
+        raise UserError(f"actor_cpus: expected at most the {largest} CPUs of a node, found {extraction.actor_cpus}")
     # A backbone on CPUs uses 2 threads per actor; on one core both stages share it.
-    threads = extraction.actor_cpus or min(size.cpus, 2)
-    actors = extraction.actors or max(size.cpus // max(threads, 2), 1)
-    decoders = extraction.decoders or max(size.cpus - actors, 1)
-    # Only half of the CPUs is requested: Ray Data reserves some CPUs for each stage, and on two cores requests of
-    # whole CPUs were seen to starve the decoders.
-    cpus = min(size.cpus / (actors + decoders), 1.0) / 2
-    return StageSizes(decoders, cpus, actors, {"num_cpus": cpus}, threads)
+    threads = extraction.actor_cpus or min(largest, 2)
+    shared = [node for node in embedding.nodes if node in decoding.nodes]
+    cpus_per_actor = max(threads, 2) if shared else threads
+    actors = extraction.actors or max(sum(node.cpus // cpus_per_actor for node in embedding.nodes), 1)
+    decoders = extraction.decoders or max(decoding.cpus - (actors if shared else 0), 1)
+    full = [(node.cpus, node.cpus // cpus_per_actor) for node in shared if node.cpus >= cpus_per_actor]
+    chosen = extraction.actors or extraction.decoders or (shared and not full)
+    if chosen or requested == _REQUESTED_ON_ONE_NODE:
+        everywhere = decoding.cpus + embedding.cpus - sum(node.cpus for node in shared)
+        cpus = min(everywhere / (actors + decoders), 1.0) * _REQUESTED_ON_ONE_NODE
+        return StageSizes(decoders, cpus, actors, {"num_cpus": cpus}, threads)
+    # An actor takes the place of its threads, but each node keeps room for its part of the decoders.
+    actor_cpus = _MAX_ACTOR_SHARE * cpus_per_actor if shared else threads
+    decoder_cpus = min([1.0, *((cpus - count * actor_cpus) / (cpus - count) for cpus, count in full)])
+    return StageSizes(decoders, decoder_cpus * requested, actors, {"num_cpus": actor_cpus * requested}, threads)
 
 
 @dataclass(frozen=True)
@@ -55,18 +173,19 @@ class TrialSizes:
     threads: int
 
 
-def trial_sizes(size: ClusterSize, searching: Searching, num_workers: int, node_cpus: int) -> TrialSizes:
-    """Choose the resources of trials so that at least one fits into the cluster; `node_cpus` are those of a node.
+def trial_sizes(size: ClusterSize, searching: Searching, num_workers: int) -> TrialSizes:
+    """Choose the resources of trials so that at least one fits into the cluster.
 
     Raises
     ------
     UserError
         If not even one does.
     """
+    largest = max(1, *(node.cpus for node in size.nodes))
     # Ray counts in ten-thousandths.
     cpus = int(min(searching.trial_cpus, size.cpus / num_workers) * 10_000) / 10_000
-    if cpus > node_cpus:
-        raise UserError(f"trial_cpus: expected at most the {node_cpus} CPUs of a node, found {searching.trial_cpus:g}")
+    if cpus > largest:
+        raise UserError(f"trial_cpus: expected at most the {largest} CPUs of a node, found {searching.trial_cpus:g}")
     resources, slots = {"CPU": cpus}, int(size.cpus / (cpus * num_workers) + 1e-6)
     if size.gpus:
         gpus = searching.trial_gpus

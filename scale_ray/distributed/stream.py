@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import inspect
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from scale_ray.config import Cluster, Extraction, Sampling
+from scale_ray.config import Cluster, Extraction, Sampling, parse_labels
 from scale_ray.console import Console, Progress
 from scale_ray.decoding import Decoder, video_bytes
 from scale_ray.distributed.cluster import connected
@@ -43,6 +44,7 @@ from scale_ray.extraction import (
     without_pixels,
 )
 from scale_ray.files.import_path import import_last_from
+from scale_ray.files.locations import is_uri
 
 # Attempts per shard whose videos did not all return, for example after a worker died.
 _ATTEMPTS = 3
@@ -160,6 +162,7 @@ def _pipeline(
             # With equal requests Ray would fuse the two stages into one, which would not overlap.
             num_cpus=sizes.decoder_cpus - 0.001,
             compute=ray.data.TaskPoolStrategy(size=sizes.decoders),
+            label_selector=parse_labels(extraction.decoder_labels) or None,
             **_limited(max_retries=_MAX_REPEATS),
         )
         .map_batches(
@@ -175,7 +178,11 @@ def _pipeline(
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(size=sizes.actors),
+            # Ray gives a block to an actor of its own node, unless each of them has so many already.
+            compute=ray.data.ActorPoolStrategy(
+                size=sizes.actors, max_tasks_in_flight_per_actor=max(extraction.blocks_ahead, 2)
+            ),
+            label_selector=parse_labels(extraction.actor_labels) or None,
             **_limited(max_task_retries=_MAX_REPEATS),
             **sizes.actor_resources,
         )
@@ -196,16 +203,39 @@ def _tasks(run: ExtractionRun, numbers: Sequence[int], per_block: int, max_video
         for start in range(0, len(shard.video_ids), step):
             ids = shard.video_ids[start : start + step]
             start_s, end_s = zip(*shard.segments[start : start + step], strict=True)
+            paths = [run.opened_at(path) for path in shard.paths[start : start + step]]
             yield pa.table(
                 {
                     "video_id": ids,
-                    "path": [run.opened_at(path) for path in shard.paths[start : start + step]],
+                    "path": paths,
+                    "folder": pa.array([_folder_here(paths[0])] * len(ids), pa.string()),
                     "start_s": pa.array(start_s, pa.float64()),
                     "end_s": pa.array(end_s, pa.float64()),
                     "mode": [shard.mode] * len(ids),
                     "shard": [number] * len(ids),
                 }
             )
+
+
+def _folder_here(path: str) -> str | None:
+    """The folder of a local file, if this machine has it."""
+    folder = os.path.dirname(path)
+    return folder if not is_uri(path) and os.path.isdir(folder) else None
+
+
+def _check_folder(folder: str | None) -> None:
+    """Refuse a node that lacks a folder of the command's machine: each of its videos would fail.
+
+    Raises
+    ------
+    UserError
+        If this machine does not have the folder.
+    """
+    if folder is not None and not os.path.isdir(folder):
+        raise UserError(
+            f"expected the folder {folder} of the videos, which the machine of the command has, found none: put the "
+            "videos on a disk that all nodes share or at a URI, or choose other nodes with --decoder-labels"
+        )
 
 
 # One per worker process, kept from task to task.
@@ -221,6 +251,7 @@ def decode_block(
         _decoder = Decoder(timeout_s=extraction.decode_timeout_s, memory_gib=extraction.decode_memory_gib)
         atexit.register(_decoder.close)
     with failing_as("decoding"):
+        _check_folder(block["folder"][0].as_py())
         yield from decode_videos(block.to_pylist(), _decoder, sampling, input_sizes_px, per_block)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import ray.tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from scale_ray.config import lowest_and_highest
+from scale_ray.config import lowest_and_highest, parse_labels
 from scale_ray.console import Console
 from scale_ray.distributed.trial_queue import Plan, TrialQueue
 from scale_ray.distributed.trial_records import TrialRecords
@@ -57,7 +57,7 @@ def run_trials(
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(
                 ray.tune.with_parameters(TrialProcess, job=dict(job)),
-                ray.tune.PlacementGroupFactory([dict(job["resources"])] * job["num_workers"]),
+                _places(job["resources"], job["num_workers"], parse_labels(plan.config.cluster.worker_labels)),
             ),
             tune_config=ray.tune.TuneConfig(
                 metric=OBJECTIVE,
@@ -84,6 +84,12 @@ def run_trials(
     if records.failure is not None:
         raise records.failure
     return grid, queue.tried
+
+
+def _places(resources: Mapping[str, float], num_workers: int, labels: dict[str, str]) -> ray.tune.PlacementGroupFactory:
+    """What Ray reserves for the workers of a trial, on nodes with these labels."""
+    selected = {"bundle_label_selector": [labels] * num_workers} if labels else {}
+    return ray.tune.PlacementGroupFactory([dict(resources)] * num_workers, **selected)
 
 
 class _Broken(ray.tune.Stopper):  # type: ignore[misc]  # Ray is not typed for mypy here

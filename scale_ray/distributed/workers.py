@@ -22,7 +22,7 @@ import torch
 from ray.train.torch import TorchTrainer, get_device
 
 from scale_ray.clip_sets import ResidentClips, open_source
-from scale_ray.config import PretrainConfig, Probing
+from scale_ray.config import PretrainConfig, Probing, parse_labels
 from scale_ray.console import Console
 from scale_ray.distributed.agreement import Agreement, Request
 from scale_ray.distributed.channel import ChannelReader, open_channel
@@ -92,6 +92,7 @@ def run_workers(
             use_gpu=use_gpu,
             resources_per_worker={"GPU": 1} if use_gpu else {"CPU": min(1.0, size.cpus / workers[1])},
             elastic_resize_monitor_interval_s=training.resize_s,
+            label_selector=parse_labels(config.cluster.worker_labels) or None,
         ),
         torch_config=Rendezvous(backend="nccl" if use_gpu else "gloo"),
         run_config=ray.train.RunConfig(

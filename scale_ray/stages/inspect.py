@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from scale_ray.config import Extraction, InspectConfig
@@ -116,7 +116,7 @@ def _with_estimate(
 def _this_machine(extraction: Extraction) -> Machine:
     """What a local Ray would run here, by the same rule as the stream."""
     size = ClusterSize(available_cores(), available_gpus())
-    sizes = stage_sizes(size, extraction)
+    sizes = stage_sizes(size, replace(extraction, decoder_labels=None, actor_labels=None))
     if size.gpus:
         devices = min(round(sizes.actors * sizes.actor_resources["num_gpus"]), size.gpus)
         return Machine(size.cpus, sizes.decoders, max(devices, 1), "cuda", sizes.actor_threads)

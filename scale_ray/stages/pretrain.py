@@ -100,6 +100,7 @@ def pretrain_below(
         console.say(f"run {run} is finished already: {folder.aggregator}")
         return PretrainResult(folder)
     with connected(config.cluster, verbose=console.verbose) as size:
+        size = size.selected("worker_labels", config.cluster.worker_labels)
         workers = _num_workers(config, size, min(len(clips), len(held_out) or len(clips)))
         experiment = Experiment(config.tracking, folder.runs, console)
         folder.write_config(described)

@@ -22,7 +22,7 @@ from scale_ray.config import (
     setting_name,
 )
 from scale_ray.console import Console, Result
-from scale_ray.distributed.cluster import connected, largest_node_cpus
+from scale_ray.distributed.cluster import connected
 from scale_ray.distributed.resources import ClusterSize, TrialSizes, trial_sizes
 from scale_ray.errors import RunFailed, UserError, first_line
 from scale_ray.files.locations import atomic_write, check_within, join
@@ -182,7 +182,8 @@ def sweep(store: str, run: str = "sweep", *, runs: str = "runs", config: SweepCo
     with folder.claimed():
         results = TrialResults(folder.location)
         with connected(config.cluster, verbose=console.verbose) as size:
-            sizes = trial_sizes(size, config.searching, num_workers, largest_node_cpus())
+            size = size.selected("worker_labels", config.cluster.worker_labels)
+            sizes = trial_sizes(size, config.searching, num_workers)
             experiment = Experiment(config.tracking, folder.runs, console)
             folder.write_config(described, again=True)
             with _parent_run(experiment, folder, described, results, config, console) as parent:
