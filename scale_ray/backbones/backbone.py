@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scale_ray.backbones.weights import weights_hash
 from scale_ray.errors import UserError
+from scale_ray.files.module_files import ModuleFiles
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -71,8 +72,8 @@ class Backbone(nn.Module):
         self.frame_pooling = "none" if sees_video else frame_pooling
         self.input_px = input_px
         self.num_frames = num_frames
-        # The folder of a custom backbone's module: other processes import its classes from there.
-        self.module_folder: str | None = None
+        # The files of a custom backbone's module: processes on other machines import its classes from them.
+        self.module_files: ModuleFiles | None = None
         self.weights_id = weights_id or weights_hash(trunk)
         self.normalise_with(mean, std)
         self.compute_in(precision)

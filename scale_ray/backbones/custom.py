@@ -7,8 +7,8 @@ a FILE). It returns either
 - an nn.Module that maps normalised pixels, floats (clips, 3, T, S, S), to (clips, D). It has the attribute
   `input_px` = S and, optionally, `num_frames` (default None: any number), `mean` and `std` (default ImageNet's).
 
-Its module must be importable on every machine of the run: an installed package, or a folder on PYTHONPATH. The actors
-of a run also find it in the folder from which the command has imported it, if that folder is on their machine.
+Its module is an installed package, which every machine needs, or in a folder on PYTHONPATH of the command alone: its
+Python files are sent to the actors, which look into them last, after all libraries.
 The weights are identified by a hash of their content. Random numbers are seeded while the function runs, so
 the same command always creates the same random weights.
 """
@@ -28,7 +28,7 @@ from scale_ray.backbones.random_weights import seeded
 from scale_ray.backbones.weights import weights_hash
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError
-from scale_ray.files.import_path import folder_of_module
+from scale_ray.files.module_files import files_of_module
 
 
 def load_custom(options: BackboneOptions, num_frames: int | None) -> Backbone:
@@ -51,7 +51,7 @@ def load_custom(options: BackboneOptions, num_frames: int | None) -> Backbone:
             raise UserError(f"backbone: {name} failed: {type(error).__name__}: {error}") from error
     backbone = returned if isinstance(returned, Backbone) else _wrapped(returned, name)
     backbone.name = name
-    backbone.module_folder = folder_of_module(name.partition(":")[0])
+    backbone.module_files = files_of_module(name.partition(":")[0])
     backbone.weights_id = weights_hash(backbone.trunk)
     if options.input_px is not None:
         backbone.input_px = options.input_px

@@ -43,8 +43,8 @@ from scale_ray.extraction import (
     read_results,
     without_pixels,
 )
-from scale_ray.files.import_path import import_last_from
 from scale_ray.files.locations import is_uri
+from scale_ray.files.module_files import ModuleFiles, import_last
 
 # Attempts per shard whose videos did not all return, for example after a worker died.
 _ATTEMPTS = 3
@@ -169,7 +169,7 @@ def _pipeline(
             EmbedBlock,
             fn_constructor_args=(
                 [ray.put(target.encoder) for target in run.targets],
-                sorted({folder for target in run.targets if (folder := target.encoder.module_folder)}),
+                [files for target in run.targets if (files := target.encoder.module_files) is not None],
                 [shard.targets for shard in run.shards],
                 sampling,
                 extraction.batch_clips,
@@ -265,7 +265,7 @@ class EmbedBlock:
     def __init__(
         self,
         encoders: list[ray.ObjectRef],
-        module_folders: list[str],
+        modules: list[ModuleFiles],
         targets_of_shards: list[tuple[int, ...]],
         sampling: Sampling,
         batch_clips: int,
@@ -275,11 +275,11 @@ class EmbedBlock:
         self._targets_of_shards, self._sampling, self._batch_clips = targets_of_shards, sampling, batch_clips
         try:
             with failing_as("backbone"):
-                self._load(encoders, module_folders, cpu_threads)
+                self._load(encoders, modules, cpu_threads)
         except (UserError, RunFailed) as error:
             self._failure = error
 
-    def _load(self, encoders: list[ray.ObjectRef], module_folders: list[str], cpu_threads: int) -> None:
+    def _load(self, encoders: list[ray.ObjectRef], modules: list[ModuleFiles], cpu_threads: int) -> None:
         # Imported here, since decoding tasks import this module and need no torch (4 s and 500 MB per process).
         import torch
 
@@ -288,7 +288,7 @@ class EmbedBlock:
         devices = devices_here()
         if devices[0].type == "cpu":
             torch.set_num_threads(cpu_threads)
-        import_last_from(module_folders)  # a custom backbone's class is in its module
+        import_last(modules)  # a custom backbone's class is in its module
         self._extractors = [FeatureExtractor(encoder, devices, self._batch_clips) for encoder in ray.get(encoders)]
 
     def __call__(self, block: pa.Table) -> pa.Table:
