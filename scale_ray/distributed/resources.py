@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from scale_ray.config import Extraction, Searching, matches, parse_labels
 from scale_ray.errors import UserError
@@ -67,13 +67,17 @@ class ClusterSize:
 
 @dataclass(frozen=True)
 class StageSizes:
-    """How many decoding tasks and backbone actors run at once, and what Ray reserves for each of them."""
+    """How many decoding tasks and backbone actors run at once, and what Ray reserves for each of them.
+
+    `may_stay` says that pixels can stay on one of several nodes: some both decode and embed.
+    """
 
     decoders: int
     decoder_cpus: float
     actors: int
     actor_resources: dict[str, float]
     actor_threads: int
+    may_stay: bool = False
 
 
 def stage_sizes(size: ClusterSize, extraction: Extraction) -> StageSizes:
@@ -90,13 +94,14 @@ def stage_sizes(size: ClusterSize, extraction: Extraction) -> StageSizes:
         raise UserError(
             f"decoder_labels: expected a node with CPUs and the labels {extraction.decoder_labels}, found 0 CPUs there"
         )
-    busy = [node for node in size.nodes if node in decoding.nodes or node in embedding.nodes]
-    requested = (
-        _REQUESTED_ON_ONE_NODE if sum(node.cpus + node.gpus > 0 for node in busy) <= 1 else _REQUESTED_ON_SEVERAL
-    )
+    nodes = [node for node in size.nodes if node.cpus or node.gpus]
+    busy = [node for node in nodes if node in decoding.nodes or node in embedding.nodes]
+    requested = _REQUESTED_ON_ONE_NODE if len(busy) <= 1 else _REQUESTED_ON_SEVERAL
+    sizes = (_with_gpus if embedding.gpus else _without_gpus)(decoding, embedding, extraction, requested)
+    both = [node for node in busy if node.cpus and node in decoding.nodes and node in embedding.nodes]
     if embedding.gpus:
-        return _with_gpus(decoding, embedding, extraction, requested)
-    return _without_gpus(decoding, embedding, extraction, requested)
+        both = [node for node in both if node.gpus]
+    return replace(sizes, may_stay=bool(both) and len(busy) > 1)
 
 
 def _with_gpus(decoding: ClusterSize, embedding: ClusterSize, extraction: Extraction, requested: float) -> StageSizes:
@@ -115,8 +120,7 @@ def _with_gpus(decoding: ClusterSize, embedding: ClusterSize, extraction: Extrac
         left -= min(count, left)
     decoders = extraction.decoders or max(sum(map(int, free)), 1)
     decoder_cpus = min(sum(free) / decoders, 1.0) * requested or requested / 2
-    resources = {"num_gpus": gpus, **({"num_cpus": cpus * requested} if cpus else {})}
-    return StageSizes(decoders, decoder_cpus, actors, resources, 1)
+    return StageSizes(decoders, decoder_cpus, actors, {"num_gpus": gpus, "num_cpus": cpus * requested}, 1)
 
 
 def _gpus_per_actor(embedding: ClusterSize, extraction: Extraction) -> float:

@@ -51,6 +51,11 @@ _ATTEMPTS = 3
 # Repetitions of a block whose process died. By default there is no limit, and a block that ends every process that
 # works on it would never be finished.
 _MAX_REPEATS = 4
+# Blocks that may wait at an actor. Ray gives a block to an actor on the node that has decoded it if fewer wait there,
+# otherwise to the least busy one. With its own number, 2, half of the pixels travelled when decoders and backbones were
+# equally fast. Many more halve the rate: Ray reads the oldest decoding task first, so when the memory for blocks is full
+# they come from one node, whose actor holds them while the others starve.
+_BLOCKS_AT_AN_ACTOR = 4
 # Videos per decoding task, whatever the size of the shards: what is decoded again if a worker dies, and how evenly the
 # decoders end.
 _TASK_VIDEOS = 64
@@ -110,12 +115,13 @@ def _stream_some(
     max_videos = -(-run.num_pending // (4 * sizes.decoders))
     per_block = max(min(extraction.block_mib * 2**20 // bytes_per_video, max_videos), 1)
     buffered_blocks = 2 * sizes.decoders + extraction.blocks_ahead * sizes.actors
+    at_an_actor = _BLOCKS_AT_AN_ACTOR if sizes.may_stay else None
     with _block_limits(int(0.8 * per_block * bytes_per_video), buffered_blocks * per_block * bytes_per_video):
         tasks = list(_tasks(run, numbers, per_block, max_videos))
         with warnings.catch_warnings():
-            # The only way to limit repetitions is deprecated without another one.
+            # The only way to limit repetitions, and to have GPUs, is deprecated without another one.
             warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
-            features = _pipeline(run, tasks, sampling, extraction, sizes, input_sizes_px, per_block)
+            features = _pipeline(run, tasks, sampling, extraction, sizes, input_sizes_px, per_block, at_an_actor)
         # Without prefetching, every result is committed as soon as it arrives.
         for block in features.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for result in read_results(block):
@@ -147,8 +153,9 @@ def _pipeline(
     sizes: StageSizes,
     input_sizes_px: list[int],
     per_block: int,
+    at_an_actor: int | None,
 ) -> ray.data.Dataset:
-    """The data set of features: decoding tasks, followed by backbone actors."""
+    """The data set of features: decoding tasks, followed by backbone actors; None is Ray's number of waiting blocks."""
     decode = partial(
         decode_block, sampling=sampling, input_sizes_px=input_sizes_px, per_block=per_block, extraction=extraction
     )
@@ -178,21 +185,23 @@ def _pipeline(
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            # Ray gives a block to an actor of its own node, unless each of them has so many already.
-            compute=ray.data.ActorPoolStrategy(
-                size=sizes.actors, max_tasks_in_flight_per_actor=max(extraction.blocks_ahead, 2)
-            ),
+            compute=ray.data.ActorPoolStrategy(size=sizes.actors, max_tasks_in_flight_per_actor=at_an_actor),
             label_selector=parse_labels(extraction.actor_labels) or None,
-            **_limited(max_task_retries=_MAX_REPEATS),
-            **sizes.actor_resources,
+            num_cpus=sizes.actor_resources["num_cpus"],
+            **_limited(max_task_retries=_MAX_REPEATS, **sizes.actor_resources),
         )
     )
 
 
-def _limited(**limit: int) -> dict[str, Any]:
-    """A limit of repetitions as a keyword of `map_batches`, if this version of Ray Data takes one."""
+def _limited(**options: float) -> dict[str, Any]:
+    """Options of Ray for each worker, as a keyword of `map_batches`: limits of repetitions and GPUs.
+
+    With `num_gpus` itself, `map_batches` demands a number of rows per batch, and would join and cut our blocks for it.
+    """
     known = inspect.signature(ray.data.Dataset.map_batches).parameters
-    return {"ray_remote_args_fn": partial(dict, **limit)} if "ray_remote_args_fn" in known else {}
+    if "ray_remote_args_fn" in known:
+        return {"ray_remote_args_fn": partial(dict, **options)}
+    return {name: value for name, value in options.items() if name in known}
 
 
 def _tasks(run: ExtractionRun, numbers: Sequence[int], per_block: int, max_videos: int) -> Iterator[pa.Table]:

@@ -33,7 +33,7 @@ def test_actors_leave_half_of_their_nodes_cores_to_decoders():
     apart = ClusterSize.of([Node(4, 8, {"tier": "gpu"}), Node(0, 8, {"tier": "bare"}), Node(8, 0, {"tier": "cpu"})])
     sizes = stage_sizes(apart, Extraction(decoder_labels="tier=cpu", actor_labels="tier=gpu"))
     assert (sizes.decoders, sizes.actor_resources["num_cpus"]) == (8, 0.95 * 4 / 8)
-    assert stage_sizes(apart, Extraction(actor_labels="tier=bare")).actor_resources == {"num_gpus": 1}
+    assert stage_sizes(apart, Extraction(actor_labels="tier=bare")).actor_resources == {"num_gpus": 1, "num_cpus": 0}
 
 
 @pytest.mark.parametrize(
