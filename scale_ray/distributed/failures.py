@@ -13,7 +13,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+    WorkerCrashedError,
+)
 
 from scale_ray.errors import RunFailed, UserError, first_line, last_line
 from scale_ray.files.failures import is_lasting, one_line
@@ -60,6 +68,18 @@ def comes_back(error: BaseException | None) -> bool:
     return error is not None and (isinstance(error, repeated) or is_lasting(error) or is_out_of_memory(error))
 
 
+def is_loss(error: BaseException) -> bool:
+    """Whether the cause is a process or a node that died, or what was lost with it: another attempt may succeed."""
+    lost = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, RuntimeEnvSetupError)
+    return isinstance(_cause_of(error), lost)
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error
+
+
 def node_name() -> str:
     """The name of this machine; in a cluster with its address, by which Ray knows it."""
     address = ray.util.get_node_ip_address()
@@ -68,9 +88,7 @@ def node_name() -> str:
 
 def failure_of(error: BaseException) -> UserError | RunFailed:
     """The failure behind an error of Ray."""
-    cause: BaseException = error
-    while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
-        cause = cause.cause
+    cause = _cause_of(error)
     if isinstance(cause, UserError | RunFailed):
         return type(cause)(first_line(cause))
     if isinstance(cause, RayActorError | WorkerCrashedError):

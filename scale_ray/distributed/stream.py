@@ -24,12 +24,13 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import RayError
 
 from scale_ray.config import Cluster, Extraction, Sampling, parse_labels
 from scale_ray.console import Console, Progress
 from scale_ray.decoding import Decoder, video_bytes
 from scale_ray.distributed.cluster import connected
-from scale_ray.distributed.failures import failing_as
+from scale_ray.distributed.failures import failing_as, is_loss
 from scale_ray.distributed.resources import ClusterSize, StageSizes, stage_sizes
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.extraction import (
@@ -46,15 +47,16 @@ from scale_ray.extraction import (
 from scale_ray.files.locations import is_uri
 from scale_ray.files.module_files import ModuleFiles, import_last
 
-# Attempts per shard whose videos did not all return, for example after a worker died.
+# Attempts that commit nothing, after which the run ends: results did not return, or processes died again and again.
 _ATTEMPTS = 3
-# Repetitions of a block whose process died. By default there is no limit, and a block that ends every process that
-# works on it would never be finished.
+# How often a decoding task is repeated whose process died, and how often an actor starts again. By default there is no
+# limit, and a block that ends every process that works on it would never be finished. An actor's calls have none of
+# their own: while Ray does not know yet that a node is dead, each of them fails at once.
 _MAX_REPEATS = 4
 # Blocks that may wait at an actor. Ray gives a block to an actor on the node that has decoded it if fewer wait there,
 # otherwise to the least busy one. With its own number, 2, half of the pixels travelled when decoders and backbones were
-# equally fast. Many more halve the rate: Ray reads the oldest decoding task first, so when the memory for blocks is full
-# they come from one node, whose actor holds them while the others starve.
+# equally fast. Many more halve the rate: Ray reads the oldest decoding task first, so when the memory for blocks is
+# full they come from one node, whose actor holds them while the others starve.
 _BLOCKS_AT_AN_ACTOR = 4
 # Videos per decoding task, whatever the size of the shards: what is decoded again if a worker dies, and how evenly the
 # decoders end.
@@ -79,14 +81,31 @@ def run_stream(
             connected(cluster, verbose=console.verbose) as size,
             console.progress(name, run.num_pending, "videos") as progress,
         ):
-            for _ in range(_ATTEMPTS):
-                if run.incomplete():
-                    stream_shards(run, sampling, extraction, size, progress)
-        if run.incomplete():
-            raise RunFailed(
-                f"{len(run.incomplete())} shards are still incomplete after {_ATTEMPTS} attempts; run the command again"
-            )
+            failed_attempts = 0
+            while before := len(run.incomplete()):
+                lost = _attempt(run, sampling, extraction, size, progress)
+                failed_attempts = 0 if len(run.incomplete()) < before else failed_attempts + 1
+                if failed_attempts < _ATTEMPTS:
+                    continue
+                if lost is not None:
+                    raise lost
+                raise RunFailed(
+                    f"{before} shards are still incomplete after {_ATTEMPTS} attempts; run the command again"
+                )
     return run.finish()
+
+
+def _attempt(
+    run: ExtractionRun, sampling: Sampling, extraction: Extraction, size: ClusterSize, progress: Progress
+) -> RayError | None:
+    """Stream the incomplete shards; returns an error of processes or nodes that died, or of objects lost with them."""
+    try:
+        stream_shards(run, sampling, extraction, size, progress)
+    except RayError as error:
+        if not is_loss(error):
+            raise
+        return error
+    return None
 
 
 def stream_shards(
@@ -188,7 +207,7 @@ def _pipeline(
             compute=ray.data.ActorPoolStrategy(size=sizes.actors, max_tasks_in_flight_per_actor=at_an_actor),
             label_selector=parse_labels(extraction.actor_labels) or None,
             num_cpus=sizes.actor_resources["num_cpus"],
-            **_limited(max_task_retries=_MAX_REPEATS, **sizes.actor_resources),
+            **_limited(max_restarts=_MAX_REPEATS, max_task_retries=-1, **sizes.actor_resources),
         )
     )
 
