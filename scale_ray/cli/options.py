@@ -72,7 +72,7 @@ def command(stage: type[StageConfig] | None = None, *, as_job: bool = True) -> C
             job, marked = ((context.obj or {}).get(name, False) for name in ("job", "marked"))
             caller = Caller(console, values.pop("json_"), job, marked)
             address = submission_address(values, runs_on_ray="cluster" in sections)
-            for name in ("config_file", "debug", "help_all", "address"):
+            for name in ("config_file", "debug", "help_all", "address", "send_modules"):
                 values.pop(name, None)
             if stage is not None:
                 values["config"] = stage.from_dict({name: _taken(name, values) for name in sections})
@@ -88,6 +88,13 @@ def command(stage: type[StageConfig] | None = None, *, as_job: bool = True) -> C
         if as_job and "cluster" not in sections:
             called = click.option(
                 "--address", metavar="URL", help="Run as a job on the Ray cluster at http://HEAD:8265, instead of here."
+            )(called)
+        if as_job and "source" in sections:
+            called = click.option(
+                "--send-modules",
+                type=ValueList(str),
+                hidden=True,
+                help="Modules here, separated by commas, that a job needs for the aggregator's backbone.",
             )(called)
         for common in reversed(_common(sections, searchable)):
             called = common(called)

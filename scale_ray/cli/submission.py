@@ -15,7 +15,7 @@ from scale_ray.errors import UserError
 from scale_ray.files.locations import is_uri, options_of
 
 # Of the command here, not of the job.
-_NOT_SENT = ("address", "cluster__address", "cluster__cpus", "config_file")
+_NOT_SENT = ("address", "cluster__address", "cluster__cpus", "config_file", "send_modules")
 _SECRET_OPTION = re.compile(r"[?&](\w*(key|secret|token|password|credential)\w*)=", re.IGNORECASE)
 _PASSWORD = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?@]*:[^/?@]*@")
 
@@ -97,7 +97,7 @@ def submitted(context: click.Context, address: str, console: Console) -> int:
                 f"expected no {secret} in the arguments of a job, which everybody sees who sees its cluster; set it in "
                 "the environment of the cluster's nodes"
             )
-    return run_job(address, arguments, _backbones(context), console)
+    return run_job(address, arguments, _modules(context), console)
 
 
 def arguments_of(context: click.Context) -> list[str]:
@@ -146,8 +146,11 @@ def _secret_in(argument: str) -> str | None:
     return None
 
 
-def _backbones(context: click.Context) -> list[str]:
-    return [name.strip() for name in str(context.params.get("backbone__backbone") or "").split(",") if ":" in name]
+def _modules(context: click.Context) -> list[str]:
+    """The modules that the job needs from here: of custom backbones, by their names, and those that are named."""
+    backbones = str(context.params.get("backbone__backbone") or "").split(",")
+    custom = [name.partition(":")[0].strip() for name in backbones if ":" in name]
+    return [name for name in [*custom, *(context.params.get("send_modules") or ())] if name != "hf"]
 
 
 def _called(parameter: click.Parameter) -> str:

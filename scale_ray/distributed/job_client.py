@@ -40,11 +40,11 @@ _OF_RAY = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(INFO|WARNING) job_m
 _STOPPED_CODE = 130
 
 
-def run_job(address: str, arguments: Sequence[str], backbones: Sequence[str], console: Console) -> int:
+def run_job(address: str, arguments: Sequence[str], modules: Sequence[str], console: Console) -> int:
     """Submit `scale-ray ARGUMENTS` to the job server at `address`, follow its log, and return its exit code.
 
-    `backbones` are the custom ones among the arguments, `package.module:function`. Messages and progress of the job go
-    to standard error, its result to standard output. Ctrl-C ends the following, not the job.
+    The job also gets the `modules` here, or their packages, unless they are installed. Its messages and progress go to
+    standard error, its result to standard output. Ctrl-C ends the following, not the job.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def run_job(address: str, arguments: Sequence[str], backbones: Sequence[str], co
         If the connection to the cluster is lost.
     """
     client = _connected(address)
-    with _packed(backbones) as folder:
+    with _packed(modules) as folder:
         job_id = _submitted(client, shlex.join(["python", "-m", "scale_ray", "--job", *arguments]), folder)
     server = client.get_address()
     console.say(f"job {job_id} on {server}")
@@ -135,13 +135,13 @@ def _release(version: str) -> list[str]:
 
 
 @contextmanager
-def _packed(backbones: Sequence[str]) -> Iterator[Path]:
+def _packed(modules: Sequence[str]) -> Iterator[Path]:
     """A folder with what the job needs from here.
 
     Raises
     ------
     UserError
-        If a custom backbone's module does not exist, or is too large to travel.
+        If a module does not exist, or is too large to travel.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "job")
@@ -150,7 +150,7 @@ def _packed(backbones: Sequence[str]) -> Iterator[Path]:
         write_versions(folder)
         # Ray deletes a package some time after its last job: one that is still there may be gone when the job begins.
         (folder / "submission").write_text(uuid.uuid4().hex)
-        for name in {backbone.partition(":")[0].partition(".")[0] for backbone in backbones} - {"hf"}:
+        for name in {module.partition(".")[0] for module in modules}:
             _copy_module(name, folder)
         yield folder
 
@@ -160,7 +160,7 @@ def _copy_module(name: str, folder: Path) -> None:
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     places = [*(spec.submodule_search_locations or []), spec.origin] if spec else []
     if not places or places[0] is None:
-        raise UserError(f"backbone: expected a module {name!r} here, found none")
+        raise UserError(f"expected a module {name!r} here to send it with the job, found none")
     source = Path(places[0])
     installed = [Path(path).resolve() for path in sysconfig.get_paths().values()]
     if any(source.resolve().is_relative_to(path) for path in installed):
@@ -168,7 +168,7 @@ def _copy_module(name: str, folder: Path) -> None:
     files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
     if sum(path.stat().st_size for path in files) > _MAX_MODULE_BYTES:
         raise UserError(
-            f"backbone: expected at most {_MAX_MODULE_BYTES >> 20} MiB in {source} to send it with the job, found "
+            f"expected at most {_MAX_MODULE_BYTES >> 20} MiB in {source} to send it with the job, found "
             "more; install it on the cluster"
         )
     if source.is_file():

@@ -136,9 +136,16 @@ def test_a_secret_among_the_arguments_is_refused(capsys, sent, option, secret):
     assert not sent
 
 
-def test_custom_backbones_are_named(sent):
+def test_modules_of_custom_backbones_are_named(sent):
     run(*EXTRACT, "--backbone", "mine.nets:small,r3d_18", "--address", HEAD)
-    assert sent[0][2] == ["mine.nets:small"]
+    assert sent[0][2] == ["mine.nets"]
+
+
+def test_modules_of_an_aggregators_backbone_are_named_by_an_option(sent):
+    arguments = ("embed", "/videos", "--checkpoint", "c", "--runs", "/r", "--out", "/o", "--send-modules", "mine,other")
+    run(*arguments, "--address", HEAD)
+    assert sent[0][2] == ["mine", "other"]
+    assert not any("send-modules" in argument for argument in sent[0][1])
 
 
 def test_a_server_that_does_not_answer_is_one_line(capsys):

@@ -96,6 +96,8 @@ def test_embedding_videos_gives_the_same_vectors_to_the_byte(jobs, cluster, trai
             "--batch-clips",
             3,
             "--trust-custom-backbone",
+            "--send-modules",
+            "slow_net",
             "--mode",
             "train",
         )
