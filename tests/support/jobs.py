@@ -12,9 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.dataset
+import pyarrow.parquet as pq
 from ray.job_submission import JobSubmissionClient
 from support.cluster import SimulatedCluster
 from support.command import PROJECT, Ended
+
+# Batches that never span two videos give the same features however the videos are cut into blocks.
+EXTRACT = ("--backbone", "slow_net:net", "--shard-videos", 4, "--clips", 8, "--batch-clips", 4)
+SMALL = ("--prediction-hidden", 32, "--target-hidden", 32, "--width", 32, "--layers", 1, "--batch", 8, "--dropout", 0)
+PRETRAIN = (*SMALL, "--set-size", 4, "--epochs", 200, "--checkpoint-epochs", 5, "--monitor-epochs", 0)
+# Holds `slow_net`.
+MODULES = Path(__file__).parent
 
 _JOB = re.compile(r"^job (\S+) on ", re.MULTILINE)
 
@@ -42,6 +51,9 @@ class Running:
             assert self.process.poll() is None, f"the job ended too early:\n{self.err.read_text()}"
             assert time.monotonic() < end_s, f"the job does not come so far:\n{self.err.read_text()}"
             time.sleep(0.1)
+
+    def assert_running(self) -> None:
+        assert self.process.poll() is None, "the job ended before the node was killed"
 
     def job_id(self) -> str:
         self.wait_until(lambda: _JOB.search(self.err.read_text()))
@@ -90,3 +102,20 @@ class Jobs:
         return {
             job.submission_id: client.get_job_logs(job.submission_id) for job in client.list_jobs() if job.submission_id
         }
+
+
+def files_in(folder: Path, pattern: str = "*.parquet") -> list[Path]:
+    return sorted(folder.glob(pattern)) if folder.exists() else []
+
+
+def rows_of(folder: Path) -> list[tuple]:
+    """All rows of the Parquet files of a folder, in the order of their keys."""
+    table = pyarrow.dataset.dataset(files_in(folder)).to_table()
+    in_order = table.sort_by([("video_id", "ascending"), ("mode", "ascending")])
+    return [tuple(row.values()) for row in in_order.to_pylist()]
+
+
+def history_of(runs: Path, name: str) -> list[dict]:
+    """The metrics of the epochs of a run, without those of its speed."""
+    rows = pq.read_table(runs / name / "history.parquet").to_pylist()
+    return [{k: v for k, v in row.items() if not k.endswith("_per_s") and k != "memory_mib"} for row in rows]
