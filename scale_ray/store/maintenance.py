@@ -35,8 +35,8 @@ def repair(store: ShardStore, *, others_write: bool = False) -> None:
         if not others_write:
             _delete_unfinished(join(store.location, folder) if folder else store.location)
     for mode in MODES:
-        paths = store.parts(f"{store.FOLDER}/part-{mode}-")
-        ids_by_path = {path: store.read_part(path, ["video_id"])["video_id"].to_pylist() for path in paths}
+        tables = store.videos_by_part(f"part-{mode}-")
+        ids_by_path = {path: table["video_id"].to_pylist() for path, table in tables.items()}
         if sum(map(len, ids_by_path.values())) == len(set().union(*ids_by_path.values())):
             continue
         seen: set[str] = set()
@@ -69,6 +69,8 @@ def remove_videos(store: ShardStore, video_ids: Collection[str]) -> dict[str, tu
     video has its old features or none, whenever this is interrupted.
     """
     removed: dict[str, tuple[str, ...]] = {}
+    if not video_ids:
+        return removed
     # The shards of vectors come after those of their clips, since they mark videos as done.
     for folder in ("clips", store.FOLDER):
         for mode in MODES:

@@ -33,6 +33,10 @@ from scale_ray.files.small_files import check_types, read_json
 from scale_ray.files.tables import open_parquet, read_parquet, read_parquet_files, write_parquet
 from scale_ray.hashing import digest
 from scale_ray.store.schema import GEOMETRY, LEDGER, VIDEOS, Failure, VideoFeatures
+from scale_ray.store.shard_index import ShardIndex
+
+# What the index holds of the videos in shards.
+_IN_PARTS = pa.schema([("video_id", pa.string()), *GEOMETRY])
 
 
 class ShardStore:
@@ -74,6 +78,7 @@ class ShardStore:
         self.fingerprint: dict[str, Any] = described["fingerprint"]
         self.loading_options: dict[str, Any] = described.get("made_with") or {}
         self._left_out: frozenset[str] = frozenset()
+        self._index = ShardIndex(lambda path: self.read_part(path, ["video_id", *GEOMETRY.names]))
         self._videos: tuple[tuple[Any, ...], pa.Table] | None = None
 
     @classmethod
@@ -156,20 +161,35 @@ class ShardStore:
 
     def stored_ids(self, mode: str) -> set[str]:
         """Ids of the videos whose clips of this mode are stored."""
-        table = self.read_parts(f"{self.FOLDER}/part-{mode}-", ["video_id"])
-        return set() if table is None else set(table["video_id"].to_pylist())
+        return set(self._videos_in_parts(f"part-{mode}-")["video_id"].to_pylist())
 
     def geometries(self) -> dict[str, dict[str, Any]]:
         """Height, width, duration and frame rate of every video with clips, by id, read from the shards."""
-        table = self.read_parts(f"{self.FOLDER}/part-", ["video_id", *GEOMETRY.names])
-        return {} if table is None else {row["video_id"]: row for row in table.to_pylist()}
+        return {row["video_id"]: row for row in self._videos_in_parts("part-").to_pylist()}
+
+    def videos_by_part(self, prefix: str) -> dict[str, pa.Table]:
+        """Ids and geometry of the videos of each shard whose file name begins with `prefix`, by its path."""
+        return self._index.tables(self._part_infos(f"{self.FOLDER}/{prefix}"))
+
+    def _videos_in_parts(self, prefix: str) -> pa.Table:
+        tables = list(self.videos_by_part(prefix).values())
+        if not tables:
+            return _IN_PARTS.empty_table()
+        try:
+            return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        except pa.ArrowException as error:
+            raise UserError(
+                f"{join(self.location, self.FOLDER, prefix)}*: expected files of one kind, found: {first_line(error)}"
+            ) from error
 
     def parts(self, prefix: str) -> list[str]:
         """Paths of the shards whose name below the store begins with `prefix`, on the store's file system."""
+        return [info.path for info in self._part_infos(prefix)]
+
+    def _part_infos(self, prefix: str) -> list[fs.FileInfo]:
         folder, _, start = prefix.rpartition("/")
-        infos = files_in(join(self.location, folder))
-        names = [info.path for info in infos if info.base_name.startswith(start)]
-        return [path for path in names if path.endswith(".parquet") and path not in self._left_out]
+        infos = [info for info in files_in(join(self.location, folder)) if info.base_name.startswith(start)]
+        return [info for info in infos if info.path.endswith(".parquet") and info.path not in self._left_out]
 
     def leave_out(self, paths: Iterable[str]) -> None:
         """From now on, take these shards for absent: they cannot be read."""
@@ -192,8 +212,10 @@ class ShardStore:
     def write(self, table: pa.Table, *name: str) -> None:
         """Write one of the store's files atomically; its pages carry checksums."""
         check_within(join(self.location, *name[:-1]), self.location)
-        with atomic_write(join(self.location, *name)) as file:
+        location = join(self.location, *name)
+        with atomic_write(location) as file:
             write_parquet(table, file)
+        self._index.forget(filesystem_of(location)[1])
 
     def size_bytes(self) -> int:
         """Bytes of all files of the store."""
@@ -237,11 +259,10 @@ class ShardStore:
         others = pc.invert(pc.is_in(before["video_id"], corpus["video_id"]))
         kept = before.filter(others).drop_columns(GEOMETRY.names)
         fresh = pa.concat_tables([corpus, kept], promote_options="permissive")
-        measured = self.read_parts(f"{self.FOLDER}/part-", ["video_id", *GEOMETRY.names])
-        rows = None if measured is None else pc.index_in(fresh["video_id"], measured["video_id"])
+        measured = self._videos_in_parts("part-")
+        rows = pc.index_in(fresh["video_id"], measured["video_id"])
         for field in GEOMETRY:
-            values = pa.nulls(len(fresh), field.type) if measured is None else pc.take(measured[field.name], rows)
-            fresh = fresh.append_column(field, values)
+            fresh = fresh.append_column(field, pc.take(measured[field.name], rows))
         own = [name for name in fresh.column_names if name not in VIDEOS.names]
         fresh = fresh.select([*VIDEOS.names, *own]).sort_by("video_id").combine_chunks()
         if before.equals(fresh):
