@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from support.stores import FINGERPRINT, corpus_of, features_of, read_clips
 
 from scale_ray.aggregator.model import Aggregator
 from scale_ray.backbones import load_backbone
-from scale_ray.config import BackboneOptions, Sampling
+from scale_ray.config import BackboneOptions, Part, Sampling
 from scale_ray.corpus.sample_videos import make_samples
 from scale_ray.decoding.decode import decode_clips, pixel_shape
 from scale_ray.decoding.decoder_process import Decoder, Request, SharedPixels
@@ -183,6 +184,25 @@ def test_one_writer_a_store(monkeypatch):
         with pytest.raises(RunFailed, match="removed by another writer"):
             first.check()
     assert claims(store) == []
+
+
+def test_writers_of_two_parts_take_turns(monkeypatch):
+    store = "s3://bucket/stores/parts"
+    monkeypatch.setattr(lease, "_PATIENCE_S", 0.5)
+    with lease.write_lease(store, part=Part(1, 2)) as first, lease.write_lease(store, part=Part(2, 2)) as second:
+        with ThreadPoolExecutor(1) as thread:
+            with first.exclusively():
+                turn = second.exclusively()
+                waits = thread.submit(turn.__enter__)
+                time.sleep(1)
+                assert not waits.done()
+                first.check()
+            waits.result(timeout=30)
+        second.check()
+        assert len([name for name in claims(store) if name.endswith(".json")]) == 3, "two writers and a turn"
+        turn.__exit__(None, None, None)
+        with pytest.raises(UserError, match=r"of part [12]/2"), lease.write_lease(store):
+            pytest.fail("a writer of the whole store beside those of its parts")
 
 
 @pytest.mark.slow
