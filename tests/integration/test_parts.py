@@ -13,7 +13,7 @@ from support.stores import read_clips
 
 from scale_ray.store import FeatureStore, verify
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def test_two_commands_with_a_part_each_fill_one_store(
