@@ -13,8 +13,6 @@ from scale_ray.errors import UserError
 # smaller requests would put twice as many decoders as cores on a small node, and leave a large one idle.
 _REQUESTED_ON_ONE_NODE = 0.5
 _REQUESTED_ON_SEVERAL = 0.95
-# Part of a node's CPUs that its actors may take at most when they share the node with decoders.
-_MAX_ACTOR_SHARE = 0.75
 # Labels that every node has, which nobody selects by.
 _OWN_LABELS = "ray.io/node-id"
 
@@ -120,7 +118,9 @@ def _with_gpus(decoding: ClusterSize, embedding: ClusterSize, extraction: Extrac
         left -= min(count, left)
     decoders = extraction.decoders or max(sum(map(int, free)), 1)
     decoder_cpus = min(sum(free) / decoders, 1.0) * requested or requested / 2
-    return StageSizes(decoders, decoder_cpus, actors, {"num_gpus": gpus, "num_cpus": cpus * requested}, 1)
+    # Not more than a decoder requests: one that ends makes room for an actor.
+    resources = {"num_gpus": gpus, "num_cpus": min(cpus * requested, decoder_cpus)}
+    return StageSizes(decoders, decoder_cpus, actors, resources, 1)
 
 
 def _gpus_per_actor(embedding: ClusterSize, extraction: Extraction) -> float:
@@ -155,16 +155,13 @@ def _without_gpus(
     cpus_per_actor = max(threads, 2) if shared else threads
     actors = extraction.actors or max(sum(node.cpus // cpus_per_actor for node in embedding.nodes), 1)
     decoders = extraction.decoders or max(decoding.cpus - (actors if shared else 0), 1)
-    full = [(node.cpus, node.cpus // cpus_per_actor) for node in shared if node.cpus >= cpus_per_actor]
-    chosen = extraction.actors or extraction.decoders or (shared and not full)
-    if chosen or requested == _REQUESTED_ON_ONE_NODE:
-        everywhere = decoding.cpus + embedding.cpus - sum(node.cpus for node in shared)
-        cpus = min(everywhere / (actors + decoders), 1.0) * _REQUESTED_ON_ONE_NODE
-        return StageSizes(decoders, cpus, actors, {"num_cpus": cpus}, threads)
-    # An actor takes the place of its threads, but each node keeps room for its part of the decoders.
-    actor_cpus = _MAX_ACTOR_SHARE * cpus_per_actor if shared else threads
-    decoder_cpus = min([1.0, *((cpus - count * actor_cpus) / (cpus - count) for cpus, count in full)])
-    return StageSizes(decoders, decoder_cpus * requested, actors, {"num_cpus": actor_cpus * requested}, threads)
+    if not shared and requested == _REQUESTED_ON_SEVERAL and not (extraction.actors or extraction.decoders):
+        return StageSizes(decoders, requested, actors, {"num_cpus": threads * requested}, threads)
+    # The same for both, so that whatever ends on a node makes room for the other: with actors requesting three times as
+    # much as decoders, three nodes were no faster than one.
+    everywhere = decoding.cpus + embedding.cpus - sum(node.cpus for node in shared)
+    cpus = min(everywhere / (actors + decoders), 1.0) * requested
+    return StageSizes(decoders, cpus, actors, {"num_cpus": cpus}, threads)
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,9 @@ _ATTEMPTS = 3
 # their own: while Ray does not know yet that a node is dead, each of them fails at once.
 _MAX_REPEATS = 4
 # Blocks that may wait at an actor. Ray gives a block to an actor on the node that has decoded it if fewer wait there,
-# otherwise to the least busy one. With its own number, 2, half of the pixels travelled when decoders and backbones were
-# equally fast. Many more halve the rate: Ray reads the oldest decoding task first, so when the memory for blocks is
-# full they come from one node, whose actor holds them while the others starve.
+# otherwise to the least busy one. With its own number, 2, a sixth to a half of the pixels travelled between nodes when
+# decoders and backbones were equally fast. It stays below an actor's part of all blocks that the memory has room for,
+# so that one actor cannot hold them all.
 _BLOCKS_AT_AN_ACTOR = 4
 # Videos per decoding task, whatever the size of the shards: what is decoded again if a worker dies, and how evenly the
 # decoders end.

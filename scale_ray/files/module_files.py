@@ -34,8 +34,10 @@ def files_of_module(name: str) -> ModuleFiles | None:
     if folder is None or _is_installed(folder):
         return None
     top = Path(folder, name.partition(".")[0])
-    paths = {*_imported_from(folder), *(path for path in top.rglob("*.py") if path.is_file())}
-    return ModuleFiles(folder, {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(paths)})
+    paths = sorted({*_imported_from(folder), *top.rglob("*.py")})
+    return ModuleFiles(
+        folder, {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+    )
 
 
 def import_last(modules: Iterable[ModuleFiles]) -> None:
