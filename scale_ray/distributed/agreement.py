@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayError
 from ray.train.collective import broadcast_from_rank_zero
 
 # The workers ask about once in this time: each time costs them some milliseconds.
@@ -54,7 +56,10 @@ class Agreement:
         now_s = time.monotonic()
         per_step_s = (now_s - self._asked_s) / self._steps
         self._asked_s = now_s
+        stop = False
+        with suppress(RayError):  # the channel is lost: the training goes on without it
+            stop = ray.get(self._channel.is_stopping.remote())
         return {
-            "stop": ray.get(self._channel.is_stopping.remote()),
+            "stop": stop,
             "steps": max(int(_ASK_S / max(per_step_s, 1e-6)), 1),
         }

@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scale_ray.console import Progress
 from scale_ray.errors import Terminated, first_line
@@ -55,8 +54,9 @@ class Channel:
 
 def open_channel() -> Any:
     """A channel on the driver's node, so that it lives as long as whoever reads it."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Channel).remote()
+    # By its label, as Ray Train does: an affinity that is soft was seen to end on another node.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    return ray.remote(num_cpus=0, label_selector=here)(Channel).remote()
 
 
 class ChannelReader:

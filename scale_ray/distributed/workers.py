@@ -19,6 +19,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer, get_device
 
 from scale_ray.clip_sets import ResidentClips, open_source
@@ -161,14 +162,16 @@ def _work(job: dict[str, Any]) -> None:
     An error that a restart would repeat is sent over the channel, so that a restarted worker stops at once.
     """
     channel = job["channel"]
-    if ray.get(channel.failure.remote()) is not None:
-        return
+    with suppress(RayError):
+        if ray.get(channel.failure.remote()) is not None:
+            return
     try:
         with failing_as("training"):
             _train(job)
     except (UserError, RunFailed) as failure:
         if comes_back(failure.__cause__):
-            ray.get(channel.fail.remote(failure))
+            with suppress(RayError):
+                ray.get(channel.fail.remote(failure))
         raise
 
 
