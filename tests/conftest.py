@@ -21,9 +21,11 @@ from scale_ray.corpus.sample_videos import make_samples
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One test process runs all tests that start Ray, so that there is never more than one Ray at a time."""
+    """One test process runs all tests that start a Ray, another one those of the cluster of several nodes."""
     for item in items:
-        if item.get_closest_marker("ray"):
+        if item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+        elif item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 

@@ -21,7 +21,7 @@ from support.command import PROJECT, Ended
 # Batches that never span two videos give the same features however the videos are cut into blocks.
 EXTRACT = ("--backbone", "slow_net:net", "--shard-videos", 4, "--clips", 8, "--batch-clips", 4)
 SMALL = ("--prediction-hidden", 32, "--target-hidden", 32, "--width", 32, "--layers", 1, "--batch", 8, "--dropout", 0)
-PRETRAIN = (*SMALL, "--set-size", 4, "--epochs", 200, "--checkpoint-epochs", 5, "--monitor-epochs", 0)
+PRETRAIN = (*SMALL, "--set-size", 4, "--epochs", 120, "--checkpoint-epochs", 5, "--monitor-epochs", 0)
 # Holds `slow_net`.
 MODULES = Path(__file__).parent
 
@@ -36,7 +36,7 @@ class Running:
     out: Path
     err: Path
 
-    def wait(self, timeout_s: float = 240) -> Ended:
+    def wait(self, timeout_s: float = 500) -> Ended:
         try:
             code = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -44,7 +44,7 @@ class Running:
             raise AssertionError(f"the job hangs:\n{self.err.read_text()}") from None
         return Ended(code, self.out.read_text(), self.err.read_text())
 
-    def wait_until(self, condition: Callable[[], object], timeout_s: float = 150) -> None:
+    def wait_until(self, condition: Callable[[], object], timeout_s: float = 300) -> None:
         """Wait for something that happens while the job runs."""
         end_s = time.monotonic() + timeout_s
         while not condition():
