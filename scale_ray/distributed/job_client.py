@@ -22,6 +22,7 @@ from pathlib import Path
 
 import aiohttp
 import ray
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import scale_ray
@@ -88,13 +89,13 @@ def _connected(address: str) -> JobSubmissionClient:
     try:
         client = JobSubmissionClient(address)
         answer = client._do_request("GET", "/api/version")
-    except (RuntimeError, OSError, ValueError) as error:
+    except (AuthenticationError, RuntimeError, OSError, ValueError) as error:
         text = str(error)
-        if "Authentication" in text:
+        if isinstance(error, AuthenticationError) or "Authentication" in text:
             raise UserError(
                 f"address: expected a token that {address} takes, found "
-                f"{'another one' if 'failed' in text else 'none'}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
-                "RAY_AUTH_TOKEN_PATH"
+                f"{'another one' if 'failed' in text.lower() else 'none'}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN "
+                "or RAY_AUTH_TOKEN_PATH"
             ) from error
         raise UserError(
             f"address: expected Ray's job server at {address}, found none that answers ({first_line(error)})"

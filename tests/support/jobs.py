@@ -83,6 +83,8 @@ class Jobs:
                 stderr=err_file,
                 cwd=folder,
                 env={**os.environ, "PYTHONPATH": python_path},
+                # A test run in the background would ignore Ctrl-C, and so would its commands.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 text=True,
             )
         return Running(process, out, err)

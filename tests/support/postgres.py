@@ -55,7 +55,8 @@ def postgres() -> Iterator[str]:
         try:
             uri = f"postgresql://{USER}:{PASSWORD.replace('+', '%2B')}@127.0.0.1:{port}/postgres"
             _wait_for(uri, server)
-            yield uri
+            # The driver is named: SQLAlchemy would take another one.
+            yield uri.replace("postgresql:", "postgresql+psycopg2:")
         finally:
             server.terminate()
             server.wait(30)
