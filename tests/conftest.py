@@ -20,6 +20,8 @@ from support.command import BACKBONE, SHARED, Command, Extracted, run_command
 from scale_ray.corpus.sample_videos import make_samples
 
 
+# First, since xdist reads the groups in a hook of the same name.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One test process runs all tests that start a Ray, another one those of the cluster of several nodes."""
     for item in items:
