@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,18 +71,6 @@ class SimulatedCluster:
     def kill(self, number: int = 0) -> None:
         """Kill a node with all its processes, as if its machine had lost its power."""
         self._cluster.remove_node(self.nodes.pop(number), allow_graceful=False)
-
-    def kill_and_add(self, number: int, after_s: float, until: threading.Event) -> threading.Thread:
-        """In a thread: kill a node after some time, and add one; not if the event is set before."""
-
-        def work() -> None:
-            if not until.wait(after_s):
-                self.kill(number)
-                self.add()
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        return thread
 
     def close(self) -> None:
         with self._set():

@@ -21,7 +21,7 @@ from support.command import PROJECT, Ended
 # Batches that never span two videos give the same features however the videos are cut into blocks.
 EXTRACT = ("--backbone", "slow_net:net", "--shard-videos", 4, "--clips", 8, "--batch-clips", 4)
 SMALL = ("--prediction-hidden", 32, "--target-hidden", 32, "--width", 32, "--layers", 1, "--batch", 8, "--dropout", 0)
-PRETRAIN = (*SMALL, "--set-size", 4, "--epochs", 120, "--checkpoint-epochs", 5, "--monitor-epochs", 0)
+PRETRAIN = (*SMALL, "--set-size", 4, "--epochs", 160, "--checkpoint-epochs", 5, "--monitor-epochs", 0)
 # Holds `slow_net`.
 MODULES = Path(__file__).parent
 
