@@ -70,12 +70,12 @@ def away(few_videos: Path) -> Iterator[Away]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        filesystem, _ = fs.FileSystem.from_uri("s3://bucket/?allow_bucket_creation=true")
-        filesystem.create_dir("bucket")
-        fs.copy_files(str(few_videos), "bucket/videos", destination_filesystem=filesystem)
+        filesystem, _ = fs.FileSystem.from_uri("s3://nodes/?allow_bucket_creation=true")
+        filesystem.create_dir("nodes")
+        fs.copy_files(str(few_videos), "nodes/videos", destination_filesystem=filesystem)
         server_port = free_port()
         with postgres() as database:
-            options = ("--backend-store-uri", database, "--artifacts-destination", "s3://bucket/mlflow")
+            options = ("--backend-store-uri", database, "--artifacts-destination", "s3://nodes/mlflow")
             arguments = ("server", *options, "--host", "127.0.0.1", "--port", str(server_port), "--workers", "1")
             with serving("mlflow", *arguments, port=server_port, within_s=120), _cluster() as jobs:
                 yield Away(jobs, f"http://127.0.0.1:{server_port}")
@@ -106,7 +106,7 @@ class _cluster:
 
 @pytest.mark.parametrize(("token", "found"), [(None, "found none"), ("f" * 64, "found another one")])
 def test_without_the_token_everything_is_refused_in_one_line(away, tmp_path, token, found):
-    ended = away.run(tmp_path, "extract", "s3://bucket/videos", "--store", "s3://bucket/store", token=token)
+    ended = away.run(tmp_path, "extract", "s3://nodes/videos", "--store", "s3://nodes/store", token=token)
     assert ended.code == 2
     assert len(ended.err.splitlines()) == 1
     assert f"address: expected a token that {away.jobs} takes, {found}" in ended.err
@@ -115,14 +115,14 @@ def test_without_the_token_everything_is_refused_in_one_line(away, tmp_path, tok
 
 def test_a_pipeline_in_a_bucket_is_recorded_by_the_server(away, few_videos, tmp_path):
     options = (*EXTRACT, *PRETRAIN, "--epochs", 20, "--probe-epochs", 1, "--probe-min-steps", 5, "--probes", "knn")
-    places = ("--store", "s3://bucket/store", "--runs", "s3://bucket/runs", "--run", "first")
-    ended = away.run(tmp_path, "pipeline", "s3://bucket/videos", *places, "--tracking-uri", away.mlflow, *options)
+    places = ("--store", "s3://nodes/store", "--runs", "s3://nodes/runs", "--run", "first")
+    ended = away.run(tmp_path, "pipeline", "s3://nodes/videos", *places, "--tracking-uri", away.mlflow, *options)
     assert ended.code == 0, ended.err
     assert not any(secret in ended.err + ended.out for secret in SECRETS)
-    filesystem, _ = fs.FileSystem.from_uri("s3://bucket")
-    names = [info.path for info in filesystem.get_file_info(fs.FileSelector("bucket", recursive=True))]
+    filesystem, _ = fs.FileSystem.from_uri("s3://nodes")
+    names = [info.path for info in filesystem.get_file_info(fs.FileSelector("nodes", recursive=True))]
     for place in ("store/features/part-", "runs/first/aggregator/model.safetensors", "runs/first/checkpoints/"):
-        assert any(name.startswith(f"bucket/{place}") for name in names), place
+        assert any(name.startswith(f"nodes/{place}") for name in names), place
     client = mlflow.MlflowClient(away.mlflow)
     [experiment] = [e for e in client.search_experiments() if e.name == "scale-ray"]
     runs = client.search_runs([experiment.experiment_id])
@@ -131,7 +131,7 @@ def test_a_pipeline_in_a_bucket_is_recorded_by_the_server(away, few_videos, tmp_
     [trained] = [run for run in runs if run.info.run_name == "first"]
     assert len(client.get_metric_history(trained.info.run_id, "loss")) == 20
     # The server keeps the artifacts, in its bucket.
-    assert any(name.startswith("bucket/mlflow/") and name.endswith("model.safetensors") for name in names)
+    assert any(name.startswith("nodes/mlflow/") and name.endswith("model.safetensors") for name in names)
     assert not (tmp_path / "mlruns").exists()
     texts = json.dumps([{**run.data.params, **run.data.tags} for run in runs])
     assert not any(secret in texts for secret in SECRETS)

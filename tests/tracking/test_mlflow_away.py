@@ -43,6 +43,7 @@ def losses(experiment: Experiment, run_id: str) -> list[float]:
 
 
 def test_points_of_a_time_without_an_answer_are_written_later(short, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_record, "PATIENCE_S", 60.0)
     experiment = Experiment(Tracking(), str(tmp_path))
     with experiment.start("r", {}) as record:
         with monkeypatch.context() as patched:
