@@ -12,12 +12,11 @@ from click.core import ParameterSource
 
 from scale_ray.console import Console
 from scale_ray.errors import UserError
-from scale_ray.files.locations import is_uri, options_of
+from scale_ray.files.locations import is_uri, options_of, showable
 
 # Of the command here, not of the job.
 _NOT_SENT = ("address", "cluster__address", "cluster__cpus", "config_file", "send_modules")
 _SECRET_OPTION = re.compile(r"[?&](\w*(key|secret|token|password|credential)\w*)=", re.IGNORECASE)
-_PASSWORD = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?@]*:[^/?@]*@")
 
 
 class Location(click.ParamType):  # type: ignore[type-arg]
@@ -106,7 +105,6 @@ def arguments_of(context: click.Context) -> list[str]:
     positional: list[str] = []
     for parameter in context.command.params:
         name = parameter.name or ""
-        # Of what the command does not see, such as --address, the value is in none of its parameters.
         if name in _NOT_SENT or context.get_parameter_source(name) in (None, ParameterSource.DEFAULT):
             continue
         value = context.params.get(name)
@@ -139,10 +137,14 @@ def _secret_in(argument: str) -> str | None:
     """What is secret in an argument, in words."""
     _, separator, value = argument.partition("=")
     for text in (argument, value if separator and argument.startswith("--") else ""):
-        if _PASSWORD.match(text):
-            return "password in a URI"
-        if is_uri(text) and (found := _SECRET_OPTION.search(options_of(text))):
+        if not is_uri(text):
+            continue
+        if found := _SECRET_OPTION.search(options_of(text)):
             return f"option {found[1]} of a URI"
+        # What is shown of a URI has no user and no password.
+        host, rest = showable(text).partition("://")[2].partition("/")[0], text.partition("://")[2]
+        if not rest.startswith(host) or rest[len(host) : len(host) + 1] not in ("", "/", "?"):
+            return "user or password in a URI"
     return None
 
 

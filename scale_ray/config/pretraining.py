@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from scale_ray.config.option import Check, Options, above, at_least, fraction, one_of, option
 from scale_ray.config.runtime import Cluster, Tracking
@@ -114,6 +115,16 @@ class Training(Options):
     """Optimiser, schedule and duration of the pretraining."""
 
     section = "training"
+    # Options that say how a training runs, not what it computes: a run may continue with others.
+    HOW: ClassVar[tuple[str, ...]] = (
+        "workers",
+        "checkpoint_epochs",
+        "checkpoint_steps",
+        "keep_checkpoints",
+        "max_restarts",
+        "resize_s",
+        "compile",
+    )
 
     pretrain_on: str = option(
         "train",

@@ -25,7 +25,7 @@ class Request(Enum):
 
 
 class Agreement:
-    """Asks for all workers, at steps that the first one chooses, whether they are to save or to stop.
+    """Asks the driver and Ray, on behalf of all workers and after the same step, whether to save or to stop.
 
     Workers that saved after different steps would wait for each other for ever.
     """
@@ -34,7 +34,7 @@ class Agreement:
         """`channel` is that to the driver; None except in the first worker, which asks."""
         self._channel = channel
         self._left, self._steps, self._asked_s = 1, 1, time.monotonic()
-        self._nodes_going: set[str] = set()
+        self._draining: set[str] = set()
 
     def after_step(self) -> Request:
         """To be called by every worker after each step."""
@@ -45,11 +45,11 @@ class Agreement:
         self._left = self._steps = answer["steps"]
         if answer["stop"]:
             return Request.STOP
-        # All workers get the same answer; nodes that were named before are not saved for again.
+        # All workers get the same answer. One checkpoint is saved for each node that is about to go away.
         info = ray.train.get_preemption_info()
-        going = set(info.preempted_node_ids) if info is not None else set()
-        is_new = bool(going - self._nodes_going)
-        self._nodes_going |= going
+        draining = set(info.preempted_node_ids) if info is not None else set()
+        is_new = bool(draining - self._draining)
+        self._draining |= draining
         return Request.SAVE if is_new else Request.NOTHING
 
     def _ask(self) -> dict[str, Any]:

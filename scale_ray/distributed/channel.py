@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from scale_ray.console import Progress
+from scale_ray.distributed.resources import NODE_ID_LABEL
 from scale_ray.errors import Terminated, first_line
 from scale_ray.tracking import RunRecord
 
@@ -55,7 +56,7 @@ class Channel:
 def open_channel() -> Any:
     """A channel on the driver's node, so that it lives as long as whoever reads it."""
     # By its label, as Ray Train does: an affinity that is soft was seen to end on another node.
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    here = {NODE_ID_LABEL: ray.get_runtime_context().get_node_id()}
     return ray.remote(num_cpus=0, label_selector=here)(Channel).remote()
 
 

@@ -12,7 +12,6 @@ import logging
 import re
 import shlex
 import shutil
-import sysconfig
 import tempfile
 import time
 import uuid
@@ -29,6 +28,7 @@ import scale_ray
 from scale_ray.console import RESULT_FOLLOWS, Console, show
 from scale_ray.distributed.job_versions import write_versions
 from scale_ray.errors import RunFailed, UserError, first_line
+from scale_ray.files.module_files import is_installed
 
 # How long `ray job stop` lets a job save a checkpoint before it is killed; Ray's own default is 3 s.
 _STOP_WAIT_S = 60
@@ -163,8 +163,7 @@ def _copy_module(name: str, folder: Path) -> None:
     if not places or places[0] is None:
         raise UserError(f"expected a module {name!r} here to send it with the job, found none")
     source = Path(places[0])
-    installed = [Path(path).resolve() for path in sysconfig.get_paths().values()]
-    if any(source.resolve().is_relative_to(path) for path in installed):
+    if is_installed(str(source.parent)):
         return
     files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
     if sum(path.stat().st_size for path in files) > _MAX_MODULE_BYTES:

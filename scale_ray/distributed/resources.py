@@ -13,8 +13,8 @@ from scale_ray.errors import UserError
 # smaller requests would put twice as many decoders as cores on a small node, and leave a large one idle.
 _REQUESTED_ON_ONE_NODE = 0.5
 _REQUESTED_ON_SEVERAL = 0.95
-# Labels that every node has, which nobody selects by.
-_OWN_LABELS = "ray.io/node-id"
+# The label by which Ray names each node; nobody selects by it.
+NODE_ID_LABEL = "ray.io/node-id"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ClusterSize:
         conditions = parse_labels(selector)
         nodes = [node for node in self.nodes if (node.cpus or node.gpus) and matches(conditions, node.labels)]
         if not nodes:
-            existing = sorted({f"{k}={v}" for node in self.nodes for k, v in node.labels.items() if k != _OWN_LABELS})
+            existing = sorted({f"{k}={v}" for node in self.nodes for k, v in node.labels.items() if k != NODE_ID_LABEL})
             known = f"the labels {', '.join(existing)}" if existing else "no labels at all"
             raise UserError(f"{name}: expected a node with CPUs or GPUs and the labels {selector}, found {known}")
         return ClusterSize.of(nodes)

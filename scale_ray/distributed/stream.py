@@ -30,7 +30,7 @@ from scale_ray.config import Cluster, Extraction, Sampling, parse_labels
 from scale_ray.console import Console, Progress
 from scale_ray.decoding import Decoder, video_bytes
 from scale_ray.distributed.cluster import connected
-from scale_ray.distributed.failures import failing_as, is_loss
+from scale_ray.distributed.failures import failing_as, failure_of, is_loss
 from scale_ray.distributed.resources import ClusterSize, StageSizes, stage_sizes
 from scale_ray.errors import RunFailed, UserError
 from scale_ray.extraction import (
@@ -84,14 +84,15 @@ def run_stream(
             failed_attempts = 0
             while before := len(run.incomplete()):
                 lost = _attempt(run, sampling, extraction, size, progress)
-                failed_attempts = 0 if len(run.incomplete()) < before else failed_attempts + 1
-                if failed_attempts < _ATTEMPTS:
-                    continue
-                if lost is not None:
-                    raise lost
-                raise RunFailed(
-                    f"{before} shards are still incomplete after {_ATTEMPTS} attempts; run the command again"
-                )
+                after = len(run.incomplete())
+                failed_attempts = 0 if after < before else failed_attempts + 1
+                if failed_attempts == _ATTEMPTS:
+                    raise lost or RunFailed(
+                        f"{after} shards are still incomplete after {_ATTEMPTS} attempts; run the command again"
+                    )
+                if after:
+                    reason = failure_of(lost) if lost is not None else "some results did not return"
+                    console.say(f"{name}: continuing with {after} incomplete shards: {reason}")
     return run.finish()
 
 

@@ -31,7 +31,7 @@ class ModuleFiles:
 def files_of_module(name: str) -> ModuleFiles | None:
     """The files of an imported module and of what it imported from its folder; None if it is installed or built in."""
     folder = folder_of_module(name)
-    if folder is None or _is_installed(folder):
+    if folder is None or is_installed(folder):
         return None
     top = Path(folder, name.partition(".")[0])
     paths = sorted({*_imported_from(folder), *top.rglob("*.py")})
@@ -47,7 +47,8 @@ def import_last(modules: Iterable[ModuleFiles]) -> None:
         import_last_from([module.folder if is_here else _unpacked(module)])
 
 
-def _is_installed(folder: str) -> bool:
+def is_installed(folder: str) -> bool:
+    """Whether a folder that modules are imported from is one of the libraries of this Python."""
     own = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     return os.path.realpath(folder) in own or os.path.basename(folder) in ("site-packages", "dist-packages")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scale_ray.aggregator import Aggregator
-from scale_ray.config import PretrainConfig
+from scale_ray.config import PretrainConfig, Training
 from scale_ray.console import Console, Result
 from scale_ray.distributed.cluster import connected
 from scale_ray.distributed.resources import ClusterSize
@@ -95,7 +95,7 @@ def pretrain_below(
             f"held_out_share: expected videos to hold out of the {len(clips)}, found none; use a larger one"
         )
     described = {**config.to_dict(), "store": {"location": features.location}}
-    folder.check_config(described)
+    folder.check_config(described, [f"training.{name}" for name in Training.HOW])
     if folder.finished:
         console.say(f"run {run} is finished already: {folder.aggregator}")
         return PretrainResult(folder)

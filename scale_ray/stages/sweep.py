@@ -16,6 +16,7 @@ from scale_ray.config import (
     ProbeConfig,
     Range,
     SweepConfig,
+    Training,
     domain_text,
     flag_of,
     lowest_and_highest,
@@ -61,8 +62,6 @@ if TYPE_CHECKING:
 
 _MAX_SHOWN = 30
 _MAX_REASONS = 3
-# Options of the training that say how it runs, not what it computes: a sweep may continue with others.
-_HOW = ("workers", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoints", "max_restarts", "resize_s", "compile")
 # Options of the search that decide what a trial's result means; the others may change from one command to the next.
 _DECISIVE = ("folds", "rank_by", "early_stopping", "grace_epochs")
 
@@ -226,7 +225,7 @@ def _described(config: SweepConfig, store: FeatureStore, clips: StoredClips) -> 
     """What decides the results of the trials, by section, and the search as it is now."""
     described = config.part(PretrainConfig).to_dict()
     del described["ingest"]
-    described["training"] = {name: value for name, value in described["training"].items() if name not in _HOW}
+    described["training"] = {name: value for name, value in described["training"].items() if name not in Training.HOW}
     for dotted, domain in config.space.items():
         section, _, name = dotted.partition(".")
         described[section][name] = domain_text(domain)

@@ -123,8 +123,10 @@ def test_what_a_job_could_not_use_is_refused_before_it_is_sent(capsys, sent, arg
 @pytest.mark.parametrize(
     ("option", "secret"),
     [
-        (("--tracking-uri", "postgresql://me:sesame@db/x"), "password in a URI"),
-        (("--tracking-uri", "https://me:sesame@mlflow"), "password in a URI"),
+        (("--tracking-uri", "postgresql://me:sesame@db/x"), "user or password in a URI"),
+        (("--tracking-uri", "https://me:sesame@mlflow"), "user or password in a URI"),
+        (("--tracking-uri", "postgresql://me:se/sesame@db/x"), "user or password in a URI"),
+        (("--tracking-uri", "postgresql://db:sesame@db/x"), "user or password in a URI"),
         (("--runs", "s3://bucket/runs?access_key=AB&secret_key=CD"), "option access_key of a URI"),
     ],
 )
