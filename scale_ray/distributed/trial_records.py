@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray.tune
@@ -14,7 +14,7 @@ from scale_ray.console import Console, Progress
 from scale_ray.distributed.failures import trial_failure
 from scale_ray.distributed.trial_queue import TrialQueue
 from scale_ray.distributed.trials import OBJECTIVE, SEED, fold_of_seed
-from scale_ray.errors import RunFailed, UserError
+from scale_ray.errors import RunFailed, UserError, redacted
 from scale_ray.probes import in_markdown
 from scale_ray.search import FAILED, FINISHED, STOPPED, TrialResult, TrialResults, best_so_far, key_of
 from scale_ray.tracking import Experiment, RunRecord
@@ -162,9 +162,23 @@ def record_end(record: RunRecord, result: TrialResult, ended_s: float | None = N
     record.end(failed=result.state == FAILED, ended_s=ended_s)
 
 
-def record_earlier(experiment: Experiment, parent: RunRecord, result: TrialResult) -> None:
-    """Record a trial of an earlier attempt in MLflow, from its file, with the times that it had."""
-    options = {**result.setting, SEED: result.seed}
+def record_missing(
+    experiment: Experiment,
+    parent: RunRecord,
+    results: Iterable[TrialResult],
+    complete: Iterable[tuple[Mapping[str, str], str]],
+) -> None:
+    """Record the trials of earlier commands that MLflow does not have; it has those of these options and states."""
+    known = {(frozenset(options.items()), state) for options, state in complete}
+    for result in results:
+        options = {**result.setting, SEED: result.seed}
+        as_text = {name: str(value) for name, value in redacted(options).items()}
+        if (frozenset(as_text.items()), result.state) not in known:
+            _record_earlier(experiment, parent, result, options)
+
+
+def _record_earlier(experiment: Experiment, parent: RunRecord, result: TrialResult, options: Mapping[str, Any]) -> None:
+    """Record a trial of an earlier command in MLflow, from its file, with the times that it had."""
     began_s: float | None = result.began_s
     ended_s: float | None = result.began_s + result.seconds
     # A trial that failed before it began has no times; those of a damaged file could be beyond what MLflow takes.

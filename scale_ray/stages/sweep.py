@@ -250,25 +250,25 @@ def _parent_run(
     config: SweepConfig,
     console: Console,
 ) -> RunRecord:
-    """The MLflow run of this sweep: the one of an earlier command if MLflow has it, or a new one with its trials."""
+    """The MLflow run of this sweep, an earlier command's or a new one, with all trials that have a result by now."""
+    from scale_ray.distributed.trial_records import record_missing
+
     also_in = f"{join(folder.location, 'trials')} has the results of all trials"
     before = folder.mlflow_run()
     space = {_short(name): domain_text(domain) for name, domain in config.space.items()}
-    record = None
+    record, complete = None, []
     if before is not None:
         record = experiment.resume(before, folder.name, also_in=also_in)
         if record is None:
             console.say(f"MLflow does not have run {before} any more: continuing with a new one")
         else:
-            experiment.end_children(record)
+            complete = experiment.end_children(record)
     if record is None:
-        from scale_ray.distributed.trial_records import record_earlier
-
         record = experiment.start(folder.name, described, also_in=also_in)
         record.describe(search_description(config.space))
         folder.remember_mlflow_run(record.run_id)
-        for result in results.all():
-            record_earlier(experiment, record, result)
+    # Those of a deleted run, and those whose command was killed between the file and MLflow.
+    record_missing(experiment, record, results.all(), complete)
     record.tags({f"space.{name}": text for name, text in space.items()})
     return record
 

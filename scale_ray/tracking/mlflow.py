@@ -218,16 +218,29 @@ class Experiment:
         record.run_id = run_id
         return record
 
-    def end_children(self, parent: RunRecord) -> None:
-        """End the children of a run that an interrupted command left running, as KILLED."""
+    def end_children(self, parent: RunRecord) -> list[tuple[dict[str, str], str]]:
+        """End the children of a run that an interrupted command left running, as KILLED.
 
-        def send() -> bool:
-            running = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and attributes.status = 'RUNNING'"
-            for child in self._client.search_runs([self._id], running):
-                self._client.set_terminated(child.info.run_id, "KILLED")
-            return True
+        Returns the options and the state (the tag `scale_ray.state`) of the others: what MLflow has in full.
 
-        self._outbox.put(send)
+        Raises
+        ------
+        UserError
+            If MLflow does not answer.
+        """
+        children = f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
+        complete: list[tuple[dict[str, str], str]] = []
+        token: str | None = ""
+        with _answering(self.uri):
+            while token is not None:
+                page = self._client.search_runs([self._id], children, page_token=token or None)
+                for child in page:
+                    if child.info.status == "RUNNING":
+                        self._client.set_terminated(child.info.run_id, "KILLED")
+                    elif child.info.status != "KILLED":
+                        complete.append((child.data.params, child.data.tags.get("scale_ray.state", "")))
+                token = page.token or None
+        return complete
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from support.sweeps import trial
 
 from scale_ray.config import Tracking
-from scale_ray.distributed.trial_records import record_earlier, record_end
+from scale_ray.distributed.trial_records import record_end, record_missing
 from scale_ray.search import FAILED, FINISHED, STOPPED
 from scale_ray.tracking import Experiment, outbox, run_record
 
@@ -42,8 +42,7 @@ def sweep(tmp_path_factory):
     """An experiment with a sweep of three trials, which only reading tests share."""
     experiment = Experiment(Tracking(experiment="sweeps"), str(tmp_path_factory.mktemp("runs")))
     with experiment.start("sweep", {}) as parent:
-        for result in (FINISHED_TRIAL, STOPPED_TRIAL, FAILED_TRIAL):
-            record_earlier(experiment, parent, result)
+        record_missing(experiment, parent, [FINISHED_TRIAL, STOPPED_TRIAL, FAILED_TRIAL], [])
     return experiment, children_of(experiment, parent)
 
 
@@ -106,8 +105,7 @@ def test_children_that_an_interrupted_command_left_running_are_killed_and_no_oth
     other = experiment.start("other sweep", {})
     for record, name in ((parent, "left"), (other, "of another sweep")):
         experiment.start_later(name, {"seed": 0}, parent=record)
-    for result in (FINISHED_TRIAL, FAILED_TRIAL):
-        record_earlier(experiment, parent, result)
+    record_missing(experiment, parent, [FINISHED_TRIAL, FAILED_TRIAL], [])
     assert parent.settle()
     assert children_of(experiment, parent).loc["left", "status"] == "RUNNING"
 
@@ -123,6 +121,27 @@ def test_children_that_an_interrupted_command_left_running_are_killed_and_no_oth
     assert dict(children_of(experiment, other)["status"]) == {"of another sweep": "RUNNING"}
     again.end()
     other.end()
+
+
+def test_trials_whose_command_was_killed_before_mlflow_had_them_are_recorded_once(experiment):
+    parent = experiment.start("sweep", {})
+    results = [FINISHED_TRIAL, STOPPED_TRIAL, FAILED_TRIAL]
+    # The same trial as the second one failed in an earlier attempt; the third one's end did not reach MLflow.
+    record_missing(experiment, parent, [FINISHED_TRIAL, replace(STOPPED_TRIAL, state=FAILED)], [])
+    experiment.start_later("left", {**FAILED_TRIAL.setting, "seed": FAILED_TRIAL.seed}, parent=parent)
+    assert parent.settle()
+    for _ in range(2):
+        again = experiment.resume(parent.run_id)
+        record_missing(experiment, again, results, experiment.end_children(again))
+        again.end()
+    rows = children_of(experiment, parent)
+    assert sorted(zip(rows.index, rows["status"], strict=True)) == [
+        ("left", "KILLED"),
+        ("set_size 4, mask_ratio 0.15, seed 0", "FINISHED"),
+        ("set_size 4, mask_ratio 0.25, seed 1", "FAILED"),
+        ("set_size 4, mask_ratio 0.25, seed 1", "FINISHED"),
+        ("set_size 4, mask_ratio 0.5, seed 2", "FAILED"),
+    ]
 
 
 def test_tags_and_times_survive_an_mlflow_that_is_away(experiment, monkeypatch, capsys):
@@ -158,7 +177,7 @@ def test_times_that_cannot_be_are_not_taken_from_a_file(experiment):
     strange = replace(FINISHED_TRIAL, began_s=2.0**53, seconds=2.0**53)
     began_s = time.time()
     with experiment.start("sweep", {}) as parent:
-        record_earlier(experiment, parent, strange)
+        record_missing(experiment, parent, [strange], [])
     [row] = [row for _, row in children_of(experiment, parent).iterrows()]
     assert began_s - 1 < row["start_time"].timestamp() <= row["end_time"].timestamp() < time.time() + 1
 
@@ -166,6 +185,6 @@ def test_times_that_cannot_be_are_not_taken_from_a_file(experiment):
 def test_a_very_long_reason_costs_no_tag(experiment):
     long = replace(FAILED_TRIAL, reason="x" * 20_000)
     with experiment.start("sweep", {}) as parent:
-        record_earlier(experiment, parent, long)
+        record_missing(experiment, parent, [long], [])
     [state] = children_of(experiment, parent)["tags.scale_ray.state"]
     assert state == FAILED
