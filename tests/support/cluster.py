@@ -8,10 +8,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
 from support.servers import free_port
@@ -70,7 +71,13 @@ class SimulatedCluster:
 
     def kill(self, number: int = 0) -> None:
         """Kill a node with all its processes, as if its machine had lost its power."""
-        self._cluster.remove_node(self.nodes.pop(number), allow_graceful=False)
+        node = self.nodes.pop(number)
+        own = [psutil.Process(info.process.pid) for infos in node.all_processes.values() for info in infos]
+        # Ray would leave the agents, which are processes of the raylet.
+        for process in [*own, *(child for parent in own for child in parent.children(recursive=True))]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._cluster.remove_node(node, allow_graceful=False)
 
     def close(self) -> None:
         with self._set():
