@@ -12,7 +12,6 @@ import json
 import os
 import random
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -34,28 +33,26 @@ _HANGS_S = 600
 
 
 class Killer:
-    """A thread that kills random nodes, and adds one after each."""
+    """Kills random nodes at random moments, and adds one after each; Ray starts nodes in the main thread only."""
 
     def __init__(self, cluster: SimulatedCluster, moments: random.Random, mean_s: float) -> None:
         self._cluster, self._moments, self._mean_s = cluster, moments, mean_s
         self.kills: list[float] = []
-        self._over = threading.Event()
-        self._began_s = time.monotonic()
-        self._thread = threading.Thread(target=self._work)
-        self._thread.start()
+        self._began_s = self._last_s = time.monotonic()
+        self._pause_s = self._next_pause_s()
 
-    def stop(self) -> list[float]:
-        """No more kills; the seconds after the start at which there were some."""
-        self._over.set()
-        self._thread.join()
-        return self.kills
+    def work(self) -> None:
+        """Kill a node if its moment has come."""
+        if time.monotonic() - self._last_s < self._pause_s:
+            return
+        self._cluster.kill(self._moments.randrange(len(self._cluster.nodes)))
+        self.kills.append(round(time.monotonic() - self._began_s, 1))
+        self._cluster.add()
+        self._last_s, self._pause_s = time.monotonic(), self._next_pause_s()
 
-    def _work(self) -> None:
+    def _next_pause_s(self) -> float:
         # The first seconds are those of the submission.
-        while not self._over.wait(5 + self._moments.expovariate(1 / self._mean_s)):
-            self._cluster.kill(self._moments.randrange(len(self._cluster.nodes)))
-            self.kills.append(round(time.monotonic() - self._began_s, 1))
-            self._cluster.add()
+        return 5 + self._moments.expovariate(1 / self._mean_s)
 
 
 def arguments_of(stage: str, videos: Path, place: Path, expected: Path) -> tuple[object, ...]:
@@ -116,23 +113,23 @@ def disturbed(
     killer = Killer(jobs.cluster, moments, mean_s)
     finished: dict[Path, bytes] = {}
     commands, errors = 0, []
-    try:
-        while True:
-            commands += 1
-            ended = jobs.start(folder, *arguments_of(stage, videos, place, expected), module_folder=MODULES).wait(
-                _HANGS_S
-            )
-            assert "Traceback" not in ended.err, ended.err
-            assert all(path.read_bytes() == content for path, content in finished.items()), "a trial was run twice"
-            finished |= {path: path.read_bytes() for path in files_in(place / "sweep" / "trials", "*.json")}
-            if ended.code == 0:
-                break
-            errors.append(ended.err.splitlines()[-1][:200])
-            assert commands < _ATTEMPTS, errors
-    finally:
-        kills = killer.stop()
+    while True:
+        commands += 1
+        running = jobs.start(folder, *arguments_of(stage, videos, place, expected), module_folder=MODULES)
+        end_s = time.monotonic() + _HANGS_S
+        while running.process.poll() is None and time.monotonic() < end_s:
+            killer.work()
+            time.sleep(0.1)
+        ended = running.wait(0.1)
+        assert "Traceback" not in ended.err, ended.err
+        assert all(path.read_bytes() == content for path, content in finished.items()), "a trial was run twice"
+        finished |= {path: path.read_bytes() for path in files_in(place / "sweep" / "trials", "*.json")}
+        if ended.code == 0:
+            break
+        errors.append(ended.err.splitlines()[-1][:200])
+        assert commands < _ATTEMPTS, errors
     compare(stage, place, expected)
-    return {"stage": stage, "killed_after_s": kills, "commands": commands, "errors": errors}
+    return {"stage": stage, "killed_after_s": killer.kills, "commands": commands, "errors": errors}
 
 
 def main() -> None:
