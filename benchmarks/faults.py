@@ -126,6 +126,7 @@ def main() -> None:
     arguments.add_argument("--kinds", default="driver,actor,decoder", help="processes to kill, separated by commas")
     arguments.add_argument("--per-class", type=int, default=10, help="sample videos per class, of 4 classes")
     arguments.add_argument("--earliest", type=float, default=0.4, help="earliest kill, as a fraction of the run")
+    arguments.add_argument("--latest", type=float, default=1.0, help="latest kill, as a fraction of the run")
     arguments.add_argument("--seed", type=int, default=0, help="seed of the times of the kills")
     given = arguments.parse_args()
     moments = random.Random(given.seed)
@@ -143,7 +144,7 @@ def main() -> None:
             runs = []
             for _ in range(given.kills):
                 store = folder / "disturbed"
-                at_s = moments.uniform(given.earliest * took_s, took_s)
+                at_s = moments.uniform(given.earliest * took_s, given.latest * took_s)
                 killed: dict = {"killed_after_s": None}
                 while killed["killed_after_s"] is None:
                     shutil.rmtree(store, ignore_errors=True)

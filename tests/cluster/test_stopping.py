@@ -74,7 +74,9 @@ def test_the_exit_code_is_that_of_the_job(jobs, tmp_path):
     assert ended.out == ""
 
 
-def test_a_head_that_dies_is_one_line_and_the_same_command_continues_on_a_new_one(extracted, few_videos, tmp_path):
+def test_a_head_that_dies_is_one_line_and_the_same_command_continues_on_a_new_one(
+    jobs, extracted, few_videos, tmp_path
+):
     store = tmp_path / "store"
     arguments = ("extract", few_videos, "--store", store, *EXTRACT)
     first = SimulatedCluster(1)
@@ -88,10 +90,6 @@ def test_a_head_that_dies_is_one_line_and_the_same_command_continues_on_a_new_on
     assert ended.err.splitlines()[-1].startswith(f"Error: the connection to {first.jobs} was lost")
     assert "Traceback" not in ended.err
     before = {path: path.read_bytes() for path in files_in(store / "features")}
-    second = SimulatedCluster(1)
-    try:
-        Jobs(second).run(tmp_path, *arguments, module_folder=MODULES)
-    finally:
-        second.close()
+    jobs.run(tmp_path, *arguments, module_folder=MODULES)
     assert all(path.read_bytes() == content for path, content in before.items())
     assert rows_of(store / "features") == rows_of(extracted / "features")

@@ -17,7 +17,7 @@ def test_whatever_is_killed_the_same_command_ends_with_the_same_rows(tmp_path):
     ended = subprocess.run(
         [
             *(sys.executable, str(SCRIPT), "--folder", str(tmp_path), "--kinds", "driver,actor"),
-            *("--kills", "1", "--per-class", "6", "--seed", "1"),
+            *("--kills", "1", "--per-class", "6", "--latest", "0.6", "--seed", "1"),
         ],
         capture_output=True,
         text=True,

@@ -93,6 +93,14 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen) -> No
         time.sleep(0.02)
 
 
+def workers_of(driver: subprocess.Popen) -> list[psutil.Process]:
+    """The processes of a run that train."""
+    children = psutil.Process(driver.pid).children(recursive=True)
+    workers = [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    assert workers
+    return workers
+
+
 @pytest.fixture(scope="module")
 def undisturbed(store: Path, scale_ray: Command, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     runs = tmp_path_factory.mktemp("undisturbed")
@@ -108,11 +116,7 @@ def undisturbed(store: Path, scale_ray: Command, tmp_path_factory: pytest.TempPa
 def test_a_killed_worker_is_replaced_and_nothing_changes(store, undisturbed, tmp_path):
     driver = started(store, tmp_path, "run")
     wait_until(lambda: len(checkpoints(tmp_path, "run")) == 2, driver)
-    workers = [
-        p for p in psutil.Process(driver.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
-    ]
-    assert workers
-    workers[-1].kill()
+    workers_of(driver)[-1].kill()
     _, errors = driver.communicate(timeout=200)
     assert driver.returncode == 0, errors
     assert history(tmp_path, "run") == undisturbed
@@ -121,11 +125,14 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(store, undisturbed, tmp
 def test_a_killed_driver_and_a_checkpoint_cut_in_half_change_nothing(store, scale_ray, undisturbed, tmp_path):
     driver = started(store, tmp_path, "run")
     wait_until(lambda: len(checkpoints(tmp_path, "run")) == 2, driver)
-    children = psutil.Process(driver.pid).children(recursive=True)
+    children, workers = psutil.Process(driver.pid).children(recursive=True), workers_of(driver)
     driver.kill()
     driver.wait()
     driver.stderr.close()
-    psutil.wait_procs(children, timeout=60)  # a worker that outlives the driver may still be writing
+    psutil.wait_procs(workers, timeout=60)  # a worker that outlives the driver may still be writing
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     _, newest = checkpoints(tmp_path, "run")
     state = newest / "state.pt"
     state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
