@@ -74,6 +74,12 @@ def is_loss(error: BaseException) -> bool:
     return isinstance(_cause_of(error), lost)
 
 
+def is_lost_start(error: TrainingFailedError) -> bool:
+    """Whether a training ended because a worker or a node died while Ray Train was starting the workers."""
+    cause = getattr(error, "controller_failure", None)
+    return isinstance(cause, BaseException) and is_loss(cause)
+
+
 def _cause_of(error: BaseException) -> BaseException:
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause

@@ -8,6 +8,7 @@ and writes to MLflow.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import tempfile
@@ -27,7 +28,7 @@ from scale_ray.config import PretrainConfig, Probing, parse_labels
 from scale_ray.console import Console
 from scale_ray.distributed.agreement import Agreement, Request
 from scale_ray.distributed.channel import ChannelReader, open_channel
-from scale_ray.distributed.failures import comes_back, failing_as, training_failure
+from scale_ray.distributed.failures import comes_back, failing_as, is_lost_start, training_failure
 from scale_ray.distributed.rendezvous import Rendezvous
 from scale_ray.distributed.resources import ClusterSize
 from scale_ray.errors import RunFailed, Terminated, UserError, first_line
@@ -77,10 +78,46 @@ def run_workers(
     """
     _check_checkpoints(folder.location)
     channel = open_channel()
+    training = config.training
+    with console.progress("pretrain", training.epochs, "epochs") as progress:
+        listener = ChannelReader(channel, progress, record, console.say)
+        try:
+            with listener.stopping_at_sigterm():
+                for attempt in itertools.count():
+                    try:
+                        result = _trainer(folder, store, config, workers, size, channel).fit()
+                        break
+                    except ray.train.TrainingFailedError as error:
+                        # Ray Train restarts workers that train, but not those that are lost while they are started.
+                        if not is_lost_start(error) or listener.failure or attempt >= training.max_restarts:
+                            raise
+                        console.say(f"the workers are started again: {training_failure(error)}")
+        except ray.train.TrainingFailedError as error:
+            listener.stop()
+            raise listener.failure or training_failure(error) from error
+        finally:
+            listener.stop()
+    if listener.failure is not None:
+        raise listener.failure
+    if listener.is_stopped:
+        raise Terminated
+    assert result.checkpoint is not None, "a finished training has a checkpoint"
+    return _read_state(result.checkpoint)
+
+
+def _trainer(
+    folder: RunFolder,
+    store: FeatureStore,
+    config: PretrainConfig,
+    workers: tuple[int, int],
+    size: ClusterSize,
+    channel: Any,
+) -> TorchTrainer:
+    """Ray's trainer, which continues from the checkpoints in the folder of the run."""
     use_gpu = size.gpus > 0
     training = config.training
     by_validation = {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _work,
         train_loop_config={
             "store": store.location,
@@ -107,22 +144,6 @@ def run_workers(
             ),
         ),
     )
-    with console.progress("pretrain", training.epochs, "epochs") as progress:
-        listener = ChannelReader(channel, progress, record, console.say)
-        try:
-            with listener.stopping_at_sigterm():
-                result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            listener.stop()
-            raise listener.failure or training_failure(error) from error
-        finally:
-            listener.stop()
-    if listener.failure is not None:
-        raise listener.failure
-    if listener.is_stopped:
-        raise Terminated
-    assert result.checkpoint is not None, "a finished training has a checkpoint"
-    return _read_state(result.checkpoint)
 
 
 def _check_checkpoints(run: str) -> None:
@@ -181,9 +202,10 @@ def _train(job: dict[str, Any]) -> None:
     device = get_device()
     store = FeatureStore(job["store"])
     clips, held_out = pretraining_clips(store, config)
-    source = open_source(clips, config.ingest, device, context.get_local_world_size())
+    groups = store.groups() if config.objective.negatives == "other_groups" else None
+    source = open_source(clips, config.ingest, device, context.get_local_world_size(), groups)
     is_first = context.get_world_rank() == 0
-    resident = ResidentClips.from_clips(held_out.read(), device) if len(held_out) else None
+    resident = ResidentClips.from_clips(held_out.read(), device, groups) if len(held_out) else None
     trainer = Trainer(source, config, device=device, held_out=resident)
     reports = _Reports(job["channel"] if is_first else None, job["checkpoints"])
     state = _newest_state(job["channel"] if is_first else None)

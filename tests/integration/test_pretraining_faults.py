@@ -16,8 +16,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
+import ray.train.v2.api.exceptions
+from ray.train.torch import TorchTrainer
 from support.command import Command, Ended
 
+import scale_ray as sr
 from scale_ray.clips import VideoGeometry
 from scale_ray.corpus.corpus import VIDEO_COLUMNS
 from scale_ray.store.feature_store import FeatureStore
@@ -141,6 +145,31 @@ def test_a_killed_driver_and_a_checkpoint_cut_in_half_change_nothing(store, scal
     assert f"checkpoint {newest.name} cannot be read" in ended.err
     assert "resuming from the one before it" in ended.err
     assert history(tmp_path, "run") == undisturbed
+
+
+# Ray, in this process, warns about its own settings.
+@pytest.mark.filterwarnings("ignore")
+def test_workers_that_are_lost_while_they_start_are_started_again(store, undisturbed, tmp_path, monkeypatch, capsys):
+    lost = ray.exceptions.ActorUnavailableError("the node of a worker died", b"0" * 16)
+    starts = []
+
+    def fit(trainer):
+        starts.append(trainer)
+        if len(starts) < 3:
+            raise ray.train.v2.api.exceptions.ControllerError(lost)
+        return original(trainer)
+
+    original = TorchTrainer.fit
+    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    options = dict(zip((word.strip("-").replace("-", "_") for word in RUN[::2]), RUN[1::2], strict=True))
+    sr.pretrain(str(store), "run", runs=str(tmp_path), **options)
+    assert len(starts) == 3
+    assert history(tmp_path, "run") == undisturbed
+    assert capsys.readouterr().err.count("the workers are started again: a training worker died: ") == 2
+    starts.clear()
+    with pytest.raises(sr.RunFailed, match="a training worker died"):
+        sr.pretrain(str(store), "other", runs=str(tmp_path), **options, max_restarts=1)
+    assert len(starts) == 2
 
 
 def test_a_damaged_shard_is_named_in_one_line(store, scale_ray, tmp_path):
