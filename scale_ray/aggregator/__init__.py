@@ -1,6 +1,7 @@
 """The set transformer, and the representations that are read from it."""
 
 from scale_ray.aggregator.model import HEAD_WIDTH, Aggregator, check_origin
+from scale_ray.aggregator.positions import normalised_positions
 from scale_ray.aggregator.representation import clip_representations, set_tokens, tokens_of_clips
 
 __all__ = [
@@ -8,6 +9,7 @@ __all__ = [
     "Aggregator",
     "check_origin",
     "clip_representations",
+    "normalised_positions",
     "set_tokens",
     "tokens_of_clips",
 ]

@@ -20,6 +20,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scale_ray.aggregator.positions import normalised_positions
 from scale_ray.config import AggregatorOptions
 from scale_ray.errors import UserError, first_line
 from scale_ray.files.locations import atomic_write, exists, join
@@ -111,18 +112,25 @@ class Aggregator(nn.Module, ModelHubMixin):
     ) -> tuple[Tensor, Tensor]:
         """The set token (S, E) and the clip tokens (S, V, E), for any V.
 
-        `positions_SV7` are normalised (`clip_sets.normalised_positions`). A masked clip is replaced by the mask
+        `positions_SV7` are normalised (`normalised_positions`). A masked clip is replaced by the mask
         token before its position code is added.
         """
         tokens = self.embed(features_SVD)
         if masked_SV is not None:
             tokens = torch.where(masked_SV[..., None], self.mask_token.to(tokens.dtype), tokens)
-        tokens = tokens + self.position(positions_SV7)
+        tokens = tokens + self._position_code(positions_SV7).to(tokens.dtype)
         tokens = torch.cat([self.set_token.to(tokens.dtype).expand(len(tokens), 1, -1), tokens], 1)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens)
         return tokens[:, 0], tokens[:, 1:]
+
+    def _position_code(self, positions_SV7: Tensor) -> Tensor:
+        if self.options.position_scale == "set":
+            positions_SV7 = normalised_positions(positions_SV7)
+        # In bfloat16 a start time of a 10-minute video would be rounded by 0.4 s.
+        with torch.autocast(positions_SV7.device.type, enabled=False):
+            return self.position(positions_SV7)
 
     def save(self, folder: str) -> None:
         """Write `config.json` and `model.safetensors` into a folder or URI."""

@@ -1,7 +1,7 @@
 """Training batches of clip sets, drawn from stored clips."""
 
 from scale_ray.clip_sets.batches import Batch, Source, Videos, WorkerSlice
-from scale_ray.clip_sets.draws import draw_clips, dropout_seed, normalised_positions, shuffled, video_keys
+from scale_ray.clip_sets.draws import draw_clips, dropout_seed, shuffled, video_keys
 from scale_ray.clip_sets.sources import ResidentClips, cache_folder, open_source
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "cache_folder",
     "draw_clips",
     "dropout_seed",
-    "normalised_positions",
     "open_source",
     "shuffled",
     "video_keys",

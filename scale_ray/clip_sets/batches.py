@@ -27,13 +27,15 @@ class Videos(NamedTuple):
 class Batch:
     """One worker's slice of a global batch, on its device: the first sets of all its videos, then the second sets.
 
-    `features_SVD` float32, `positions_SV7` float32 and normalised, `masked_SV` bool; S = 2B.
+    `features_SVD` float32, `positions_SV7` float32 and normalised, `masked_SV` bool; S = 2B. `owners_B2` int64 holds a
+    hash of the group and one of the id of each video, if the source knows groups.
     """
 
     features_SVD: Tensor
     positions_SV7: Tensor
     masked_SV: Tensor
     videos: Videos
+    owners_B2: Tensor | None = None
 
     def parts(self, count: int) -> list[Batch]:
         """Split into `count` batches of about equal size; both sets of a video stay together."""
@@ -42,14 +44,16 @@ class Batch:
         halves = torch.arange(len(self.masked_SV), device=self.masked_SV.device).view(2, -1)
         sets_of_parts = map(torch.cat, zip(*(half.tensor_split(count) for half in halves), strict=True))
         rows_of_parts = self.videos.rows_B.tensor_split(count)
+        owners_of_parts = [None] * count if self.owners_B2 is None else self.owners_B2.tensor_split(count)
         return [
             Batch(
                 self.features_SVD[sets],
                 self.positions_SV7[sets],
                 self.masked_SV[sets],
                 Videos(rows_B, self.videos.all_ids),
+                owners_B2,
             )
-            for sets, rows_B in zip(sets_of_parts, rows_of_parts, strict=True)
+            for sets, rows_B, owners_B2 in zip(sets_of_parts, rows_of_parts, owners_of_parts, strict=True)
         ]
 
 

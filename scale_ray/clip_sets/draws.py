@@ -55,6 +55,24 @@ def draw_sets(keys_B: Tensor, num_clips: int, options: Sets, *, seed: int, epoch
     return ClipSets(_first_then_second(clips_B2V), masked_SV)
 
 
+def varied_positions(
+    positions_SV7: Tensor, keys_B: Tensor, num_clips: int, options: Sets, *, seed: int, epoch: int
+) -> Tensor:
+    """The positions of drawn sets, normalised, as the training sees them: with jittered times, or without positions.
+
+    The flip, 1 or -1, of a set without positions is 0, as is everything else.
+    """
+    if not options.time_jitter and not options.position_dropout:
+        return positions_SV7
+    # The numbers before these are those of `draw_sets`.
+    numbers_B4 = _numbers(_stream_seeds(keys_B, seed, epoch), num_clips + 2 * options.set_size, 4)
+    uniform_S2 = _uniform(_first_then_second(numbers_B4))
+    factor_S = 1 + options.time_jitter * (2 * uniform_S2[:, 0] - 1)
+    flip_and_box, times = positions_SV7.split([5, 2], dim=-1)
+    varied = torch.cat([flip_and_box, times * factor_S[:, None, None]], -1)
+    return varied.masked_fill((uniform_S2[:, 1] < options.position_dropout)[:, None, None], 0.0)
+
+
 def draw_clips(keys_B: Tensor, num_clips: int, count: int, *, seed: int, epoch: int) -> Tensor:
     """Draw `count` of `num_clips` clips per video without replacement: indices, int64 (B, count)."""
     priorities_BN = _numbers(_stream_seeds(keys_B, seed, epoch), 0, num_clips)
@@ -69,24 +87,6 @@ def shuffled(num_videos: int, *, seed: int, epoch: int, window: int = 0) -> Tens
 def dropout_seed(*, seed: int, step: int, worker: int, part: int) -> int:
     """A separate seed per step, worker and part of a batch, so that no random state has to be saved."""
     return int(_mixed(_stream_seeds(torch.tensor([worker]), seed, step) + part))
-
-
-def normalised_positions(positions: Tensor) -> Tensor:
-    """Positions (videos, clips, 7) as model input: y, x and t shifted and scaled to [0, 1] per video.
-
-    Per video and axis, the smallest start of its clips becomes 0 and the largest end 1. An axis on which all
-    starts and ends are equal becomes 0. `flip` stays 1 or -1.
-    """
-    flip, starts, ends = (
-        positions[..., :1],
-        positions[..., [1, 2, 5]],
-        positions[..., [3, 4, 6]],
-    )
-    minimum = starts.amin(1, keepdim=True)
-    extent = ends.amax(1, keepdim=True) - minimum
-    extent = torch.where(extent > 0, extent, torch.ones_like(extent))
-    starts, ends = (starts - minimum) / extent, (ends - minimum) / extent
-    return torch.cat([flip, starts[..., :2], ends[..., :2], starts[..., 2:], ends[..., 2:]], -1)
 
 
 def _first_then_second(drawn_B2V: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -28,8 +28,9 @@ import torch.distributed as dist
 from filelock import FileLock
 from torch import Tensor
 
+from scale_ray.aggregator import normalised_positions
 from scale_ray.clip_sets.batches import Batch, Source, Videos, WorkerSlice
-from scale_ray.clip_sets.draws import draw_sets, normalised_positions, shuffled, video_keys
+from scale_ray.clip_sets.draws import draw_sets, shuffled, varied_positions, video_keys
 from scale_ray.config import Ingest, Sets
 from scale_ray.errors import UserError
 from scale_ray.files.locations import private_folder
@@ -47,7 +48,8 @@ class ResidentClips:
     """Clips in memory, or mapped from disk: any video can be drawn at any time.
 
     `features` (videos, N, D); `positions` (videos, N, 7), normalised. Sets and masks are drawn on `device`;
-    only the drawn clips are gathered and copied to it, in the precision in which they are stored.
+    only the drawn clips are gathered and copied to it, in the precision in which they are stored. With `groups`, the
+    group of each video by its id, batches say which videos belong together.
     """
 
     def __init__(
@@ -58,29 +60,38 @@ class ResidentClips:
         device: torch.device,
         ingest_mode: str = "memory",
         rows: Tensor | None = None,
+        groups: Mapping[str, str] | None = None,
     ) -> None:
-        self.video_ids, self.device, self.ingest_mode = video_ids, device, ingest_mode
+        self.video_ids, self.device, self.ingest_mode, self._groups = video_ids, device, ingest_mode, groups
         self.num_videos = len(video_ids)
         _, self.num_clips, self.feature_width = features.shape
         self.keys = video_keys(video_ids).to(device)
+        self._owners = None
+        if groups is not None:
+            self._owners = torch.stack([video_keys([groups[i] for i in video_ids]).to(device), self.keys], 1)
         self.features, self.positions = features, positions
         # Of a subset, where its videos are among the features.
         self._rows = (torch.arange(self.num_videos) if rows is None else rows).to(features.device)
 
     @classmethod
-    def from_clips(cls, clips: ClipFeatures, device: torch.device) -> ResidentClips:
+    def from_clips(
+        cls, clips: ClipFeatures, device: torch.device, groups: Mapping[str, str] | None = None
+    ) -> ResidentClips:
         """Stored clips, copied to the memory of the device."""
         return cls(
             clips.video_ids,
             torch.from_numpy(clips.features).to(device),
             normalised_positions(torch.from_numpy(clips.positions)).to(device),
             device,
+            groups=groups,
         )
 
     def subset(self, rows: Tensor) -> ResidentClips:
         """Some of the videos, int64 rows; the features are shared, not copied. Sets and masks are as in all videos."""
         ids = [self.video_ids[row] for row in rows.tolist()]
-        return ResidentClips(ids, self.features, self.positions, self.device, self.ingest_mode, self._rows[rows])
+        return ResidentClips(
+            ids, self.features, self.positions, self.device, self.ingest_mode, self._rows[rows], self._groups
+        )
 
     def on(self, device: torch.device, *, copied: bool) -> ResidentClips:
         """The same videos for training on another device; with `copied` the features are in its memory."""
@@ -89,7 +100,7 @@ class ResidentClips:
         features, positions, mode = self.features, self.positions, self.ingest_mode
         if copied:
             features, positions, mode = features.to(device), positions.to(device), "memory"
-        return ResidentClips(self.video_ids, features, positions, device, mode, self._rows)
+        return ResidentClips(self.video_ids, features, positions, device, mode, self._rows, self._groups)
 
     def batches(
         self, worker_slice: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int
@@ -104,12 +115,15 @@ class ResidentClips:
 
     def draw(self, rows_B: Tensor, sets: Sets, *, seed: int, epoch: int) -> Batch:
         """Draw the two sets of each of these videos, given as rows, int64 (B,) on the device."""
-        drawn = draw_sets(self.keys[rows_B], self.num_clips, sets, seed=seed, epoch=epoch)
+        keys = self.keys[rows_B]
+        drawn = draw_sets(keys, self.num_clips, sets, seed=seed, epoch=epoch)
         storage = self.features.device
         stored_rows = self._rows[rows_B.to(storage)]
         index = (torch.cat([stored_rows, stored_rows])[:, None], drawn.clips_SV.to(storage))
         features, positions = self._to_device(self.features[index]), self._to_device(self.positions[index])
-        return Batch(features.float(), positions, drawn.masked_SV, Videos(rows_B, self.video_ids))
+        positions = varied_positions(positions, keys, self.num_clips, sets, seed=seed, epoch=epoch)
+        owners = None if self._owners is None else self._owners[rows_B]
+        return Batch(features.float(), positions, drawn.masked_SV, Videos(rows_B, self.video_ids), owners)
 
     def _to_device(self, values: Tensor) -> Tensor:
         if values.device == self.device:
@@ -122,8 +136,10 @@ class StreamedClips:
 
     ingest_mode = "stream"
 
-    def __init__(self, stored: StoredClips, device: torch.device, window_bytes: int) -> None:
-        self._stored, self._device, self._window_bytes = stored, device, window_bytes
+    def __init__(
+        self, stored: StoredClips, device: torch.device, window_bytes: int, groups: Mapping[str, str] | None = None
+    ) -> None:
+        self._stored, self._device, self._window_bytes, self._groups = stored, device, window_bytes, groups
         self.num_videos, self.num_clips, self.feature_width = len(stored), stored.num_clips, stored.feature_width
 
     def batches(
@@ -168,14 +184,20 @@ class StreamedClips:
             np.concatenate([piece.features for piece in pieces]),
             np.concatenate([piece.positions for piece in pieces]),
         )
-        return ResidentClips.from_clips(joined, self._device)
+        return ResidentClips.from_clips(joined, self._device, self._groups)
 
 
-def open_source(stored: StoredClips, options: Ingest, device: torch.device, workers_here: int = 1) -> Source:
+def open_source(
+    stored: StoredClips,
+    options: Ingest,
+    device: torch.device,
+    workers_here: int = 1,
+    groups: Mapping[str, str] | None = None,
+) -> Source:
     """A source of batches in the requested ingest mode; `auto` takes the first mode whose memory or disk suffices.
 
     All workers of a run take the same mode. `workers_here` is the number of workers that share this machine's
-    memory.
+    memory. `groups` is the group of each video, if batches are to say which videos belong together.
 
     Raises
     ------
@@ -185,10 +207,10 @@ def open_source(stored: StoredClips, options: Ingest, device: torch.device, work
     cache = cache_folder(options)
     ingest_mode = _agreed_mode(_local_mode(stored, options, device, workers_here, cache), device)
     if ingest_mode == "stream":
-        return StreamedClips(stored, device, options.window_mib * 2**20)
+        return StreamedClips(stored, device, options.window_mib * 2**20, groups)
     if ingest_mode == "disk":
-        return _mapped_clips(stored, cache, device)
-    return ResidentClips.from_clips(stored.read(), device)
+        return _mapped_clips(stored, cache, device, groups)
+    return ResidentClips.from_clips(stored.read(), device, groups)
 
 
 def cache_folder(options: Ingest) -> Path:
@@ -219,7 +241,9 @@ def _agreed_mode(ingest_mode: str, device: torch.device) -> str:
     return _INGEST_MODES[int(index)]
 
 
-def _mapped_clips(stored: StoredClips, cache: Path, device: torch.device) -> ResidentClips:
+def _mapped_clips(
+    stored: StoredClips, cache: Path, device: torch.device, groups: Mapping[str, str] | None
+) -> ResidentClips:
     """The clips, mapped from files that the first worker of a machine writes and all its workers share."""
     store, paths = stored.store, [part.path for part in stored.parts]
     described = json.dumps([store.FORMAT, store.fingerprint, stored.mode, paths])
@@ -232,7 +256,7 @@ def _mapped_clips(stored: StoredClips, cache: Path, device: torch.device) -> Res
             _write_mapped(stored, *(folder / name for name in names))
     # Copy-on-write, because torch requires writable memory.
     features, positions = (torch.from_numpy(np.load(folder / name, mmap_mode="c")) for name in names)
-    return ResidentClips(stored.video_ids, features, positions, device, "disk")
+    return ResidentClips(stored.video_ids, features, positions, device, "disk", groups=groups)
 
 
 def _write_mapped(stored: StoredClips, features_path: Path, positions_path: Path) -> None:

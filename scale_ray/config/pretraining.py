@@ -51,6 +51,18 @@ class Sets(Options):
     masked_clips: int | None = option(
         None, "Exact number of masked clips per set, instead of --mask-ratio.", check=at_least(0), searched=True
     )
+    position_dropout: float = option(
+        0.0,
+        "Probability that a set is shown without the positions of its clips.",
+        check=fraction(with_one=False),
+        searched=True,
+    )
+    time_jitter: float = option(
+        0.0,
+        "The times of a set are multiplied by a random number in [1 - J, 1 + J].",
+        check=fraction(with_one=False),
+        searched=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +88,12 @@ class AggregatorOptions(Options):
     layers: int = option(2, "Transformer blocks.", check=at_least(1), main=True, searched=True)
     mlp_ratio: float = option(2.0, "Width of a block's MLP relative to the tokens.", check=above(0), searched=True)
     dropout: float = option(0.1, "Dropout on residuals and attention.", check=fraction(with_one=False), searched=True)
+    position_scale: str = option(
+        "video",
+        "Positions run from 0 to 1 over all clips of a video, or over the clips of a set.",
+        check=one_of("video", "set"),
+        searched=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,12 @@ class ObjectiveOptions(Options):
         "all",
         "Negatives of the masked clips: all clips of the batch, or only the masked ones.",
         check=one_of("all", "masked"),
+        searched=True,
+    )
+    negatives: str = option(
+        "all",
+        "Negatives of a video's sets and clips: all videos, as in the paper, or those of other groups.",
+        check=one_of("all", "other_groups"),
         searched=True,
     )
 

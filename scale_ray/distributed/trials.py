@@ -161,12 +161,12 @@ class TrialWorker:
         self._device = torch.device("cuda" if job["use_gpu"] else "cpu")
         store = FeatureStore(job["store"])
         stored, _ = training_clips(store, split=self._config.splits.split)
-        mapped = open_source(stored, _mapped(self._config.ingest), torch.device("cpu"))
+        self._labels, self._groups = store.labels(), store.groups()
+        mapped = open_source(stored, _mapped(self._config.ingest), torch.device("cpu"), groups=self._groups)
         assert isinstance(mapped, ResidentClips)
         self._clips = mapped
         fits = self._device.type == "cuda" and _fits(stored.num_bytes, self._device, self._config.ingest, job)
         self._source = mapped.on(self._device, copied=fits)
-        self._labels, self._groups = store.labels(), store.groups()
         self._fold_of = folds_of({i: self._groups[i] for i in mapped.video_ids}, job["folds"])
         self._validations: dict[int, FoldValidation] = {}
         self._epochs: Iterator[Metrics] = iter(())

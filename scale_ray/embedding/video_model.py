@@ -20,9 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from scale_ray.aggregator import Aggregator, check_origin, clip_representations, tokens_of_clips
+from scale_ray.aggregator import (
+    Aggregator,
+    check_origin,
+    clip_representations,
+    normalised_positions,
+    tokens_of_clips,
+)
 from scale_ray.backbones import Backbone, is_custom, load_backbone, load_strictly, read_weights, weights_hash
-from scale_ray.clip_sets import normalised_positions
 from scale_ray.config import BackboneOptions, Extraction, Representing, Sampling
 from scale_ray.decoding import Decoder, Request, SharedPixels, video_bytes
 from scale_ray.errors import UserError, VideoError

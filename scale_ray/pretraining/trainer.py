@@ -134,6 +134,9 @@ class Trainer:
             first_step=self.step_of_epoch,
         )
         for batch in batches:
+            if self.step_of_epoch == 0 and self.config.objective.set_weight:
+                # Once per epoch, which is enough; the sums are divided by the number of steps.
+                self._sums["position_top1"] = self._position_top1(batch, self.aggregator) * self.steps_per_epoch
             values = self.step(batch)
             for name, value in values.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value.double()
@@ -182,7 +185,10 @@ class Trainer:
             part = self.worker_slice._replace(batch_size=len(rows))
             rows_B = rows[part.begin : part.begin + part.size]
             batch = self.held_out.draw(rows_B, self.config.sets, seed=self.config.training.seed, epoch=0)
-            for name, value in self._metrics(self.objective.losses(self._projected(batch, model))).items():
+            metrics = self._metrics(self.objective.losses(self._projected(batch, model)))
+            if self.config.objective.set_weight:
+                metrics["position_top1"] = self._position_top1(batch, model)
+            for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(rows)
         self.aggregator.train()
         return {f"validation_{name}": value / num_videos for name, value in sums.items()}
@@ -273,7 +279,26 @@ class Trainer:
     def _projected(self, batch: Batch, aggregator: Aggregator) -> Projections:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             set_tokens, clip_tokens = aggregator(batch.features_SVD, batch.positions_SV7, batch.masked_SV)
-            return self.objective.project(set_tokens, clip_tokens, batch.features_SVD, batch.masked_SV)
+            return self.objective.project(
+                set_tokens, clip_tokens, batch.features_SVD, batch.masked_SV, self._owners(batch)
+            )
+
+    def _owners(self, batch: Batch) -> Tensor | None:
+        """The groups of the videos, if those of one group are not each other's negatives."""
+        if self.config.objective.negatives == "all":
+            return None
+        assert batch.owners_B2 is not None, "the source of a training without negatives of one group knows the groups"
+        return batch.owners_B2
+
+    @torch.no_grad()
+    def _position_top1(self, batch: Batch, aggregator: Aggregator) -> Tensor:
+        """Top-1 of the set contrast from the positions alone, float64: all clips are masked, without dropout."""
+        was_training = aggregator.training
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+            everything = torch.ones_like(batch.masked_SV)
+            set_tokens, _ = aggregator.eval()(batch.features_SVD, batch.positions_SV7, everything)
+            aggregator.train(was_training)
+            return self.objective.set_top1(set_tokens, self._owners(batch)).double()
 
     def _metrics(self, losses: Losses) -> dict[str, Tensor]:
         """The metrics that the configured objective has."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scale_ray.clip_sets import ResidentClips, cache_folder, normalised_positions, open_source, video_keys
+from scale_ray.aggregator import normalised_positions
+from scale_ray.clip_sets import ResidentClips, cache_folder, open_source, video_keys
 from scale_ray.config import Ingest
 from scale_ray.errors import UserError
 from scale_ray.hashing import uniform_hash

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scale_ray.aggregator import Aggregator, clip_representations, set_tokens
-from scale_ray.clip_sets import ResidentClips, normalised_positions
+from scale_ray.aggregator import Aggregator, clip_representations, normalised_positions, set_tokens
+from scale_ray.clip_sets import ResidentClips
 from scale_ray.config import Probing
 from scale_ray.errors import UserError
 from scale_ray.hashing import uniform_hash

@@ -48,6 +48,8 @@ class PretrainResult(Result):
         first, last = history[0], history[-1]
         shown = {name: text for name, text in _SHOWN.items() if None not in (first.get(name), last.get(name))}
         changes = [f"{text} {first[name]:.3f} -> {last[name]:.3f}" for name, text in shown.items()]
+        if last.get("position_top1") is not None:
+            changes.append(f"set contrast top-1 from positions alone {last['position_top1']:.3f}")
         return [f"{', '.join(changes)} over {int(last['epoch'])} epochs", f"aggregator: {self.aggregator}"]
 
     def values(self) -> dict[str, Any]:

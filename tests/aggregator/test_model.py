@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,31 @@ def test_a_masked_clip_hides_its_feature_but_not_its_position(aggregator):
     torch.testing.assert_close(aggregator(other, positions, masked)[0], c)
     assert not torch.allclose(aggregator(features, moved, masked)[0], c, atol=1e-4)
     assert not torch.allclose(aggregator(features, positions)[0], c, atol=1e-4)
+
+
+def test_positions_per_set_do_not_tell_the_length_of_the_video(aggregator):
+    features, positions = batch()
+    shorter = positions.clone()
+    shorter[..., 1:] = 0.25 * shorter[..., 1:] + 0.1
+    assert not torch.allclose(aggregator(features, shorter)[0], aggregator(features, positions)[0], atol=1e-4)
+    aggregator.options = replace(aggregator.options, position_scale="set")
+    torch.testing.assert_close(aggregator(features, shorter)[0], aggregator(features, positions)[0])
+    unknown = aggregator(features, torch.zeros_like(positions))[0]
+    assert unknown.isfinite().all()
+
+
+def test_positions_are_not_rounded_in_bfloat16(aggregator):
+    """Two starts, 0.2 s apart at the end of a video of ten minutes."""
+    _, positions = batch(sets=1, clips=1)
+    positions[..., 5], positions[..., 6] = 597.6 / 600, 1.0
+    later = positions.clone()
+    later[..., 5] = 597.8 / 600
+    assert torch.equal(positions.bfloat16(), later.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = [aggregator._position_code(p) for p in (positions, later)]
+    assert codes[0].dtype == torch.float32
+    torch.testing.assert_close(codes[0], aggregator.position(positions), rtol=0, atol=0)
+    assert not torch.equal(*codes)
 
 
 def test_a_saved_aggregator_is_loaded_whole(aggregator, tmp_path):

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from scale_ray.clip_sets.draws import draw_sets, normalised_positions, shuffled, video_keys
+from scale_ray.aggregator import normalised_positions
+from scale_ray.clip_sets.draws import draw_sets, shuffled, varied_positions, video_keys
 from scale_ray.config import Sets
 from scale_ray.errors import UserError
 
@@ -67,6 +68,48 @@ def test_the_draws_are_pinned():
     drawn = draw_sets(video_keys(["pinned"]), 16, Sets(set_size=4, mask_ratio=0.5), seed=3, epoch=5)
     assert drawn.clips_SV.tolist() == PINNED_CLIPS
     assert drawn.masked_SV.tolist() == PINNED_MASKS
+
+
+def varied(**changes):
+    positions = torch.rand(4000, 8, 7, generator=torch.Generator().manual_seed(0))
+    keys, seed, epoch = changes.pop("keys", KEYS), changes.pop("seed", 0), changes.pop("epoch", 0)
+    return positions, varied_positions(positions, keys, 16, Sets(set_size=8, **changes), seed=seed, epoch=epoch)
+
+
+def test_positions_stay_as_they_are_unless_asked_for():
+    positions, same = varied()
+    assert torch.equal(positions, same)
+
+
+def test_the_times_of_a_set_are_scaled_by_one_number():
+    positions, jittered = varied(time_jitter=0.5)
+    assert torch.equal(jittered[..., :5], positions[..., :5])
+    factors = jittered[..., 5:] / positions[..., 5:]
+    torch.testing.assert_close(factors, factors[:, :1, :1].expand_as(factors))
+    factors = factors[:, 0, 0]
+    assert factors.min() < 0.51
+    assert factors.max() > 1.49
+    assert abs(factors.mean() - 1) < 0.02
+    first, second = factors.chunk(2)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.05, "the two sets of a video have numbers of their own"
+
+
+def test_a_share_of_the_sets_loses_its_positions():
+    positions, dropped = varied(position_dropout=0.3)
+    is_dropped = ~dropped.flatten(1).any(1)
+    assert torch.equal(dropped[~is_dropped], positions[~is_dropped])
+    assert abs(is_dropped.float().mean() - 0.3) < 0.03
+    first, second = is_dropped.float().chunk(2)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.07
+    assert torch.equal(dropped, varied(position_dropout=0.3)[1])
+    assert not torch.equal(dropped, varied(position_dropout=0.3, epoch=1)[1])
+
+
+def test_varied_positions_leave_the_drawn_clips_and_masks_as_they_are():
+    plain = draw()
+    with_both = draw(options=Sets(set_size=8, mask_ratio=0.25, time_jitter=0.5, position_dropout=0.5))
+    assert torch.equal(plain.clips_SV, with_both.clips_SV)
+    assert torch.equal(plain.masked_SV, with_both.masked_SV)
 
 
 def test_an_epochs_order_holds_every_video_once():

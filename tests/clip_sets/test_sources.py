@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from scale_ray.aggregator import normalised_positions
 from scale_ray.clip_sets.batches import Batch, Source, WorkerSlice
-from scale_ray.clip_sets.draws import normalised_positions
 from scale_ray.clip_sets.sources import ResidentClips, StreamedClips, open_source, prefetched
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import Ingest, Sets
@@ -98,6 +98,27 @@ def test_positions_are_normalised_and_features_are_those_of_the_store(store):
     for row, place in enumerate((3, 7)):
         for position in batch.positions_SV7[[row, row + 2]].flatten(0, 1):
             assert (normalised[place] == position).all(1).any()
+
+
+@pytest.mark.parametrize("ingest_mode", ["memory", "disk", "stream"])
+def test_batches_say_which_videos_are_of_one_group(store, ingest_mode, tmp_path):
+    stored = StoredClips(store, "train")
+    groups = {video_id: f"group {video_id[-1]}" for video_id in stored.video_ids}
+    options = Ingest(ingest=ingest_mode, cache=str(tmp_path / "cache"))
+    batches = batches_of(open_source(stored, options, CPU, groups=groups), WorkerSlice(4, 0, 1))
+    assert len(batches) == 5
+    group_of_hash: dict[int, str] = {}
+    seen = set()
+    for batch in batches:
+        ids = batch.videos.ids()
+        seen |= {groups[video_id] for video_id in ids}
+        for video_id, (group, _) in zip(ids, batch.owners_B2.tolist(), strict=True):
+            assert group_of_hash.setdefault(group, groups[video_id]) == groups[video_id]
+        whole = torch.cat([part.owners_B2 for part in batch.parts(3)])
+        assert torch.equal(whole, batch.owners_B2)
+        assert len(set(batch.owners_B2[:, 1].tolist())) == len(ids)
+    assert len(group_of_hash) == len(seen) > 5
+    assert batches_of(open_source(stored, options, CPU), WorkerSlice(4, 0, 1))[0].owners_B2 is None
 
 
 @pytest.mark.parametrize("ingest_mode", ["memory", "stream"])

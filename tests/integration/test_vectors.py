@@ -16,9 +16,9 @@ from support.command import Command, Extracted
 from support.servers import free_port, serving
 from support.stores import make_store, read_clips
 
+from scale_ray.aggregator import normalised_positions
 from scale_ray.aggregator.model import Aggregator
 from scale_ray.aggregator.representation import clip_representations, set_tokens, tokens_of_clips
-from scale_ray.clip_sets.draws import normalised_positions
 from scale_ray.config import AggregatorOptions, Representing
 from scale_ray.console import Progress
 from scale_ray.embedding.neighbours import find_neighbours

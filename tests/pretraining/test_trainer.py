@@ -16,6 +16,7 @@ from scale_ray.pretraining.trainer import Trainer, final_weights, fit
 from scale_ray.store.clip_reader import ClipFeatures
 
 CPU = torch.device("cpu")
+METRICS = ("loss", "set_loss", "clip_loss", "set_top1", "clip_top1", "position_top1")
 
 
 def config(dropout: float = 0.1, **training) -> PretrainConfig:
@@ -191,9 +192,46 @@ def test_validation_is_the_same_each_time_and_changes_nothing():
     trainer = trainer_of(config(held_out_share=0.5), held_out=resident_clips(9, first=100))
     first, second = trainer.validate(), trainer.validate()
     assert first == second
-    assert set(first) == {f"validation_{name}" for name in ("loss", "set_loss", "clip_loss", "set_top1", "clip_top1")}
+    assert set(first) == {f"validation_{name}" for name in METRICS}
     undisturbed = history_of(trainer_of(config()))
     assert history_of(trainer).losses == undisturbed.losses
+
+
+def test_what_the_positions_alone_tell_is_logged():
+    """Once per epoch, of its first batch, with the weights at that time; the features do not matter."""
+    setting = config(epochs=1, batch=6)
+    trainer = trainer_of(setting)
+    [batch, *_] = trainer.source.batches(trainer.worker_slice, setting.sets, seed=0, epoch=0, first_step=0)
+    with torch.no_grad():
+        masked = torch.ones_like(batch.masked_SV)
+        tokens, _ = trainer.aggregator.eval()(torch.zeros_like(batch.features_SVD), batch.positions_SV7, masked)
+        first, second = torch.nn.functional.normalize(trainer.objective.set_head(tokens), dim=1).chunk(2)
+    similar = first @ second.T
+    hits = [int(row.argmax()) == number % 6 for number, row in enumerate([*similar, *similar.T])]
+    [epoch] = history_of(trainer).epochs
+    assert epoch["position_top1"] == pytest.approx(sum(hits) / 12)
+    assert 0 < sum(hits) < 12
+    # Without any position all sets are the same to the aggregator.
+    blind = replace(setting, sets=replace(setting.sets, position_dropout=1 - 1e-9))
+    assert history_of(trainer_of(blind)).epochs[0]["position_top1"] == pytest.approx(1 / 6)
+
+
+def test_a_training_without_negatives_of_the_own_group_needs_the_groups():
+    others = replace(config(), objective=replace(config().objective, negatives="other_groups"))
+    groups = {str(number): f"group-{number // 4}" for number in range(20)}
+    with_groups = ResidentClips.from_clips(clips(), CPU, groups)
+    epochs = history_of(Trainer(with_groups, others, device=CPU)).epochs
+    assert epochs[0]["set_loss"] < history_of(trainer_of(config())).epochs[0]["set_loss"], "there are fewer negatives"
+    parts = replace(others, training=replace(others.training, accumulate=3))
+    in_parts = history_of(
+        Trainer(with_groups, replace(parts, aggregator=replace(parts.aggregator, dropout=0.0)), device=CPU)
+    )
+    whole = history_of(
+        Trainer(with_groups, replace(others, aggregator=replace(others.aggregator, dropout=0.0)), device=CPU)
+    )
+    assert in_parts.losses == pytest.approx(whole.losses, rel=1e-4)
+    with pytest.raises(AssertionError, match="knows the groups"):
+        history_of(trainer_of(others))
 
 
 def test_patience_needs_something_to_judge_by():

@@ -12,8 +12,9 @@ from sklearn.metrics import average_precision_score, normalized_mutual_info_scor
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from scale_ray.aggregator import normalised_positions
 from scale_ray.aggregator.model import Aggregator
-from scale_ray.clip_sets.draws import normalised_positions, video_keys
+from scale_ray.clip_sets.draws import video_keys
 from scale_ray.config import AggregatorOptions, Probing
 from scale_ray.probes import suite
 from scale_ray.probes.data import ProbeDataset
