@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,10 @@ class Backbone(nn.Module):
         Identifies the weights; a hash of the trunk's tensors if not given.
     precision
         The data type in which the trunk computes: `float32`, `float16` or `bfloat16`.
+    details
+        Further entries of the identity, such as which of a file's copies of the weights was taken.
+    notes
+        Lines for the user about the weights, such as which tensors of a file are not used.
     """
 
     mean: Tensor
@@ -64,6 +68,8 @@ class Backbone(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
         weights_id: str | None = None,
         precision: str = "float32",
+        details: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.name = name
@@ -75,6 +81,8 @@ class Backbone(nn.Module):
         # The files of a custom backbone's module: processes on other machines import its classes from them.
         self.module_files: ModuleFiles | None = None
         self.weights_id = weights_id or weights_hash(trunk)
+        self.details = dict(details or {})
+        self.notes = tuple(notes)
         self.normalise_with(mean, std)
         self.compute_in(precision)
         self.requires_grad_(False).eval()
@@ -124,6 +132,7 @@ class Backbone(nn.Module):
             "pixel_mean": [round(value, 6) for value in self.mean.flatten().tolist()],
             "pixel_std": [round(value, 6) for value in self.std.flatten().tolist()],
             "precision": self.precision,
+            **self.details,
         }
 
 

@@ -3,19 +3,20 @@
 It is a ResNet-50 whose kernels span one frame in the stem and the first two stages, and three frames in the
 last two. The modules have the names used in the files of SlowFast's model zoo, so no tensor is renamed. Under
 `model_state`, those files contain either a supervised model (`s1...`, `head.projection...`) or a contrastive
-one: the model under `backbone.`, with its momentum copy (`backbone_hist.`), queues and heads.
+one: the model that was trained (`backbone.`), its momentum copy (`backbone_hist.`), queues and projection heads
+(`ssl_128.`, `ssl_256.` and `head.` in either copy). The momentum copy is used if there is one, as by the authors of
+the paper.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from scale_ray.backbones.backbone import KINETICS_MEAN, KINETICS_STD, Backbone
 from scale_ray.backbones.random_weights import seeded, settle_batch_norms
-from scale_ray.backbones.weights import load_strictly, read_weights, state_in
+from scale_ray.backbones.weights import load_strictly, read_weights, state_in, unused_notes
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError
 
@@ -26,6 +27,9 @@ _NOISE_FRAMES = 4
 _NOISE_PX = 112
 _DEPTHS = (3, 4, 6, 3)
 _KERNEL_FRAMES = (1, 1, 3, 3)
+# The copies of the model in a contrastive file, the preferred one first, and the heads in each of them.
+_COPIES = {"momentum": "backbone_hist.", "online": "backbone."}
+_HEADS = ("head.", "ssl_")
 
 
 class SlowR50(nn.Module):
@@ -105,7 +109,7 @@ def load_slow(options: BackboneOptions) -> Backbone:
     UserError
         If no file is given, or if the file does not fit.
     """
-    weights_id = None
+    weights_id, details, notes = None, {}, []
     if options.weights == "default":
         raise UserError(
             f"weights: {NAME} expected --weights FILE (from SlowFast's model zoo) or --weights none, found 'default'"
@@ -117,7 +121,15 @@ def load_slow(options: BackboneOptions) -> Backbone:
         weights_id = f"random, seed {options.backbone_seed}"
     else:
         trunk = SlowR50()
-        load_strictly(trunk, _trunk_state(read_weights(options.weights), options.weights), NAME, options.weights)
+        state = state_in(read_weights(options.weights), ("model_state", "state_dict"), options.weights)
+        copy, prefix = _copy_in(state)
+        used = {key: key.removeprefix(prefix) for key in state if _is_of_trunk(key, prefix)}
+        load_strictly(trunk, {used[key]: state[key] for key in used}, NAME, options.weights)
+        if copy == "momentum":  # not "online": files without a momentum copy leave no choice
+            details["weights_copy"] = copy
+        if copy:
+            notes.append(f"{NAME}: weights of the {copy} copy ({prefix}*)")
+        notes += unused_notes(NAME, (key for key in state if key not in used))
     return Backbone(
         NAME,
         trunk,
@@ -126,11 +138,17 @@ def load_slow(options: BackboneOptions) -> Backbone:
         std=options.pixel_std or KINETICS_STD,
         weights_id=weights_id,
         precision=options.precision,
+        details=details,
+        notes=notes,
     )
 
 
-def _trunk_state(contents: Mapping[str, Any], weights: str) -> dict[str, Tensor]:
-    state = state_in(contents, ("model_state", "state_dict"), weights)
-    prefix = "backbone."
-    backbone_state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return {key: value for key, value in (backbone_state or state).items() if not key.startswith("head.")}
+def _copy_in(state: Mapping[str, Tensor]) -> tuple[str, str]:
+    """The copy of the model to take from a file, and the prefix of its tensors; empty for a file without copies."""
+    present = (copy for copy, prefix in _COPIES.items() if any(key.startswith(prefix) for key in state))
+    copy = next(present, "")
+    return copy, _COPIES.get(copy, "")
+
+
+def _is_of_trunk(key: str, prefix: str) -> bool:
+    return key.startswith(prefix) and not key.removeprefix(prefix).startswith(_HEADS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,18 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str, weig
             f"{len(unknown)} unknown and {len(misshapen)} of a different shape, such as {example!r}"
         )
     model.load_state_dict(state, strict=False)
+
+
+def unused_notes(name: str, unused: Iterable[str]) -> list[str]:
+    """One line that names the tensors of a file that a backbone does not use, by the first part of their names.
+
+    Empty if all tensors are used. `name` is that of the backbone.
+    """
+    counts = Counter(key.partition(".")[0] for key in unused)
+    if not counts:
+        return []
+    groups = [f"{part} ({count} tensor{'s' * (count > 1)})" for part, count in sorted(counts.items())]
+    return [f"{name}: weights not used: {', '.join(groups)}"]
 
 
 def weights_hash(model: nn.Module) -> str:

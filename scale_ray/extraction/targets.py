@@ -55,6 +55,8 @@ def open_targets(
     single_options = options.each()
     num_backbones = len(single_options)
     encoders = [load_backbone(single, sampling.frames) for single in single_options]
+    for note in (note for encoder in encoders for note in encoder.notes):
+        console.say(note)
     if num_backbones > 1 and FeatureStore.is_store(store):
         raise UserError(f"{store}: expected a folder for the stores of {num_backbones} backbones, found a single store")
     folders = [join(store, store_folder_name(single.backbone)) for single in single_options]

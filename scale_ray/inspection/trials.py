@@ -71,6 +71,8 @@ def measure_sample(
 
     sampling, extraction = config.sampling, config.extraction
     encoders = [load_backbone(options, sampling.frames) for options in config.backbone.each()]
+    for note in (note for encoder in encoders for note in encoder.notes):
+        console.say(note)
     input_sizes_px = sorted({encoder.input_px for encoder in encoders})
     decoding, unreadable, num_turned = try_decoding(videos, modes, sampling, input_sizes_px, extraction, console)
     backbones = []

@@ -14,6 +14,9 @@ from scale_ray.store import Failure, FeatureStore, compact, repair, unreadable, 
 if TYPE_CHECKING:
     import pandas as pd
 
+# Entries of a fingerprint that only some backbones have.
+_DETAILS = ("weights_copy", "time_embeddings")
+
 
 @dataclass(frozen=True)
 class StoreResult(Result):
@@ -39,10 +42,12 @@ class StoreResult(Result):
 
     def lines(self) -> list[str]:
         fingerprint = self.fingerprint
+        details = [f"{name.replace('_', ' ')} {fingerprint[name]}" for name in _DETAILS if name in fingerprint]
         lines = [
             f"{self.location}: {self.num_videos} videos in {self.num_shards} shards, {self.size_bytes / 2**20:.1f} MiB",
             f"  backbone  {fingerprint['backbone']}, weights {fingerprint['weights']}, "
-            f"{fingerprint.get('input_px')} px, features {self.feature_width or 0} wide",
+            + "".join(f"{detail}, " for detail in details)
+            + f"{fingerprint.get('input_px')} px, features {self.feature_width or 0} wide",
             "  clips     "
             + ", ".join(f"{count} videos in mode {mode}" for mode, count in self.stored.items() if count),
             "  splits    " + ", ".join(f"{name} {count}" for name, count in sorted(self.splits.items())),

@@ -93,19 +93,40 @@ def slow_options(weights: str) -> BackboneOptions:
     return BackboneOptions(backbone="slow_r50", weights=weights, input_px=32)
 
 
-def test_a_contrastive_file_of_slowfast_gives_its_backbone_alone(tmp_path, slow):
-    heads = {
-        "backbone.head.projection.weight": torch.ones(2, 2),
-        "backbone.head.predictors.0.weight": torch.ones(2, 2),
-        "backbone_hist.s1.pathway0_stem.conv.weight": torch.ones(64, 3, 1, 7, 7),
-        "backbone_hist.head.projection.weight": torch.ones(2, 2),
-        "queue_x": torch.ones(4, 2),
-        "ptr": torch.zeros(1),
-        "iter": torch.zeros(1, dtype=torch.long),
-        "knn_mem.memory": torch.ones(2, 1, 2),
+def sized(*shape: int, value: float = 1.0) -> torch.Tensor:
+    """A tensor of any shape that takes no space in a file."""
+    return torch.tensor(value).expand(shape)
+
+
+def contrastive_heads(copy: str) -> dict[str, torch.Tensor]:
+    return {
+        f"{copy}.head.projection.weight": sized(128, 2048),
+        f"{copy}.ssl_128.projection.0.weight": sized(4096, 2048),
+        f"{copy}.ssl_128.projection.0.bias": sized(4096),
+        f"{copy}.ssl_256.projection.3.weight": sized(256, 4096),
+        f"{copy}.ssl_256_predictors.0.0.weight": sized(4096, 256),
     }
-    path = slow_file(tmp_path / "byol.pyth", slow.state_dict(), "backbone.", **heads)
+
+
+MEMORIES = {
+    "queue_x": sized(65536, 128),
+    "ptr": torch.zeros(1),
+    "iter": torch.zeros(1, dtype=torch.long),
+    "knn_mem.memory": sized(240436, 1, 128),
+}
+
+
+def test_a_contrastive_file_of_slowfast_gives_its_momentum_copy_alone(tmp_path, slow):
+    online = {f"backbone.{key}": sized(*value.shape) for key, value in slow.state_dict().items()}
+    others = online | contrastive_heads("backbone") | contrastive_heads("backbone_hist") | MEMORIES
+    path = slow_file(tmp_path / "byol.pyth", slow.state_dict(), "backbone_hist.", **others)
     backbone = load_backbone(slow_options(path), 8)
+    assert backbone.identity()["weights_copy"] == "momentum"
+    assert backbone.notes == (
+        "slow_r50: weights of the momentum copy (backbone_hist.*)",
+        f"slow_r50: weights not used: backbone ({len(online) + 5} tensors), backbone_hist (5 tensors), "
+        "iter (1 tensor), knn_mem (1 tensor), ptr (1 tensor), queue_x (1 tensor)",
+    )
     images = (clips(2, 8).float() / 255 - 0.45) / 0.225
     with torch.inference_mode():
         expected = slow(images.permute(0, 4, 1, 2, 3))
@@ -113,7 +134,21 @@ def test_a_contrastive_file_of_slowfast_gives_its_backbone_alone(tmp_path, slow)
     torch.testing.assert_close(backbone(clips(2, 8)), expected, rtol=1e-4, atol=1e-4)
     head = {"head.projection.weight": torch.ones(2, 2), "head.projection.bias": torch.ones(2)}
     supervised = slow_file(tmp_path / "supervised.pyth", slow.state_dict(), "", **head)
-    assert load_backbone(slow_options(supervised), 8).weights_id == backbone.weights_id
+    alone = load_backbone(slow_options(supervised), 8)
+    assert alone.weights_id == backbone.weights_id
+    assert "weights_copy" not in alone.identity()
+    assert alone.notes == ("slow_r50: weights not used: head (2 tensors)",)
+
+
+def test_a_contrastive_file_without_a_momentum_copy_gives_its_only_copy(tmp_path, slow):
+    path = slow_file(tmp_path / "simclr.pyth", slow.state_dict(), "backbone.", **contrastive_heads("backbone"))
+    backbone = load_backbone(slow_options(path), 8)
+    assert torch.equal(backbone.trunk.s1.pathway0_stem.conv.weight, slow.s1.pathway0_stem.conv.weight)
+    assert "weights_copy" not in backbone.identity()
+    assert backbone.notes == (
+        "slow_r50: weights of the online copy (backbone.*)",
+        "slow_r50: weights not used: backbone (5 tensors)",
+    )
 
 
 def test_a_file_of_slowfast_has_to_fit_strictly(tmp_path, slow):
@@ -253,12 +288,57 @@ def svt_library():
 
 def test_svt_is_the_teacher_of_its_file(tmp_path, svt_library):
     teacher = svt_teacher()
-    backbone = load_backbone(BackboneOptions(backbone="svt", weights=svt_file(tmp_path / "svt.pth", teacher)), 5)
+    backbone = load_backbone(BackboneOptions(backbone="svt", weights=svt_file(tmp_path / "svt.pth", teacher)), FRAMES)
     assert (backbone.num_frames, backbone.input_px) == (FRAMES, INPUT_PX)
+    expected = svt_features(teacher, svt_images(clips(2, FRAMES)))
+    torch.testing.assert_close(backbone(clips(2, FRAMES)), expected, rtol=1e-3, atol=1e-3)
+    assert "time_embeddings" not in backbone.identity()
+    assert backbone.notes == ("svt: weights not used: head (2 tensors)",)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 16])
+def test_svt_sees_all_frames_of_a_clip_with_interpolated_time_embeddings(tmp_path, svt_library, frames):
+    teacher = svt_teacher()
+    options = BackboneOptions(backbone="svt", weights=svt_file(tmp_path / "svt.pth", teacher))
+    backbone = load_backbone(options, frames)
+    time = F.interpolate(teacher["time_embed"].transpose(1, 2), size=frames, mode="nearest").transpose(1, 2)
+    expected = svt_features(teacher | {"time_embed": time}, svt_images(clips(2, frames)))
+    torch.testing.assert_close(backbone(clips(2, frames)), expected, rtol=1e-3, atol=1e-3)
+    assert backbone.num_frames == frames
+    assert backbone.identity()["time_embeddings"] == f"{FRAMES}, interpolated to {frames}"
+    assert backbone.weights_id != load_backbone(options, FRAMES).weights_id
+
+
+def svt_images(pixels: torch.Tensor) -> torch.Tensor:
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    images = (clips(2, 5)[:, [0, 2, 4]] / 255 - mean) / std
-    expected = svt_features(teacher, images.permute(0, 4, 1, 2, 3))
-    torch.testing.assert_close(backbone(clips(2, 5)), expected, rtol=1e-3, atol=1e-3)
+    return ((pixels / 255 - mean) / std).permute(0, 4, 1, 2, 3)
+
+
+def test_the_released_file_of_svt_is_a_flat_dictionary_with_eight_time_embeddings(tmp_path, svt_library):
+    width, blocks = 768, 12
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 197, width), "time_embed": (1, 8, width)}
+    shapes |= {"patch_embed.proj.weight": (width, 3, 16, 16), "patch_embed.proj.bias": (width,)}
+    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+    linear = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "temporal_attn.qkv": (3, 1), "temporal_attn.proj": (1, 1)}
+    linear |= {"temporal_fc": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
+    for block in (f"blocks.{index}" for index in range(blocks)):
+        for name in ("norm1", "norm2", "temporal_norm1"):
+            shapes |= {f"{block}.{name}.{kind}": (width,) for kind in ("weight", "bias")}
+        for name, (out, into) in linear.items():
+            shapes |= {f"{block}.{name}.weight": (out * width, into * width), f"{block}.{name}.bias": (out * width,)}
+    file = {f"backbone.{key}": sized(*shape, value=0.5) for key, shape in shapes.items()}
+    file["backbone.time_embed"] = torch.randn(1, 8, width)
+    file |= {f"head.mlp.{index}.bias": sized(2048) for index in (0, 2)} | {
+        "head.last_layer.weight_v": sized(65536, 256)
+    }
+    torch.save(file, tmp_path / "kinetics400_vitb_ssl.pth")
+    options = BackboneOptions(backbone="svt", weights=str(tmp_path / "kinetics400_vitb_ssl.pth"))
+    backbone = load_backbone(options, 16)
+    assert (backbone.num_frames, backbone.input_px) == (16, 224)
+    assert backbone.identity()["time_embeddings"] == "8, interpolated to 16"
+    time = backbone.trunk.model.embeddings.time_embeddings
+    assert torch.equal(time, file["backbone.time_embed"].repeat_interleave(2, 1))
+    assert backbone.notes == ("svt: weights not used: head (3 tensors)",)
 
 
 def test_a_file_of_svt_has_to_fit_strictly(tmp_path, svt_library):
@@ -266,7 +346,6 @@ def test_a_file_of_svt_has_to_fit_strictly(tmp_path, svt_library):
     path = svt_file(tmp_path / "svt.pth", teacher)
     for options, frames, message in [
         ({"input_px": 64}, 3, "input_px: svt expected 32 px, found 64"),
-        ({}, 2, "svt expected at least 3 frames per clip, found 2; give --frames 3"),
         ({"weights": "default"}, 3, "svt expected --weights FILE"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -281,7 +360,7 @@ def test_a_file_of_svt_has_to_fit_strictly(tmp_path, svt_library):
         with pytest.raises(UserError, match=message):
             load_backbone(BackboneOptions(backbone="svt", weights=path), 3)
     torch.save({"state_dict": teacher}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"expected 'teacher' among the keys .*, found state_dict"):
+    with pytest.raises(UserError, match=r"expected 'teacher' or backbone\.\* among the keys .*, found state_dict"):
         load_backbone(BackboneOptions(backbone="svt", weights=str(tmp_path / "other.pth")), 3)
 
 
