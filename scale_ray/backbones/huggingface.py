@@ -1,8 +1,9 @@
 """Models of transformers, `hf:ID_OR_FOLDER`: VideoMAE, TimeSformer, V-JEPA 2, CLIP's vision tower, DINOv2, DINOv3.
 
-`model_type` in the model's config.json determines the family. The model is always loaded without its head, whichever
-class the checkpoint was saved from. A checkpoint with missing weights is refused, because transformers would
-replace them with random numbers.
+`model_type` in the model's config.json determines the family. The model is always loaded without its classifier,
+whichever class the checkpoint was saved from; a norm between the pooling and the classifier belongs to the features.
+A checkpoint with missing weights is refused, because transformers would replace them with random numbers; weights
+that are not used are named.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from scale_ray.backbones.backbone import (
 )
 from scale_ray.backbones.huggingface_files import folder_of, json_in, processing_in
 from scale_ray.backbones.random_weights import seeded
-from scale_ray.backbones.weights import read_weights, state_in, weights_hash
+from scale_ray.backbones.weights import read_weights, state_in, unused_notes, weights_hash
 from scale_ray.config import BackboneOptions
 from scale_ray.errors import UserError, first_line
 
@@ -41,7 +42,8 @@ class Family:
     """How the models of one family are used.
 
     `any_input_px` means that the position embeddings adapt to the input size. `unused` lists prefixes of weights
-    that do not affect the features and may be missing.
+    that do not affect the features and may be missing. `normed_class` is the class whose models apply a norm,
+    `fc_norm`, to the mean over the tokens (if their configuration says `use_mean_pooling`).
     """
 
     model_class: str
@@ -51,6 +53,7 @@ class Family:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     unused: tuple[str, ...] = ()
+    normed_class: str = ""
 
 
 _CLIP = Family(
@@ -63,7 +66,7 @@ _CLIP = Family(
 _VJEPA2 = Family("VJEPA2Model", "mean", sees_video=True, unused=("predictor.",))
 _MASK_TOKEN = ("embeddings.mask_token",)
 FAMILIES = {
-    "videomae": Family("VideoMAEModel", "mean", sees_video=True),
+    "videomae": Family("VideoMAEModel", "mean", sees_video=True, normed_class="VideoMAEForVideoClassification"),
     "timesformer": Family("TimesformerModel", "class token", sees_video=True, mean=KINETICS_MEAN, std=KINETICS_STD),
     "vjepa2": _VJEPA2,
     "clip": _CLIP,
@@ -78,14 +81,22 @@ class HuggingFaceTrunk(nn.Module):
     """A model of transformers that returns one vector per input.
 
     `pooling` selects the vector: `class token` (after the final norm), `pooler` (the model's own pooled output) or
-    `mean` over all tokens. `interpolate_positions` adapts the position embeddings to the input size.
+    `mean` over all tokens, followed by `norm` if there is one. `interpolate_positions` adapts the position embeddings
+    to the input size.
     """
 
     def __init__(
-        self, model: nn.Module, *, pooling: str, sees_video: bool, interpolate_positions: bool = False
+        self,
+        model: nn.Module,
+        *,
+        pooling: str,
+        sees_video: bool,
+        interpolate_positions: bool = False,
+        norm: nn.LayerNorm | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.norm = norm
         self.pooling = pooling
         self.sees_video = sees_video
         self.model_options = {"interpolate_pos_encoding": True} if interpolate_positions else {}
@@ -97,7 +108,10 @@ class HuggingFaceTrunk(nn.Module):
         if self.pooling == "pooler":
             return output.pooler_output
         tokens = output.last_hidden_state
-        return tokens[:, 0] if self.pooling == "class token" else tokens.float().mean(1)
+        if self.pooling == "class token":
+            return tokens[:, 0]
+        mean = tokens.float().mean(1)
+        return mean if self.norm is None else self.norm(mean.to(self.norm.weight.dtype))
 
 
 def load_huggingface(options: BackboneOptions, num_frames: int | None) -> Backbone:
@@ -122,12 +136,15 @@ def load_huggingface(options: BackboneOptions, num_frames: int | None) -> Backbo
     input_px = options.input_px or (processing.input_px if family.any_input_px else None) or model_px
     if input_px != model_px and not family.any_input_px:
         raise UserError(f"input_px: {name} expected {model_px} px, found {input_px}")
-    model = _model_of(model_class, config, folder, options, family)
+    if _has_norm(config, family):
+        model_class, config.num_labels = getattr(library, family.normed_class), 0  # no classifier
+    model, unused = _model_of(model_class, config, folder, options, family)
     trunk = HuggingFaceTrunk(
-        model.encoder if family is _VJEPA2 else model,  # without V-JEPA 2's predictor of masked tokens
+        _trunk_of(model, family),
         pooling=family.pooling,
         sees_video=family.sees_video,
         interpolate_positions=family is _CLIP and input_px != model_px,
+        norm=getattr(model, "fc_norm", None),
     )
     # With the hash, since one name and seed can stand for random models of different shapes.
     random_id = f"random, seed {options.backbone_seed}, {weights_hash(trunk)}" if options.weights == "none" else None
@@ -142,6 +159,7 @@ def load_huggingface(options: BackboneOptions, num_frames: int | None) -> Backbo
         std=options.pixel_std or processing.std or family.std,
         weights_id=random_id,
         precision=options.precision,
+        notes=unused_notes(name, unused),
     )
 
 
@@ -178,13 +196,29 @@ def _family_of(folder: Path, library: Any, name: str) -> tuple[Family, Any]:
     return family, model_class
 
 
-def _model_of(model_class: Any, config: Any, folder: Path, options: BackboneOptions, family: Family) -> Any:
-    """The model without its head, in float32."""
+def _trunk_of(model: Any, family: Family) -> nn.Module:
+    if family is _VJEPA2:
+        return model.encoder  # without the predictor of masked tokens
+    return model.base_model if hasattr(model, "fc_norm") else model
+
+
+def _has_norm(config: Any, family: Family) -> bool:
+    """Whether the model of a configuration has a norm behind the mean over its tokens.
+
+    By the configuration, since random weights need the same layers as the file's.
+    """
+    return family.normed_class in (config.architectures or ()) and config.use_mean_pooling
+
+
+def _model_of(
+    model_class: Any, config: Any, folder: Path, options: BackboneOptions, family: Family
+) -> tuple[Any, list[str]]:
+    """The model without its classifier, in float32, and the names of the weights that are not used."""
     # Always given: otherwise the config could name an implementation whose code transformers would download.
     attention = {"attn_implementation": "sdpa" if model_class._supports_sdpa else "eager"}
     if options.weights == "none":
         with seeded(options.backbone_seed), _quiet_transformers():
-            return model_class._from_config(config, dtype=torch.float32, **attention)
+            return model_class._from_config(config, dtype=torch.float32, **attention), []
     if options.weights == "default":
         source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
     else:
@@ -209,7 +243,12 @@ def _model_of(model_class: Any, config: Any, folder: Path, options: BackboneOpti
             f"weights: {expected}, found {len(missing)} of {len(model.state_dict())} tensors missing, "
             f"such as {missing[0]!r}"
         )
-    return model
+    # Not the indices that old files hold beside their weights.
+    unused = [key for key in loading["unexpected_keys"] if not key.endswith("position_ids")]
+    if family is _VJEPA2:
+        predictor = {key for key in model.state_dict() if key.startswith(family.unused)}
+        unused += predictor - set(loading["missing_keys"])
+    return model, unused
 
 
 def _square_px(size: Any, name: str) -> int:

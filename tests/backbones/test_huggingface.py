@@ -44,6 +44,10 @@ def mean_of_tokens(model, clips_BT3SS):
     return model(clips_BT3SS).last_hidden_state.mean(1)
 
 
+def normed_mean_of_tokens(model, clips_BT3SS):
+    return model.fc_norm(mean_of_tokens(model.videomae, clips_BT3SS))
+
+
 def class_token(model, clips_BT3SS):
     return model(clips_BT3SS).last_hidden_state[:, 0]
 
@@ -70,7 +74,21 @@ MODELS = {
     "videomae fine-tuned": (
         "VideoMAEForVideoClassification",
         lambda: hf.VideoMAEConfig(**VIDEO, **DECODER, use_mean_pooling=True, num_labels=3),
+        None,
+        normed_mean_of_tokens,
+        IMAGENET,
+    ),
+    "videomae fine-tuned without mean pooling": (
+        "VideoMAEForVideoClassification",
+        lambda: hf.VideoMAEConfig(**VIDEO, **DECODER, use_mean_pooling=False, num_labels=3),
         "videomae",
+        mean_of_tokens,
+        IMAGENET,
+    ),
+    "videomae encoder without a norm": (
+        "VideoMAEModel",
+        lambda: hf.VideoMAEConfig(**VIDEO, **DECODER, use_mean_pooling=True),
+        None,
         mean_of_tokens,
         IMAGENET,
     ),
@@ -96,6 +114,20 @@ MODELS = {
         pooled_frames,
         CLIP,
     ),
+    "clip classifier": (
+        "CLIPForImageClassification",
+        lambda: hf.CLIPConfig(vision_config=TOWER, text_config=TEXT, num_labels=3),
+        None,
+        pooled_frames,
+        CLIP,
+    ),
+    "clip with projection": (
+        "CLIPVisionModelWithProjection",
+        lambda: hf.CLIPVisionConfig(**TOWER, projection_dim=16),
+        None,
+        pooled_frames,
+        CLIP,
+    ),
     "clip tower": ("CLIPVisionModel", lambda: hf.CLIPVisionConfig(**TOWER), None, pooled_frames, CLIP),
     "dinov2": (
         "Dinov2ForImageClassification",
@@ -105,9 +137,9 @@ MODELS = {
         IMAGENET,
     ),
     "dinov2 with registers": (
-        "Dinov2WithRegistersModel",
-        lambda: hf.Dinov2WithRegistersConfig(**SIZES),
-        None,
+        "Dinov2WithRegistersForImageClassification",
+        lambda: hf.Dinov2WithRegistersConfig(**SIZES, num_labels=3),
+        "dinov2_with_registers",
         pooled_frames,
         IMAGENET,
     ),
@@ -115,9 +147,40 @@ MODELS = {
 }
 
 
+# The tensors of each file that are not used, by the first part of their names.
+UNUSED = {
+    "videomae pretrained": ("decoder", "encoder_to_decoder", "mask_token"),
+    "videomae fine-tuned": ("classifier",),
+    "videomae fine-tuned without mean pooling": ("classifier",),
+    "timesformer": ("classifier",),
+    "vjepa2": ("predictor",),
+    "vjepa2 classifier": ("classifier", "pooler", "predictor"),
+    "clip": ("logit_scale", "text_model", "text_projection", "visual_projection"),
+    "clip classifier": ("classifier",),
+    "clip with projection": ("visual_projection",),
+    "dinov2": ("classifier",),
+    "dinov2 with registers": ("classifier",),
+}
+
+
+def unused_note(folder: Path, key: str) -> list[str]:
+    """The note that names the unused tensors of a saved file, counted in the file."""
+    base = MODELS[key][2] or ""
+    names = [name.removeprefix(f"{base}.").partition(".")[0] for name in load_file(folder / "model.safetensors")]
+    groups = [(part, names.count(part)) for part in UNUSED.get(key, ())]
+    assert all(count for _, count in groups)
+    text = ", ".join(f"{part} ({count} tensor{'s' * (count > 1)})" for part, count in groups)
+    return [f"hf:{folder}: weights not used: {text}"] if text else []
+
+
 def saved(folder: Path, key: str):
     """Save a model with all weights perturbed; return the submodule that computes the features."""
-    class_name, config, submodule, _, _ = MODELS[key]
+    model, submodule = saved_whole(folder, key), MODELS[key][2]
+    return getattr(model, submodule) if submodule else model
+
+
+def saved_whole(folder: Path, key: str):
+    class_name, config, *_ = MODELS[key]
     torch.manual_seed(0)
     model = getattr(hf, class_name)(config()).eval()
     with torch.no_grad():
@@ -125,7 +188,7 @@ def saved(folder: Path, key: str):
             parameter.add_(0.1 * torch.randn_like(parameter))
     with warnings.catch_warnings(action="ignore"):
         model.save_pretrained(folder)
-    return getattr(model, submodule) if submodule else model
+    return model
 
 
 def options(folder: Path, **others) -> BackboneOptions:
@@ -151,9 +214,78 @@ def test_features_are_those_of_the_models_own_trunk(tmp_path, key, capsys):
         expected = expected_features(model, normalised(clips(), *mean_std))
     torch.testing.assert_close(backbone(clips()), expected, rtol=1e-4, atol=1e-4)
     assert backbone.identity()["weights"].startswith("sha256:")
+    assert list(backbone.notes) == unused_note(tmp_path, key)
     again = pickle.loads(pickle.dumps(backbone))
     torch.testing.assert_close(again(clips()), backbone(clips()))
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("key", ["videomae fine-tuned", "timesformer"])
+def test_the_classifier_of_a_fine_tuned_model_gives_its_own_logits_from_the_features(tmp_path, key):
+    model = saved_whole(tmp_path, key)
+    features = load_backbone(options(tmp_path), 4)(clips())
+    with torch.inference_mode():
+        expected = model(normalised(clips(), *MODELS[key][-1])).logits
+        torch.testing.assert_close(model.classifier(features), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["dinov2", "dinov2 with registers"])
+def test_features_of_dinov2_are_the_half_of_its_classifiers_input_that_is_the_class_token(tmp_path, key):
+    model = saved_whole(tmp_path, key)
+    images = normalised(clips(1), *IMAGENET)[:, 0]
+    features = load_backbone(options(tmp_path), 1)(clips(1))
+    with torch.inference_mode():
+        tokens = getattr(model, MODELS[key][2])(images).last_hidden_state
+        patches = tokens[:, 1 + getattr(model.config, "num_register_tokens", 0) :].mean(1)
+        logits = model.classifier(torch.cat([features, patches], 1))
+        torch.testing.assert_close(logits, model(images).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_features_of_clip_are_what_its_own_projection_takes(tmp_path):
+    model = saved_whole(tmp_path, "clip with projection")
+    features = load_backbone(options(tmp_path), 1)(clips(1))
+    with torch.inference_mode():
+        expected = model(normalised(clips(1), *CLIP)[:, 0]).image_embeds
+        torch.testing.assert_close(model.visual_projection(features), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fine_tuned_videomae_without_its_norm_is_refused_and_random_ones_have_it(tmp_path):
+    saved(tmp_path, "videomae fine-tuned")
+    normed = load_backbone(options(tmp_path, weights="none"), 4)
+    assert set(normed.trunk.norm.state_dict()) == {"weight", "bias"}
+    state = load_file(tmp_path / "model.safetensors")
+    del state["fc_norm.weight"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"found 1 of \d+ tensors missing, such as 'fc_norm.weight'"):
+        load_backbone(options(tmp_path), 4)
+
+
+def test_the_published_file_of_a_fine_tuned_videomae_is_read_with_its_norm(tmp_path):
+    """Names and shapes of videomae-base-finetuned-kinetics, whose attention has q_bias and v_bias."""
+    width, sizes = 768, {"attention.output.dense": (1, 1), "intermediate.dense": (4, 1), "output.dense": (1, 4)}
+    shapes = {"videomae.embeddings.patch_embeddings.projection.weight": (width, 3, 2, 16, 16)}
+    shapes |= {"videomae.embeddings.patch_embeddings.projection.bias": (width,)}
+    for layer in (f"videomae.encoder.layer.{index}" for index in range(12)):
+        shapes |= {f"{layer}.attention.attention.{name}.weight": (width, width) for name in ("query", "key", "value")}
+        shapes |= {f"{layer}.attention.attention.{name}_bias": (width,) for name in ("q", "v")}
+        for name, (out, into) in sizes.items():
+            shapes |= {f"{layer}.{name}.weight": (out * width, into * width), f"{layer}.{name}.bias": (out * width,)}
+        for name in ("layernorm_before", "layernorm_after"):
+            shapes |= {f"{layer}.{name}.{kind}": (width,) for kind in ("weight", "bias")}
+    shapes |= {"fc_norm.weight": (width,), "fc_norm.bias": (width,)}
+    shapes |= {"classifier.weight": (400, width), "classifier.bias": (400,)}
+    # Expanded numbers take no space in the file.
+    state = {name: torch.tensor(0.25).expand(shape) for name, shape in shapes.items()}
+    state["fc_norm.weight"] = torch.rand(width)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    config = {"model_type": "videomae", "architectures": ["VideoMAEForVideoClassification"], "use_mean_pooling": True}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": {str(n): str(n) for n in range(400)}}))
+    backbone = load_backbone(options(tmp_path), 16)
+    assert (backbone.num_frames, backbone.input_px) == (16, 224)
+    assert torch.equal(backbone.trunk.norm.weight, state["fc_norm.weight"])
+    attention = backbone.trunk.model.encoder.layer[11].attention.attention
+    assert (attention.query.bias.unique().tolist(), attention.value.bias.unique().tolist()) == ([0.25], [0.25])
+    assert backbone.notes == (f"hf:{tmp_path}: weights not used: classifier (2 tensors)",)
 
 
 def test_a_video_model_sees_evenly_spaced_frames_of_longer_clips(tmp_path):
@@ -245,7 +377,7 @@ def test_clips_position_embeddings_follow_the_input_and_others_are_refused(tmp_p
             load_backbone(options(tmp_path / key, input_px=48), 4)
 
 
-@pytest.mark.parametrize("key", ["videomae pretrained", "vjepa2", "dinov3"])
+@pytest.mark.parametrize("key", ["videomae pretrained", "videomae fine-tuned", "vjepa2", "dinov3"])
 def test_less_precision_computes_nearly_the_same(tmp_path, key):
     saved(tmp_path, key)
     whole, half = (load_backbone(options(tmp_path, precision=precision), 4) for precision in ("float32", "bfloat16"))
