@@ -7,6 +7,7 @@ torchvision_models.py  video and image models of torchvision
 huggingface.py         hf:ID_OR_FOLDER, models of transformers; huggingface_files.py locates their files
 slow_r50.py            slow_r50, the paper's rho-BYOL
 svt.py                 svt, the paper's SVT
+i3d.py                 i3d, the RGB network of action localisation
 custom.py              package.module:function, a user's own backbone
 weights.py             reads weight files without executing code from them; hashes weights
 random_weights.py      seeded random weights

@@ -5,6 +5,8 @@ from __future__ import annotations
 from scale_ray.backbones.backbone import Backbone
 from scale_ray.backbones.custom import load_custom
 from scale_ray.backbones.huggingface import PREFIX, load_huggingface
+from scale_ray.backbones.i3d import NAME as I3D
+from scale_ray.backbones.i3d import load_i3d
 from scale_ray.backbones.slow_r50 import NAME as SLOW
 from scale_ray.backbones.slow_r50 import load_slow
 from scale_ray.backbones.svt import NAME as SVT
@@ -41,6 +43,8 @@ def load_backbone(options: BackboneOptions, num_frames: int | None) -> Backbone:
         return load_custom(options, num_frames)
     if name == SLOW:
         return load_slow(options)
+    if name == I3D:
+        return load_i3d(options)
     if name == SVT:
         return load_svt(options, num_frames)
     return load_torchvision(options, num_frames)

@@ -132,7 +132,10 @@ def shape_of(name: str, model_px: int) -> tuple[nn.Module, int]:
 def _require_known(name: str) -> None:
     names = torchvision_names()
     if name not in names:
-        similar = difflib.get_close_matches(name, [*names, "slow_r50", "svt"], n=3) or ["r3d_18", "mobilenet_v3_small"]
+        similar = difflib.get_close_matches(name, [*names, "slow_r50", "svt", "i3d"], n=3) or [
+            "r3d_18",
+            "mobilenet_v3_small",
+        ]
         raise UserError(
             f"backbone: expected a name from `scale-ray backbones`, such as {', '.join(similar)}, found {name!r}"
         )

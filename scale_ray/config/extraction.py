@@ -119,7 +119,8 @@ class BackboneOptions(Options):
 
     backbone: str = option(
         "r3d_18",
-        "A torchvision model, slow_r50, svt, hf:ID_OR_FOLDER or package.module:function; several separated by commas.",
+        "A torchvision model, slow_r50, svt, i3d, hf:ID_OR_FOLDER or package.module:function; several are separated "
+        "by commas.",
         main=True,
     )
     weights: str = option(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _ALSO = {
     "slow_r50": "Slow R50 of rho-BYOL, from a file of SlowFast's model zoo",
     "svt": "Self-supervised Video Transformer, from a file of its authors",
+    "i3d": "I3D, the RGB network, from a file of pytorch-i3d or kinetics_i3d_pytorch",
     "hf:ID_OR_FOLDER": "VideoMAE, TimeSformer, V-JEPA 2, CLIP, DINOv2 and DINOv3 of Hugging Face",
     "package.module:function": "a function of your own that returns a backbone",
 }
