@@ -23,7 +23,7 @@ LAYERS = (
     {"errors", "hashing"},
     {"console", "files"},
     {"config"},
-    {"aggregator", "backbones", "clips", "corpus", "tracking"},
+    {"aggregator", "backbones", "clips", "corpus", "tracking", "warmup"},
     {"decoding", "store"},
     {"clip_sets", "extraction", "inspection"},
     {"embedding", "pretraining", "probes", "search"},

@@ -105,7 +105,14 @@ def linear_grid(bench: Bench, device: torch.device) -> dict[str, float]:
     mean, std = vectors.mean(0), vectors.std(0)
     problem = Problem(OneVector(vectors), classes, Targets(CLASSES, names, {}), mean, 1 / std)
     settings = [Setting(rate, decay) for rate in probing.learning_rates for decay in probing.weight_decays]
-    schedule = TrainingSchedule(batch=probing.probe_batch, set_size=1, epochs=1, min_steps=1, num_draws=1)
+    schedule = TrainingSchedule(
+        batch=probing.probe_batch,
+        set_size=1,
+        epochs=1,
+        min_steps=1,
+        num_draws=1,
+        warmup_share=probing.probe_warmup_share,
+    )
     on_device = Bench(device, True, bench.folder, bench.send)  # one repetition: an epoch takes seconds
 
     def fit(chosen: list[Setting]) -> object:

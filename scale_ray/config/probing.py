@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scale_ray.config.option import Check, Options, above, at_least, each, one_of, option
+from scale_ray.config.option import Check, Options, above, at_least, each, fraction, one_of, option
 from scale_ray.config.pretraining import Ingest, Splits
 from scale_ray.config.runtime import Tracking
 from scale_ray.config.stage import StageConfig
@@ -57,14 +57,15 @@ class Probing(Options):
     probe_min_steps: int = option(
         700, "Minimum number of training steps; small corpora get more epochs.", check=at_least(1)
     )
+    probe_warmup_share: float = option(
+        0.05, "Fraction of the steps of trained probes with a rising learning rate.", check=fraction(with_one=False)
+    )
     probe_draws: int = option(16, "Number of different draws of clip sets; then they repeat.", check=at_least(1))
     probe_batch: int = option(512, "Videos per batch of trained probes.", check=at_least(1))
     probe_set_size: int = option(8, "Clips per random set of trained probes.", check=at_least(1))
     deep_epochs: int = option(20, "Epochs of the probes attentive and finetuned.", check=at_least(1))
     deep_batch: int = option(64, "Videos per batch of the probes attentive and finetuned.", check=at_least(1))
-    deep_min_steps: int = option(
-        300, "Minimum number of training steps of mlp, attentive and finetuned.", check=at_least(1)
-    )
+    deep_min_steps: int = option(300, "Minimum number of training steps of attentive and finetuned.", check=at_least(1))
     low_shot: tuple[float, ...] = option(
         (0.01, 0.05, 0.1, 1, 5),
         "Labels of the low-shot probe: below 1 a fraction of each class, from 1 on a number of videos per class.",

@@ -23,7 +23,8 @@ from scale_ray.errors import RunFailed, UserError
 from scale_ray.pretraining.collectives import average_over_workers, rank, world_size
 from scale_ray.pretraining.gradients import backward, clip_gradients
 from scale_ray.pretraining.objective import Losses, Objective, Projections
-from scale_ray.pretraining.optimizer import moving_average, optimizer_of, schedule_of
+from scale_ray.pretraining.optimizer import moving_average, optimizer_of
+from scale_ray.warmup import schedule_of
 
 Metrics = dict[str, float]
 

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scale_ray.clip_sets import dropout_seed, shuffled
 from scale_ray.probes.targets import CLASSES, MULTILABEL, Targets
+from scale_ray.warmup import schedule_of
 
 _VIDEOS_AT_ONCE = 256
 
@@ -44,7 +45,8 @@ class TrainingSchedule:
     """How long a head is trained, and on which sets.
 
     `batch` videos per step, `set_size` clips per video, at least `epochs` epochs and at least `min_steps` steps. The
-    draws of the sets repeat after `num_draws` epochs.
+    draws of the sets repeat after `num_draws` epochs. The learning rate rises over `warmup_share` of the steps, then it
+    falls to 0 by a cosine.
     """
 
     batch: int
@@ -52,6 +54,7 @@ class TrainingSchedule:
     epochs: int
     min_steps: int
     num_draws: int
+    warmup_share: float
 
     def fitted_to(self, num_videos: int) -> TrainingSchedule:
         """This schedule with a batch of at most `num_videos` and enough epochs for `min_steps`."""
@@ -116,8 +119,8 @@ def fit_heads(
     """Train one head per setting, all at once, on the videos of `rows`, int64; other videos are not used.
 
     All heads start with the same weights and see the same batches, so the result of a setting does not depend on the
-    others (apart from dropout). AdamW; the learning rate falls to 0 by a cosine over all steps; the weights after the
-    last step are kept.
+    others (apart from dropout). AdamW, with the learning rate of `schedule_of`; the weights after the last step are
+    kept.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -142,7 +145,7 @@ def _train(
     # Each setting trains views into the stacked weights, with its own learning rate and weight decay.
     views = [{name: stacked.detach()[g] for name, stacked in weights.items()} for g in range(len(heads))]
     optimizer = _optimizer(views, settings)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.epochs * steps_per_epoch)
+    learning_rate = schedule_of(optimizer, schedule.epochs * steps_per_epoch, schedule.warmup_share)
     for epoch in range(schedule.epochs):
         order = shuffled(len(rows), seed=seed, epoch=epoch)
         draw = epoch % schedule.num_draws
@@ -156,7 +159,7 @@ def _train(
                 for view, gradient in zip(views, stacked, strict=True):
                     view[name].grad = gradient.contiguous()  # the fused step assumes the strides of the weight
             optimizer.step()
-            scheduler.step()
+            learning_rate.step()
     for head, view in zip(heads, views, strict=True):
         head.load_state_dict(view, strict=False)  # buffers stay unchanged
         head.eval()

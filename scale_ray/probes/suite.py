@@ -66,6 +66,7 @@ class ProbeTask:
             epochs=probing.deep_epochs if deep else probing.probe_epochs,
             min_steps=probing.deep_min_steps if deep or set_size == 1 else probing.probe_min_steps,
             num_draws=probing.probe_draws,
+            warmup_share=probing.probe_warmup_share,
         )
 
 

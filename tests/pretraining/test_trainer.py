@@ -1,4 +1,3 @@
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch.multiprocessing as mp
 from scale_ray.clip_sets.sources import ResidentClips
 from scale_ray.config import AggregatorOptions, ObjectiveOptions, PretrainConfig, Sets, Training
 from scale_ray.errors import RunFailed, UserError
-from scale_ray.pretraining.optimizer import warmup_then_cosine
 from scale_ray.pretraining.trainer import Trainer, final_weights, fit
 from scale_ray.store.clip_reader import ClipFeatures
 
@@ -297,11 +295,3 @@ def test_too_few_clips_or_videos_are_refused_with_both_numbers():
         Trainer(resident_clips(clips_of_video=5), config(), device=CPU)
     with pytest.raises(UserError, match="expected at least 2 training videos in the store, found 1"):
         trainer_of(config(), videos=1)
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero():
-    fractions = [warmup_then_cosine(step, 5, 100) for step in range(101)]
-    assert fractions[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert fractions[5] == 1.0
-    assert fractions[52] == pytest.approx(0.5 * (1 + math.cos(math.pi * 47 / 95)))
-    assert fractions[100] == pytest.approx(0.0)

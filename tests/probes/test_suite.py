@@ -16,7 +16,7 @@ from scale_ray.aggregator import normalised_positions
 from scale_ray.aggregator.model import Aggregator
 from scale_ray.clip_sets.draws import video_keys
 from scale_ray.config import AggregatorOptions, Probing
-from scale_ray.probes import suite
+from scale_ray.probes import fitting, suite
 from scale_ray.probes.data import ProbeDataset
 from scale_ray.probes.fitting import Problem, Setting, TrainingSchedule, fit_heads
 from scale_ray.probes.heads import AttentiveHead, FineTunedHead, LinearHead, MlpHead
@@ -25,6 +25,7 @@ from scale_ray.probes.knn import centred, knn_scores, retrieval
 from scale_ray.probes.metrics import cluster_metrics, score_metrics
 from scale_ray.probes.monitor import halves_found
 from scale_ray.probes.targets import CLASSES, MULTILABEL, NUMBERS, Targets
+from scale_ray.warmup import warmup_then_cosine
 
 CLIPS = 4
 
@@ -177,13 +178,34 @@ def test_settings_trained_at_once_are_settings_trained_alone(name):
     dataset = dataset_of(videos, labels)
     problem = Problem(View(dataset, "feature"), dataset.targets, classes_of(3), torch.zeros(19), torch.ones(19))
     settings = [Setting(1e-3, 0.0), Setting(3e-4, 1.0), Setting(1e-2, 1e-2)]
-    schedule = TrainingSchedule(batch=8, set_size=2, epochs=3, min_steps=1, num_draws=2)
+    schedule = TrainingSchedule(batch=8, set_size=2, epochs=3, min_steps=1, num_draws=2, warmup_share=0.05)
     rows = torch.arange(3, 30)
     together = fit_heads(problem, rows, heads(19, 3)[name], settings, schedule, seed=5).scores(problem.inputs, rows)
     for number, setting in enumerate(settings):
         [alone] = fit_heads(problem, rows, heads(19, 3)[name], [setting], schedule, seed=5).scores(problem.inputs, rows)
         torch.testing.assert_close(together[number], alone, atol=2e-4, rtol=1e-3)
     assert not torch.allclose(together[0], together[1], atol=1e-3), "the settings make a difference"
+
+
+@pytest.mark.parametrize("name", ["linear", "attentive"])
+def test_the_learning_rate_of_a_probe_warms_up_over_its_first_steps_and_falls_to_zero(name, monkeypatch):
+    rates: list[list[float]] = []
+    made = fitting._optimizer
+
+    def recorded(*arguments):
+        optimizer = made(*arguments)
+        optimizer.register_step_pre_hook(lambda o, *_: rates.append([group["lr"] for group in o.param_groups]))
+        return optimizer
+
+    monkeypatch.setattr(fitting, "_optimizer", recorded)
+    videos, labels = blobs(16, 2, 0.3, 1)
+    probing = Probing(
+        probe_min_steps=40, deep_min_steps=40, probe_epochs=1, deep_epochs=1, learning_rates=(1e-3,), weight_decays=(0,)
+    )
+    getattr(suite, name)(task_of(dataset_of(videos, labels), classes_of(2), probing))
+    expected = [1e-3 * warmup_then_cosine(step, 2, 40) for step in range(40)]
+    assert [rate for rate, *_ in rates] == pytest.approx(expected)
+    assert rates[0] == [5e-4, 5e-4], "weights and biases alike"
 
 
 @pytest.mark.slow
