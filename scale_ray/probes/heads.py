@@ -19,7 +19,10 @@ class LinearHead(nn.Linear):
 
 
 class MlpHead(nn.Module):
-    """The paper's non-linear baseline: d -> 2048 -> 2048 -> 512 with ReLU; a classifier on `[x, mlp(x)]`."""
+    """The paper's non-linear baseline: d -> 2048 -> 2048 -> 512, and a classifier on `[x, mlp(x)]`.
+
+    ReLU between the layers, none after the last.
+    """
 
     def __init__(self, width: int, num_outputs: int) -> None:
         super().__init__()
@@ -28,9 +31,10 @@ class MlpHead(nn.Module):
         self.classifier = nn.Linear(width + widths[-1], num_outputs)
 
     def forward(self, clips: Tensor) -> Tensor:
-        hidden = clips
-        for layer in self.layers:
-            hidden = F.relu(layer(hidden))
+        first, *others = self.layers
+        hidden = first(clips)
+        for layer in others:
+            hidden = layer(F.relu(hidden))
         return self.classifier(torch.cat([clips, hidden], -1))
 
 

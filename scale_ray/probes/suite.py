@@ -55,16 +55,14 @@ class ProbeTask:
         """The grid; its first point is the setting of the paper."""
         return [Setting(*pair) for pair in product(self.probing.learning_rates, self.probing.weight_decays)]
 
-    def schedule(
-        self, *, batch: int | None = None, set_size: int | None = None, deep: bool = False
-    ) -> TrainingSchedule:
+    def schedule(self, *, deep: bool = False) -> TrainingSchedule:
         """The schedule given by the options; that of the `deep` probes if asked for."""
-        probing, num_clips = self.probing, self.view.dataset.num_clips
+        probing = self.probing
         return TrainingSchedule(
-            batch=batch or probing.probe_batch,
-            set_size=min(set_size or probing.probe_set_size, num_clips),
+            batch=probing.deep_batch if deep else probing.probe_batch,
+            set_size=min(probing.probe_set_size, self.view.dataset.num_clips),
             epochs=probing.deep_epochs if deep else probing.probe_epochs,
-            min_steps=probing.deep_min_steps if deep or set_size == 1 else probing.probe_min_steps,
+            min_steps=probing.deep_min_steps if deep else probing.probe_min_steps,
             num_draws=probing.probe_draws,
             warmup_share=probing.probe_warmup_share,
         )
@@ -102,21 +100,21 @@ def linear(task: ProbeTask) -> TrainedProbe:
 
 
 def mlp(task: ProbeTask) -> TrainedProbe:
-    """The paper's non-linear baseline, trained on single clips: what the feature gives without any set."""
+    """The paper's non-linear baseline of every clip, trained as `linear`: on the same sets, for as many steps."""
     width = task.width
-    return _select_and_fit(task, lambda: MlpHead(width, task.target_spec.width), task.schedule(set_size=1))
+    return _select_and_fit(task, lambda: MlpHead(width, task.target_spec.width), task.schedule())
 
 
 def attentive(task: ProbeTask) -> TrainedProbe:
     """Attention of one learned query over the clips of a set."""
     width = task.width
-    schedule = task.schedule(batch=task.probing.deep_batch, deep=True)
+    schedule = task.schedule(deep=True)
     return _select_and_fit(task, lambda: AttentiveHead(width, task.target_spec.width), schedule)
 
 
 def finetuned(task: ProbeTask, aggregator: Aggregator) -> TrainedProbe:
     """Aggregator and linear classifier trained together, on a copy; `task.view` is `[x, c]` of this aggregator."""
-    schedule = task.schedule(batch=task.probing.deep_batch, deep=True)
+    schedule = task.schedule(deep=True)
     mean, scale = task.view.standardisation(task.fit_rows)
 
     def make_head() -> nn.Module:

@@ -241,6 +241,30 @@ def test_the_non_linear_probe_is_the_papers():
     head = MlpHead(768, 101)
     assert [tuple(layer.weight.shape) for layer in head.layers] == [(2048, 768), (2048, 2048), (512, 2048)]
     assert head.classifier.weight.shape == (101, 768 + 512)
+    clips = torch.randn(3, 5, 768, generator=torch.Generator().manual_seed(0))
+    first, second, last = head.layers
+    hidden = last(second(first(clips).relu()).relu())
+    assert (hidden < 0).any(), "there is no ReLU after the last layer"
+    torch.testing.assert_close(head(clips), head.classifier(torch.cat([clips, hidden], 2)))
+
+
+def test_the_non_linear_probe_sees_what_the_linear_one_sees():
+    videos, labels = blobs(40, 4, 0.4, 1)
+    probing = Probing(probe_min_steps=6, probe_epochs=1, probe_set_size=3, probe_batch=8, weight_decays=(0.0,))
+    seen: dict[str, list[tuple[int, int, int, list[int]]]] = {"linear": [], "mlp": []}
+    for name, calls in seen.items():
+
+        class Recorded(View):
+            def drawn(self, rows, set_size, seed, epoch, calls=calls):
+                calls.append((set_size, seed, epoch, rows.tolist()))
+                return super().drawn(rows, set_size, seed, epoch)
+
+        dataset = dataset_of(videos, labels)
+        getattr(suite, name)(task_of(dataset, classes_of(4), probing, Recorded(dataset, "feature")))
+    assert seen["mlp"] == seen["linear"]
+    assert {set_size for set_size, *_ in seen["mlp"]} == {3}
+    # On one half of the videos, batches of 8 of 20, then on all: 2 and 5 steps per epoch, and at least 6.
+    assert len(seen["mlp"]) == 6 + 10
 
 
 def test_low_shot_draws_so_many_of_each_class_and_nested():
