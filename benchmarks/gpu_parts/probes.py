@@ -86,6 +86,8 @@ def knn(bench: Bench) -> dict[str, float]:
 class OneVector:
     """The inputs of a probe of one vector per video."""
 
+    num_clips = 1
+
     def __init__(self, vectors: Tensor) -> None:
         self._vectors = vectors
 

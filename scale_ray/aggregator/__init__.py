@@ -2,7 +2,7 @@
 
 from scale_ray.aggregator.model import HEAD_WIDTH, Aggregator, check_origin
 from scale_ray.aggregator.positions import normalised_positions
-from scale_ray.aggregator.representation import clip_representations, set_tokens, tokens_of_clips
+from scale_ray.aggregator.representation import clip_representations, set_tokens, tokens_of_clips, videos_per_block
 
 __all__ = [
     "HEAD_WIDTH",
@@ -12,4 +12,5 @@ __all__ = [
     "normalised_positions",
     "set_tokens",
     "tokens_of_clips",
+    "videos_per_block",
 ]

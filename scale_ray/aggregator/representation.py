@@ -8,6 +8,13 @@ from torch import Tensor
 from scale_ray.aggregator.model import Aggregator
 
 _VIDEOS_PER_BATCH = 256
+# Up to so many clips per video, the number of videos limits a block; with more clips, blocks hold fewer videos.
+_CLIPS_PER_VIDEO = 16
+
+
+def videos_per_block(max_videos: int, num_clips: int) -> int:
+    """How many videos of `num_clips` clips to compute at once: `max_videos` of up to 16 clips, fewer of longer ones."""
+    return max(min(max_videos, max_videos * _CLIPS_PER_VIDEO // max(num_clips, 1)), 1)
 
 
 @torch.inference_mode()
@@ -18,7 +25,8 @@ def set_tokens(aggregator: Aggregator, features: Tensor, positions: Tensor) -> T
     device of `features`; the aggregator is left in evaluation mode.
     """
     device = next(aggregator.eval().parameters()).device
-    batches = zip(features.split(_VIDEOS_PER_BATCH), positions.split(_VIDEOS_PER_BATCH), strict=True)
+    per_batch = videos_per_block(_VIDEOS_PER_BATCH, features.shape[1])
+    batches = zip(features.split(per_batch), positions.split(per_batch), strict=True)
     return torch.cat([aggregator(x.to(device).float(), p.to(device))[0].to(features.device) for x, p in batches])
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scale_ray.aggregator import Aggregator
+from scale_ray.aggregator import Aggregator, videos_per_block
 from scale_ray.clips import MODES
 from scale_ray.config import BackboneSource, Representing
 from scale_ray.embedding.video_model import VideoModel, clip_vectors
@@ -96,8 +96,9 @@ def _stored_vectors(
     for mode in ("eval", *(mode for mode in MODES if mode != "eval")):
         clips = StoredClips(store, mode, store.stored_ids(mode) - done)
         for number, part in enumerate(clips.parts):
-            for begin in range(0, len(part.rows), _VIDEOS_AT_ONCE):
-                block = clips.read_rows(number, begin, begin + _VIDEOS_AT_ONCE)
+            at_once = videos_per_block(_VIDEOS_AT_ONCE, clips.num_clips)
+            for begin in range(0, len(part.rows), at_once):
+                block = clips.read_rows(number, begin, begin + at_once)
                 ids += block.video_ids
                 vectors.append(clip_vectors(aggregator, block.features, block.positions, representing.ensemble).mean(1))
         done |= set(clips.video_ids)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scale_ray.aggregator import Aggregator
+from scale_ray.aggregator import Aggregator, videos_per_block
 from scale_ray.backbones import weights_hash
 from scale_ray.clips import MODES, POSITION_FIELDS, VideoGeometry
 from scale_ray.config import Representing
@@ -144,8 +144,9 @@ def embed_store(store: FeatureStore, vectors: VectorStore, progress: Progress) -
     for mode, ids in _ids_by_mode(store, vectors.subsets_in(store), done).items():
         clips = StoredClips(store, mode, ids)
         for number, part in enumerate(clips.parts):
-            for begin in range(0, len(part.rows), _VIDEOS_PER_PART):
-                block = clips.read_rows(number, begin, begin + _VIDEOS_PER_PART)
+            per_part = videos_per_block(_VIDEOS_PER_PART, clips.num_clips)
+            for begin in range(0, len(part.rows), per_part):
+                block = clips.read_rows(number, begin, begin + per_part)
                 rows = zip(block.video_ids, block.features, block.positions, strict=True)
                 videos = [
                     VideoFeatures(video_id, features, positions, _geometry(geometries[video_id]))

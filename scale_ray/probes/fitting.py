@@ -13,6 +13,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from scale_ray.aggregator import videos_per_block
 from scale_ray.clip_sets import dropout_seed, shuffled
 from scale_ray.probes.targets import CLASSES, MULTILABEL, Targets
 from scale_ray.warmup import schedule_of
@@ -22,6 +23,11 @@ _VIDEOS_AT_ONCE = 256
 
 class Inputs(Protocol):
     """The clips of a dataset's videos as inputs of a head, always a new tensor."""
+
+    @property
+    def num_clips(self) -> int:
+        """Clips per video."""
+        ...
 
     def whole(self, rows: Tensor) -> Tensor:
         """All clips of some videos, float32 (B, N, d)."""
@@ -95,7 +101,7 @@ class FittedHeads:
     def scores(self, inputs: Inputs, rows: Tensor) -> Tensor:
         """Scores (G, videos, K) of G settings: probabilities of classes or labels, or numbers in their own units."""
         parts = []
-        for part in rows.split(_VIDEOS_AT_ONCE):
+        for part in rows.split(videos_per_block(_VIDEOS_AT_ONCE, inputs.num_clips)):
             clips = (inputs.whole(part) - self._mean) * self._scale
             parts.append(torch.stack([self._mean_scores(head(clips)) for head in self.heads]))
         return torch.cat(parts, 1)

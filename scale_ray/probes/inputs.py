@@ -8,13 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from scale_ray.aggregator import Aggregator, clip_representations, set_tokens, tokens_of_clips
+from scale_ray.aggregator import Aggregator, clip_representations, set_tokens, tokens_of_clips, videos_per_block
 from scale_ray.clip_sets import draw_clips
 from scale_ray.probes.data import ProbeDataset
 from scale_ray.probes.knn import centred
-from scale_ray.probes.mapped import by_parts
+from scale_ray.probes.mapped import ROWS_AT_ONCE, by_parts
 
-_VIDEOS_AT_ONCE = 512
 # Set tokens of drawn sets are cached if they take at most this size, otherwise computed on every use.
 _CACHED_BYTES = 2**30
 
@@ -32,9 +31,10 @@ class Tokens:
         """The token of every clip's set, float32 (videos, N, E), or (videos, 1, E) if all clips are one set."""
         dataset, ensemble = self._dataset, self._ensemble
         if not ensemble or ensemble >= dataset.num_clips:
-            return self._of_all_videos(lambda rows: self._tokens(rows)[:, None])
+            return self._of_all_videos(lambda rows: self._tokens(rows)[:, None], dataset.num_clips)
         return self._of_all_videos(
-            lambda rows: tokens_of_clips(self._aggregator, dataset.features[rows], dataset.positions[rows], ensemble)
+            lambda rows: tokens_of_clips(self._aggregator, dataset.features[rows], dataset.positions[rows], ensemble),
+            dataset.num_clips,
         )
 
     def drawn(self, rows: Tensor, set_size: int, seed: int, epoch: int) -> Tensor:
@@ -46,12 +46,13 @@ class Tokens:
             if any(cached[:2] != key[:2] for cached in self._cache):
                 self._cache.clear()  # the next seed does not use the draws of the last one
             self._cache[key] = self._of_all_videos(
-                lambda part: self._tokens(drawn_clips(self._dataset, part, set_size, seed, epoch)).half()
+                lambda part: self._tokens(drawn_clips(self._dataset, part, set_size, seed, epoch)).half(), set_size
             )
         return self._cache[key][rows].float()
 
-    def _of_all_videos(self, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        return by_parts(len(self._dataset), compute, self._dataset.scratch)
+    def _of_all_videos(self, compute: Callable[[Tensor], Tensor], num_clips: int) -> Tensor:
+        rows_at_once = videos_per_block(ROWS_AT_ONCE, num_clips)
+        return by_parts(len(self._dataset), compute, self._dataset.scratch, rows_at_once)
 
     def _tokens(self, index: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         return set_tokens(self._aggregator, self._dataset.features[index], self._dataset.positions[index])
@@ -66,13 +67,29 @@ class View:
     """One representation of a dataset's videos.
 
     `base` is the part that each clip has by itself: its `feature`, its `geometry`, or `nothing`. With `tokens` the set
-    token of its set is appended.
+    token of its set is appended. `standardisation`, a mean and a scale (d,), standardises the base. The geometry needs
+    it: in raw units, a distance sees nothing but the width and height of a video.
     """
 
-    def __init__(self, dataset: ProbeDataset, base: str, tokens: Tokens | None = None) -> None:
+    def __init__(
+        self,
+        dataset: ProbeDataset,
+        base: str,
+        tokens: Tokens | None = None,
+        *,
+        standardisation: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         self.dataset, self._tokens = dataset, tokens
         empty = dataset.features[..., :0]
         self._base = {"feature": dataset.features, "geometry": dataset.geometry, "nothing": empty}[base]
+        if standardisation is not None:
+            mean, scale = standardisation
+            self._base = (self._base - mean) * scale
+
+    @property
+    def num_clips(self) -> int:
+        """Clips per video."""
+        return self.dataset.num_clips
 
     def whole(self, rows: Tensor) -> Tensor:
         """All clips of some videos, float32 (B, N, d)."""
@@ -90,7 +107,8 @@ class View:
     @cached_property
     def videos(self) -> Tensor:
         """The representation of each video, float32 (videos, d): the mean over its clips."""
-        return by_parts(len(self.dataset), lambda rows: self.whole(rows).mean(1), self.dataset.scratch)
+        rows_at_once = videos_per_block(ROWS_AT_ONCE, self.num_clips)
+        return by_parts(len(self.dataset), lambda rows: self.whole(rows).mean(1), self.dataset.scratch, rows_at_once)
 
     def centred(self, rows: Tensor | None = None) -> Tensor:
         """The representations of all videos or of `rows`, minus their mean, at unit norm, float32 (videos, d)."""
@@ -99,10 +117,10 @@ class View:
     def standardisation(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (d,) over all clips of some videos, and the inverse of the standard deviation (d,); part by part."""
         total = squares = torch.zeros((), dtype=torch.float64)
-        for part in rows.split(_VIDEOS_AT_ONCE):
+        for part in rows.split(videos_per_block(ROWS_AT_ONCE, self.num_clips)):
             clips = self.whole(part).flatten(0, 1).double()
             total, squares = total + clips.sum(0), squares + clips.square().sum(0)
-        count = len(rows) * self.dataset.num_clips
+        count = len(rows) * self.num_clips
         mean, mean_square = total / count, squares / count
         std = (mean_square - mean.square()).clamp(min=0).sqrt()
         # A constant column carries no information; divided by its standard deviation it would be rounding noise.
@@ -115,6 +133,11 @@ class SetInputs:
 
     def __init__(self, dataset: ProbeDataset) -> None:
         self.dataset = dataset
+
+    @property
+    def num_clips(self) -> int:
+        """Clips per video."""
+        return self.dataset.num_clips
 
     def whole(self, rows: Tensor) -> Tensor:
         """All clips of some videos, float32 (B, N, D + 7)."""

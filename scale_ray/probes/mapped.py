@@ -12,11 +12,13 @@ from torch import Tensor
 
 from scale_ray.errors import UserError
 
-_ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 512
 
 
-def by_parts(num_rows: int, compute: Callable[[Tensor], Tensor], scratch: str | None) -> Tensor:
-    """`compute(rows)` for all rows, called for a few hundred rows at a time and joined.
+def by_parts(
+    num_rows: int, compute: Callable[[Tensor], Tensor], scratch: str | None, rows_at_once: int = ROWS_AT_ONCE
+) -> Tensor:
+    """`compute(rows)` for all rows, called for `rows_at_once` rows at a time and joined.
 
     Without `scratch` the result is in memory, on the device of the parts. With a folder `scratch` it is mapped from a
     file there without a name: the file disappears with the tensor, and the system can evict its pages from memory.
@@ -26,7 +28,7 @@ def by_parts(num_rows: int, compute: Callable[[Tensor], Tensor], scratch: str | 
     UserError
         If the folder has too little free space.
     """
-    first, *others = torch.arange(num_rows).split(_ROWS_AT_ONCE)
+    first, *others = torch.arange(num_rows).split(rows_at_once)
     part = compute(first)
     shape = (num_rows, *part.shape[1:])
     whole = part.new_empty(shape) if scratch is None else _mapped_empty(shape, part.dtype, scratch)

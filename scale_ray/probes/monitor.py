@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scale_ray.aggregator import Aggregator, clip_representations, normalised_positions, set_tokens
+from scale_ray.aggregator import (
+    Aggregator,
+    clip_representations,
+    normalised_positions,
+    set_tokens,
+    videos_per_block,
+)
 from scale_ray.clip_sets import ResidentClips
 from scale_ray.config import Probing
 from scale_ray.errors import UserError
@@ -18,6 +24,7 @@ from scale_ray.hashing import uniform_hash
 from scale_ray.probes.data import ProbeDataset
 from scale_ray.probes.inputs import Tokens, View
 from scale_ray.probes.knn import centred, knn_scores, weighted_vote
+from scale_ray.probes.mapped import ROWS_AT_ONCE, by_parts
 from scale_ray.probes.suite import ProbeTask, linear
 from scale_ray.probes.targets import CLASSES, Targets
 from scale_ray.store import ClipFeatures, FeatureStore, StoredClips
@@ -29,7 +36,14 @@ def knn_top1_within(videos: Tensor, labels: Tensor, groups: Tensor, probing: Pro
     """Top-1 of k-nearest neighbours among the videos themselves, without those of the query's own group.
 
     Monitors a training. `videos` (n, d) are representations, `labels` and `groups` int64 (n,). A fraction in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If all videos are of one group: none of them has a neighbour.
     """
+    if len(groups.unique()) < 2:
+        raise ValueError("groups: expected videos of at least 2 groups, found 1: a group has no vote on its own videos")
     videos = centred(videos)
     cosine = (videos @ videos.T).masked_fill(groups[:, None] == groups, -torch.inf)
     cosine, nearest = cosine.topk(min(probing.knn_k[0], len(videos)), dim=1)
@@ -116,8 +130,7 @@ class FoldValidation:
     def __call__(self, aggregator: Aggregator) -> Tensor:
         """Whether each of the `rows` is right, bool (rows,)."""
         if self._rank_by == "halves":
-            features, positions = self._clips.features[self.rows], self._clips.positions[self.rows]
-            return halves_found(*(set_tokens(aggregator, features[:, h::2], positions[:, h::2]) for h in (0, 1)))
+            return halves_found(*(self._tokens_of_half(aggregator, half) for half in (0, 1)))
         view = View(self._dataset, "feature", Tokens(self._dataset, aggregator, 0, self._probing.probe_draws))
         if self._rank_by == "knn":
             k, temperature = self._probing.knn_k[0], self._probing.knn_temperature[0]
@@ -128,6 +141,16 @@ class FoldValidation:
             task = ProbeTask(view, self._spec, self._known, self._known[:0], self._known, self._probing, seed=0)
             scores = linear(task).fitted.scores(view, self.rows)[0]
         return scores.argmax(1) == self._targets[self.rows]
+
+    def _tokens_of_half(self, aggregator: Aggregator, half: int) -> Tensor:
+        """The set token of every other clip of each of the `rows`, from clip 0 or 1 on, float32 (rows, E)."""
+        features, positions = self._clips.features, self._clips.positions
+
+        def tokens(part: Tensor) -> Tensor:
+            rows = self.rows[part]
+            return set_tokens(aggregator, features[rows, half::2], positions[rows, half::2])
+
+        return by_parts(len(self.rows), tokens, None, videos_per_block(ROWS_AT_ONCE, self._clips.num_clips))
 
     @cached_property
     def _dataset(self) -> ProbeDataset:
@@ -153,30 +176,37 @@ class TrainingMonitor:
         labels, groups = store.labels(), store.groups()
         labelled = sorted((i for i in train.video_ids if i in labels), key=lambda i: uniform_hash(f"monitor\0{i}"))
         labelled = labelled[:max_videos]
-        self._classes = sorted({labels[video_id] for video_id in labelled})
-        self._labels, self._probing = labels, probing
-        self._clips = StoredClips(store, train.mode, set(labelled)).read() if len(self._classes) > 1 else None
+        self._probing = probing
+        is_possible = all(len({of_video[i] for i in labelled}) > 1 for of_video in (labels, groups))
+        self._clips = StoredClips(store, train.mode, set(labelled)).read() if is_possible else None
         if self._clips is not None:
-            names = [groups[video_id] for video_id in self._clips.video_ids]
-            self._groups = torch.tensor([sorted(set(names)).index(name) for name in names])
+            self._labels = _numbered([labels[video_id] for video_id in self._clips.video_ids])
+            self._groups = _numbered([groups[video_id] for video_id in self._clips.video_ids])
 
     def __call__(self, aggregator: Aggregator) -> dict[str, float]:
-        """`monitor_knn_top1` of the aggregator; empty with fewer than two classes."""
+        """`monitor_knn_top1` of the aggregator; empty with fewer than two classes, or fewer than two groups."""
         if self._clips is None:
             return {}
-        videos, labels = _labelled_representations(self._clips, self._labels, self._classes, aggregator)
-        return {"monitor_knn_top1": knn_top1_within(videos, labels, self._groups, self._probing)}
+        videos = _representations(self._clips, aggregator)
+        return {"monitor_knn_top1": knn_top1_within(videos, self._labels, self._groups, self._probing)}
 
 
-def _labelled_representations(
-    clips: ClipFeatures, labels: dict[str, str], classes: Sequence[str], aggregator: Aggregator
-) -> tuple[Tensor, Tensor]:
-    """Representations (n, d) of the labelled videos, and their classes, int64 (n,)."""
-    labelled = clips.subset([row for row, video_id in enumerate(clips.video_ids) if video_id in labels])
-    features = torch.from_numpy(labelled.features)
-    positions = normalised_positions(torch.from_numpy(labelled.positions))
-    videos = clip_representations(features, set_tokens(aggregator, features, positions)).mean(1)
-    return videos, torch.tensor([classes.index(labels[video_id]) for video_id in labelled.video_ids])
+def _numbered(names: Sequence[str]) -> Tensor:
+    """The number of each name among the different ones, which are sorted, int64 (names,)."""
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return torch.tensor([numbers[name] for name in names])
+
+
+def _representations(clips: ClipFeatures, aggregator: Aggregator) -> Tensor:
+    """The representation of each video, float32 (videos, d)."""
+    features = torch.from_numpy(clips.features)
+    positions = normalised_positions(torch.from_numpy(clips.positions))
+
+    def of_videos(rows: Tensor) -> Tensor:
+        tokens = set_tokens(aggregator, features[rows], positions[rows])
+        return clip_representations(features[rows], tokens).mean(1)
+
+    return by_parts(len(features), of_videos, None, videos_per_block(ROWS_AT_ONCE, features.shape[1]))
 
 
 def halves_found(first: Tensor, second: Tensor) -> Tensor:
