@@ -161,7 +161,13 @@ def _representations(
         train, test = tokens or (None, None)
         return _Representation(name, View(split.train, base, train), View(split.test, base, test), model)
 
-    yield row(GEOMETRY_ALONE, "geometry")
+    standardisation = View(split.train, "geometry").standardisation(split.refit_rows)
+    yield _Representation(
+        GEOMETRY_ALONE,
+        View(split.train, "geometry", standardisation=standardisation),
+        View(split.test, "geometry", standardisation=standardisation),
+        None,
+    )
     yield row(BACKBONE_ALONE, "feature")
     yield row(RANDOM_AGGREGATOR, "feature", tokens(untrained), untrained)
     trained = tokens(aggregator)

@@ -59,6 +59,7 @@ def make_store(
     sides: Sequence[str] | Sequence[Mapping[str, str]],
     positions: Mapping[str, np.ndarray] | None = None,
     groups: Sequence[str | None] | None = None,
+    geometries: Mapping[str, VideoGeometry] | None = None,
     **columns: Sequence[Any],
 ) -> FeatureStore:
     """A store of these features (clips, D) by video id: `train` clips of training videos, `eval` clips of test videos.
@@ -95,7 +96,7 @@ def make_store(
                     video_id,
                     features[video_id].astype(np.float16),
                     positions[video_id] if positions else positions_of(rng, len(features[video_id])),
-                    GEOMETRY,
+                    geometries[video_id] if geometries else GEOMETRY,
                 )
                 for video_id in part
             ]
