@@ -27,7 +27,10 @@ def resamples_of(groups: Sequence[str], count: int, seed: int) -> Iterator[np.nd
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean over the seeds, its 95 % interval from `low` to `high`, and the value of `each` seed."""
+    """The mean over the seeds, its 95 % interval from `low` to `high`, and the value of `each` seed.
+
+    With one seed the interval covers the choice of the test videos only, not what another seed would change.
+    """
 
     value: float
     low: float

@@ -106,7 +106,7 @@ class _Evaluation:
 
     def __init__(self, split: ProbeSplit, aggregators: Sequence[Aggregator], probing: Probing, ensemble: int) -> None:
         self.split, self.probing, self.figures = split, probing, FigureData(split)
-        self.num_seeds = max(probing.probe_seeds, len(aggregators))
+        self.num_seeds, self.num_aggregators = max(probing.probe_seeds, len(aggregators)), len(aggregators)
         # representation -> name of the metric -> the metric of each seed
         self.metrics: dict[str, dict[str, list[Metric]]] = {}
         self._aggregators, self._ensemble = aggregators, ensemble
@@ -297,6 +297,7 @@ def _table(evaluation: _Evaluation) -> ProbeTable:
         num_test_groups=len(set(split.test.groups)),
         num_classes=0 if split.targets.kind == NUMBERS else len(split.targets.names),
         num_seeds=evaluation.num_seeds,
+        num_aggregators=evaluation.num_aggregators,
     )
 
 

@@ -39,7 +39,8 @@ class ProbeTable:
     """The results of the probes of one split.
 
     `gains` are the improvements of the trained aggregator over the backbone's feature alone, by metric (for errors,
-    the decrease). `chance` is the metric reached without seeing a video. `notes` are printed below the table.
+    the decrease). `chance` is the metric reached without seeing a video. `num_aggregators` of separate pretrainings are
+    divided among the `num_seeds` seeds. `notes` are printed below the table.
     """
 
     rows: list[ProbeRow]
@@ -53,6 +54,7 @@ class ProbeTable:
     num_classes: int
     num_seeds: int
     notes: list[str] = field(default_factory=list)
+    num_aggregators: int = 1
 
     def values(self) -> dict[str, Any]:
         """Plain values that can be written as JSON."""
@@ -136,9 +138,19 @@ class ProbeTable:
             f"{self.num_train_videos} training and {self.num_test_videos} test videos{groups}, {chance}",
             f"{seeds}; ±: half of the 95 % interval, by bootstrap over the test {'groups' if groups else 'videos'}"
             + (" and the seeds" if self.num_seeds > 1 else ""),
-            *(["only one test group: all draws are equal, so intervals mean nothing"] * (self.num_test_groups == 1)),
+            self._covered(f"test {'groups' if groups else 'videos'}"),
             *self.notes,
         ]
+
+    def _covered(self, units: str) -> str:
+        """What the intervals cover: the choice of the test videos, and of the seeds if there are several."""
+        if self.num_test_groups == 1:
+            return "only one test group: all draws are equal, so intervals mean nothing"
+        if self.num_seeds == 1:
+            return f"the intervals cover the {units} only, not what another seed would change"
+        if self.num_aggregators == 1:
+            return f"the intervals cover the {units} and the seeds of the probes, not those of the pretraining"
+        return f"the intervals cover the {units} and the seeds, of pretraining and probes"
 
 
 def mean_table(tables: Sequence[ProbeTable]) -> ProbeTable:

@@ -81,7 +81,8 @@ def _bars(axes: Any, table: ProbeTable, names: Sequence[str]) -> None:
     axes.invert_yaxis()
     if not names[0].endswith("_mse"):
         axes.set_xlim(0, 1.08)
-    axes.set_xlabel(f"on {table.num_test_videos} test videos, with 95 % intervals")
+    drawn_from = "the test videos" + (" and the seeds" if table.num_seeds > 1 else " only")
+    axes.set_xlabel(f"on {table.num_test_videos} test videos, with 95 % intervals over {drawn_from}")
     axes.set_title("Probe results by representation")
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=4)
 

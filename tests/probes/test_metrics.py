@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,6 +142,31 @@ def test_a_table_on_the_screen_has_the_main_measures_in_order_and_fits():
     assert "+0.100 ±0.100" in text
     assert "20 training and 10 test videos in 5 groups, 4 classes; always the most frequent class: 0.250" in lines
     assert lines[-1] == "a note"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_seeds": 1}, "the intervals cover the test groups only, not what another seed would change"),
+        (
+            {"num_seeds": 1, "num_test_groups": 10},
+            "the intervals cover the test videos only, not what another seed would change",
+        ),
+        (
+            {"num_seeds": 5},
+            "the intervals cover the test groups and the seeds of the probes, not those of the pretraining",
+        ),
+        (
+            {"num_seeds": 5, "num_aggregators": 5},
+            "the intervals cover the test groups and the seeds, of pretraining and probes",
+        ),
+        ({"num_test_groups": 1}, "only one test group: all draws are equal, so intervals mean nothing"),
+    ],
+)
+def test_a_table_says_what_its_intervals_cover(changes, expected):
+    described = replace(table(), **changes)
+    assert [line for line in described.lines() if "intervals" in line] == [expected]
+    assert expected in described.markdown()
 
 
 def test_the_mean_is_of_what_every_split_has():
