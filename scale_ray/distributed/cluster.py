@@ -71,6 +71,11 @@ def _connection(cluster: Cluster, *, verbose: bool) -> Iterator[None]:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address and address.startswith(("http://", "https://")):
         raise UserError(f"address: expected HOST:PORT or auto from Python, found {address}; only commands run as jobs")
+    if address and address.startswith("ray://"):
+        raise UserError(
+            f"address: expected HOST:PORT or auto on a node of the cluster, or http://HEAD:8265 from elsewhere, found "
+            f"{address}; Ray's client cannot run what is streamed and trained"
+        )
     if address:
         _check_reachable(address)
     protect_token()

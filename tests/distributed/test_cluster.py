@@ -32,3 +32,10 @@ def test_a_temporary_folder_without_room_is_named(monkeypatch, tmp_path):
 def test_any_other_reason_is_its_first_line(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"expected a local Ray to start on this machine, found: .* during startup"):
         starting(monkeypatch, tmp_path, free_bytes=2**30)
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
+def test_an_address_that_python_cannot_use_is_refused_with_those_that_it_can(address):
+    expected = f"address: expected HOST:PORT or auto .* found {address}"
+    with pytest.raises(UserError, match=expected), connected(Cluster(address=address)):
+        pass
