@@ -189,6 +189,7 @@ def pretrain(
     candidates: str = 'all',
     negatives: str = 'all',
     pretrain_on: str = 'train',
+    pretrain_mode: str = 'train',
     epochs: int = 200,
     batch: int = 512,
     accumulate: int = 1,
@@ -221,7 +222,7 @@ def pretrain(
     cpus: int = 0,
     worker_labels: str | None = None,
 ) -> PretrainResult:
-    """Train the aggregator on the `train` clips of a store's training videos (section 3 of the paper)."""
+    """Train the aggregator on the clips of a store's training videos (section 3 of the paper)."""
 
 def probe(
     store: str | PathLike[str],
@@ -233,6 +234,7 @@ def probe(
     quiet: bool = False,
     verbose: bool = False,
     probes: str | Sequence[str] = ('knn', 'linear', 'retrieval', 'clustering'),
+    probe_mode: str = 'train',
     target: str = 'auto',
     probe_seeds: int = 1,
     probe_seed: int = 0,
@@ -352,6 +354,7 @@ def sweep(
     candidates: str | Sequence[str] = 'all',
     negatives: str | Sequence[str] = 'all',
     pretrain_on: str = 'train',
+    pretrain_mode: str = 'train',
     epochs: int | Sequence[int] | Range = 200,
     batch: int | Sequence[int] | Range = 512,
     accumulate: int = 1,
@@ -392,6 +395,7 @@ def sweep(
     promote: bool = False,
     promote_epochs: int = 0,
     probes: str | Sequence[str] = ('knn', 'linear', 'retrieval', 'clustering'),
+    probe_mode: str = 'train',
     target: str = 'auto',
     probe_seeds: int = 1,
     probe_seed: int = 0,
@@ -518,6 +522,7 @@ def pipeline(
     candidates: str = 'all',
     negatives: str = 'all',
     pretrain_on: str = 'train',
+    pretrain_mode: str = 'train',
     epochs: int = 200,
     batch: int = 512,
     accumulate: int = 1,
@@ -543,6 +548,7 @@ def pipeline(
     ingest_share: float = 0.5,
     window_mib: int = 1024,
     probes: str | Sequence[str] = ('knn', 'linear', 'retrieval', 'clustering'),
+    probe_mode: str = 'train',
     target: str = 'auto',
     probe_seeds: int = 1,
     probe_seed: int = 0,

@@ -35,6 +35,7 @@ _TRAINED_ON = {
     "unlabelled": int,
     "splits": dict[str, dict[str, int]],
     "set_size": int,
+    "mode": str | None,  # older ones lack it
     "store": str,
 }
 _ORIGIN = {"backbone": str, "weights": str, "sampling": dict[str, dict[str, Any]], "sampling_seed": int}

@@ -245,8 +245,8 @@ def _mapped_clips(
     stored: StoredClips, cache: Path, device: torch.device, groups: Mapping[str, str] | None
 ) -> ResidentClips:
     """The clips, mapped from files that the first worker of a machine writes and all its workers share."""
-    store, paths = stored.store, [part.path for part in stored.parts]
-    described = json.dumps([store.FORMAT, store.fingerprint, stored.mode, paths])
+    store = stored.store
+    described = json.dumps([store.FORMAT, store.fingerprint, stored.mode, stored.paths])
     digest = hashlib.blake2b("\0".join([described, *stored.video_ids]).encode(), digest_size=10).hexdigest()
     folder = cache / f"scale-ray-clips-{digest}"
     folder.mkdir(parents=True, exist_ok=True)

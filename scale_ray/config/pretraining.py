@@ -11,6 +11,9 @@ from scale_ray.config.runtime import Cluster, Tracking
 from scale_ray.config.stage import StageConfig
 from scale_ray.errors import UserError
 
+# Modes of the clips to pretrain on and to fit probes on; the last is the pool of both.
+TRAINED_MODES = ("train", "augmented", "train+augmented")
+
 _WORKERS = re.compile(r"(\d+)(?:\.\.(\d+))?")
 _IN_0_1 = Check("in (0, 1]", lambda value: 0 < value <= 1)
 
@@ -152,8 +155,13 @@ class Training(Options):
 
     pretrain_on: str = option(
         "train",
-        "Videos to train on: the training split, or all videos with train clips (transductive).",
+        "Videos to train on: the training split, or all videos with clips of --pretrain-mode (transductive).",
         check=one_of("train", "all"),
+    )
+    pretrain_mode: str = option(
+        "train",
+        "Clips to train on: of mode train, of mode augmented, or of both as one pool per video.",
+        check=one_of(*TRAINED_MODES),
     )
     epochs: int = option(200, "Passes over the videos.", check=at_least(1), main=True, searched=True)
     batch: int = option(512, "Videos per global batch.", check=at_least(2), main=True, searched=True)

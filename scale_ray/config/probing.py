@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scale_ray.config.option import Check, Options, above, at_least, each, fraction, one_of, option
-from scale_ray.config.pretraining import Ingest, Splits
+from scale_ray.config.pretraining import TRAINED_MODES, Ingest, Splits
 from scale_ray.config.runtime import Tracking
 from scale_ray.config.stage import StageConfig
 
@@ -24,6 +24,11 @@ class Probing(Options):
         "Names of the probes, or all.",
         check=each(one_of(*PROBES, "all")),
         main=True,
+    )
+    probe_mode: str = option(
+        "train",
+        "Clips of the training videos to fit probes on: train, augmented, or both as one pool per video.",
+        check=one_of(*TRAINED_MODES),
     )
     target: str = option("auto", "Column to predict, for example label.", main=True)
     probe_seeds: int = option(1, "Number of seeds, beginning with --probe-seed.", check=at_least(1), main=True)

@@ -160,7 +160,7 @@ class TrialWorker:
         self._config = PretrainConfig.from_dict(job["config"])
         self._device = torch.device("cuda" if job["use_gpu"] else "cpu")
         store = FeatureStore(job["store"])
-        stored, _ = training_clips(store, split=self._config.splits.split)
+        stored, _ = training_clips(store, split=self._config.splits.split, mode=self._config.training.pretrain_mode)
         self._labels, self._groups = store.labels(), store.groups()
         mapped = open_source(stored, _mapped(self._config.ingest), torch.device("cpu"), groups=self._groups)
         assert isinstance(mapped, ResidentClips)

@@ -55,6 +55,7 @@ def pretraining_clips(store: FeatureStore, config: PretrainConfig) -> tuple[Stor
         config.training.held_out_share,
         split=config.splits.split,
         everything=config.training.pretrain_on == "all",
+        mode=config.training.pretrain_mode,
     )
 
 

@@ -13,11 +13,11 @@ from scale_ray.errors import UserError
 from scale_ray.store import FeatureStore
 
 
-def trained_on(store: FeatureStore, video_ids: Sequence[str], set_size: int) -> dict[str, Any]:
+def trained_on(store: FeatureStore, video_ids: Sequence[str], set_size: int, mode: str = "train") -> dict[str, Any]:
     """A summary of the videos that an aggregator was trained on, which is saved with it.
 
-    It holds the number of videos, of unlabelled videos, and of videos per split and subset; the clips per set;
-    and a digest of the ids in the store, with their subsets and whether they are labelled.
+    It holds the number of videos, of unlabelled videos, and of videos per split and subset; the clips per set, and
+    their mode; and a digest of the ids in the store, with their subsets and whether they are labelled.
     """
     ids = set(video_ids)
     videos = _video_rows(store)
@@ -31,12 +31,13 @@ def trained_on(store: FeatureStore, video_ids: Sequence[str], set_size: int) -> 
             for name in store.split_names()
         },
         "set_size": set_size,
+        "mode": mode,
         "store": _digest(videos),
     }
 
 
 def provenance_notes(seen: Mapping[str, Any], store: FeatureStore, split: str) -> list[str]:
-    """Notes about the pretraining for the readers of a probe table; none if it used the training subset only.
+    """Notes about the pretraining for a probe table; none if it used `train` clips of the training subset only.
 
     `seen` is the result of `trained_on`, empty if it is not known.
     """
@@ -46,12 +47,16 @@ def provenance_notes(seen: Mapping[str, Any], store: FeatureStore, split: str) -
         return [
             f"the aggregator was trained on {seen['videos']} videos of another corpus, or of another state of this one"
         ]
+    mode = seen.get("mode") or "train"
+    notes = [] if mode == "train" else [f"the aggregator was trained on {mode} clips"]
     extra = []
     if tested := seen["splits"].get(split, {}).get("test", 0):
         extra.append(f"{tested} test videos")
     if seen["unlabelled"]:
         extra.append(f"{seen['unlabelled']} unlabelled videos")
-    return [f"transductive: the aggregator also saw {' and '.join(extra)}, without labels"] if extra else []
+    if extra:
+        notes.append(f"transductive: the aggregator also saw {' and '.join(extra)}, without labels")
+    return notes
 
 
 def _video_rows(store: FeatureStore) -> list[dict[str, Any]]:

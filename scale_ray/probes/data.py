@@ -18,7 +18,7 @@ from scale_ray.config import Ingest
 from scale_ray.errors import UserError
 from scale_ray.hashing import uniform_hash
 from scale_ray.probes.targets import Targets
-from scale_ray.store import GEOMETRY, FeatureStore, StoredClips
+from scale_ray.store import GEOMETRY, FeatureStore, StoredClips, open_clips
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,10 @@ class ProbeSplit:
         return self.is_training.nonzero()[:, 0]
 
 
-def load_probe_split(store: FeatureStore, targets: Targets, split: str, ingest: Ingest) -> ProbeSplit:
-    """Load a split: `train` clips of its training and validation videos, `eval` clips of its test videos.
+def load_probe_split(
+    store: FeatureStore, targets: Targets, split: str, ingest: Ingest, mode: str = "train"
+) -> ProbeSplit:
+    """Load a split: clips of a mode of its training and validation videos, `eval` clips of its test videos.
 
     Raises
     ------
@@ -93,7 +95,7 @@ def load_probe_split(store: FeatureStore, targets: Targets, split: str, ingest: 
     groups, geometries = store.groups(), store.geometries()
 
     def load(mode: str, included: Sequence[str], description: str) -> ProbeDataset:
-        stored = StoredClips(store, mode, {video_id for video_id, subset in subsets.items() if subset in included})
+        stored = open_clips(store, mode, {video_id for video_id, subset in subsets.items() if subset in included})
         ids = stored.video_ids
         if not ids:
             raise UserError(f"expected labelled {description} videos with {mode} clips, found none in {store.location}")
@@ -112,7 +114,7 @@ def load_probe_split(store: FeatureStore, targets: Targets, split: str, ingest: 
             str(cache_folder(ingest)) if source.ingest_mode == "disk" else None,
         )
 
-    train, test = load("train", ("train", "validation"), "training"), load("eval", ("test",), "test")
+    train, test = load(mode, ("train", "validation"), "training"), load("eval", ("test",), "test")
     check_no_leakage(train, test, store.location)
     is_training = torch.tensor([subsets[video_id] == "train" for video_id in train.video_ids])
     if not bool(is_training.any()):

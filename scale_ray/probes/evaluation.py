@@ -57,10 +57,10 @@ def probe_table(
 ) -> tuple[ProbeTable, FigureData]:
     """Run every chosen probe on every representation of the clips in a store.
 
-    Probes are fitted on the `train` clips of the training videos. The test videos, seen through their `eval` clips,
-    are only scored, once per seed, after all selection. Seed n uses aggregator n; if there are more seeds than
-    aggregators, these repeat. With `ensemble` a video's clips are dealt into sets of at most so many clips. `progress`
-    is called with the number of representations that are done, and the name of the last one.
+    Probes are fitted on the clips of mode `probing.probe_mode` of the training videos. The test videos, seen through
+    their `eval` clips, are only scored, once per seed, after all selection. Seed n uses aggregator n; if there are more
+    seeds than aggregators, these repeat. With `ensemble` a video's clips are dealt into sets of at most so many clips.
+    `progress` is called with the number of representations that are done, and the name of the last one.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def probe_table(
     targets = read_targets(store, probing.target)
     if split is None:
         raise UserError(f"expected labelled training videos, found none in {store.location}")
-    probe_split = load_probe_split(store, targets, split, ingest or Ingest())
+    probe_split = load_probe_split(store, targets, split, ingest or Ingest(), probing.probe_mode)
     evaluation = _Evaluation(probe_split, aggregators, probing, ensemble)
     done = 0
     for number in range(evaluation.num_seeds):

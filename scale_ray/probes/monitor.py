@@ -27,7 +27,7 @@ from scale_ray.probes.knn import centred, knn_scores, weighted_vote
 from scale_ray.probes.mapped import ROWS_AT_ONCE, by_parts
 from scale_ray.probes.suite import ProbeTask, linear
 from scale_ray.probes.targets import CLASSES, Targets
-from scale_ray.store import ClipFeatures, FeatureStore, StoredClips
+from scale_ray.store import ClipFeatures, FeatureStore, StoredClips, open_clips
 
 _VIDEOS_AT_ONCE = 1024
 
@@ -178,7 +178,7 @@ class TrainingMonitor:
         labelled = labelled[:max_videos]
         self._probing = probing
         is_possible = all(len({of_video[i] for i in labelled}) > 1 for of_video in (labels, groups))
-        self._clips = StoredClips(store, train.mode, set(labelled)).read() if is_possible else None
+        self._clips = open_clips(store, train.mode, set(labelled)).read() if is_possible else None
         if self._clips is not None:
             self._labels = _numbered([labels[video_id] for video_id in self._clips.video_ids])
             self._groups = _numbered([groups[video_id] for video_id in self._clips.video_ids])

@@ -88,15 +88,24 @@ def pipeline(
 
     with connected(config.cluster, verbose=console.verbose):
         with timed("extract"):
-            extracted = extract(videos, store, config=config.part(ExtractConfig), console=console)
-            for line in extracted.lines():
-                console.say(line)
-            _check_failures(extracted.failed_fraction, config.extraction.max_failed_share)
+            for mode in _modes(config):
+                extraction = config.part(ExtractConfig).replaced(mode=mode)
+                extracted = extract(videos, store, config=extraction, console=console)
+                for line in extracted.lines():
+                    console.say(line)
+                _check_failures(extracted.failed_fraction, config.extraction.max_failed_share)
         with timed("pretrain"):
             trained = pretrain(store, run, runs=runs, config=config.part(PretrainConfig), console=console)
         with timed("probe"):
             probes = probe(store, run, runs=runs, config=config.part(ProbeConfig), console=console)
     return PipelineResult(trained, probes, seconds)
+
+
+def _modes(config: PipelineConfig) -> list[str]:
+    """The modes to extract: `auto` gives no augmented clips, which the other stages may ask for."""
+    asked = config.training.pretrain_mode + config.probing.probe_mode
+    mode = config.extraction.mode
+    return [mode, "augmented"] if mode == "auto" and "augmented" in asked else [mode]
 
 
 def _check_failures(failed: float, allowed: float) -> None:

@@ -20,7 +20,7 @@ from scale_ray.files.locations import join, showable
 from scale_ray.hashing import digest
 from scale_ray.pretraining import check_trainable, final_weights, trained_on
 from scale_ray.reports import losses_figure
-from scale_ray.store import FeatureStore, StoredClips
+from scale_ray.store import FeatureStore, StoredClips, check_modes, num_incomplete, training_ids
 from scale_ray.tracking import Experiment, RunFolder, RunRecord
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class PretrainResult(Result):
 
 
 def pretrain(store: str, run: str, *, runs: str = "runs", config: PretrainConfig, console: Console) -> PretrainResult:
-    """Train the aggregator on the `train` clips of a store's training videos (section 3 of the paper).
+    """Train the aggregator on the clips of a store's training videos (section 3 of the paper).
 
     The same run name with the same configuration continues an unfinished run from its newest checkpoint.
 
@@ -90,6 +90,7 @@ def pretrain_below(
     """As `pretrain`; with the id of a `parent`, the MLflow run is a child of that one."""
     features = FeatureStore(store)
     folder = RunFolder(runs, run)
+    check_modes(features, "pretrain_mode", config.training.pretrain_mode)
     clips, held_out = pretraining_clips(features, config)
     check_trainable(len(clips), clips.num_clips, config.sets.set_size)
     if config.training.held_out_share and not len(held_out):
@@ -110,9 +111,20 @@ def pretrain_below(
             count = "..".join(map(str, sorted(set(workers)))) + (" worker" if workers == (1, 1) else " workers")
             aside = f" ({len(held_out)} held out)" if len(held_out) else ""
             console.say(f"training on {len(clips)} videos{aside} with {count}")
+            _say_incomplete(features, config, console)
             state = run_workers(folder, features, config, workers, size, record, console)
             _finish(folder, features, config, state, clips, record, console)
     return PretrainResult(folder)
+
+
+def _say_incomplete(store: FeatureStore, config: PretrainConfig, console: Console) -> None:
+    """Say how many training videos are left out because they lack clips of another mode than `train`."""
+    training = config.training
+    if training.pretrain_mode == "train":
+        return
+    ids = training_ids(store, split=config.splits.split, everything=training.pretrain_on == "all")
+    if left_out := num_incomplete(store, training.pretrain_mode, ids):
+        console.say(f"{left_out} training videos lack {training.pretrain_mode.replace('+', ' or ')} clips: left out")
 
 
 def _num_workers(config: PretrainConfig, size: ClusterSize, num_videos: int) -> tuple[int, int]:
@@ -156,7 +168,7 @@ def _finish(
     record: RunRecord,
     console: Console,
 ) -> None:
-    seen = trained_on(store, clips.video_ids, config.sets.set_size)
+    seen = trained_on(store, clips.video_ids, config.sets.set_size, clips.mode)
     aggregator = Aggregator(clips.feature_width, config.aggregator, store.origin, seen)
     aggregator.load_state_dict(final_weights(state, config))
     folder.write_history(state["history"])

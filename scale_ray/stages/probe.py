@@ -14,7 +14,7 @@ from scale_ray.files.locations import absolute, atomic_write, join
 from scale_ray.pretraining import check_compatible, provenance_notes
 from scale_ray.probes import FigureData, ProbeTable, mean_table, num_representations, probe_table
 from scale_ray.reports import probe_metrics, report_pictures, report_tables
-from scale_ray.store import FeatureStore
+from scale_ray.store import FeatureStore, check_modes, num_incomplete
 from scale_ray.tracking import Experiment, aggregator_of, run_folder_of
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def probe_below(
 ) -> ProbeResult:
     """As `probe`; with the id of a `parent`, the MLflow run is a child of that one."""
     features = FeatureStore(store)
+    check_modes(features, "probe_mode", config.probing.probe_mode)
     names = [name for name in checkpoint.split(",") if name]
     locations = [aggregator_of(name, runs) for name in names]
     aggregators = [Aggregator.load(location) for location in locations]
@@ -148,8 +149,19 @@ def _probed(
                 progress=show,
             )
             notes = [note for model in aggregators for note in provenance_notes(model.trained_on, store, table.split)]
+            notes += _mode_notes(store, config.probing.probe_mode, table.split)
             tables.append(replace(table, notes=list(dict.fromkeys(notes))))
             figures.append(figure_data)
     if len(tables) > 1:
         tables.append(mean_table(tables))
     return tables, figures
+
+
+def _mode_notes(store: FeatureStore, mode: str, split: str) -> list[str]:
+    """Notes about the clips that probes were fitted on; none for those of mode `train`."""
+    if mode == "train":
+        return []
+    ids = [video_id for video_id, subset in store.splits(split).items() if subset in ("train", "validation")]
+    left_out = num_incomplete(store, mode, ids)
+    more = f"; {left_out} training videos lack {mode.replace('+', ' or ')} clips and are left out" * bool(left_out)
+    return [f"the probes were fitted on {mode} clips{more}"]

@@ -52,7 +52,7 @@ from scale_ray.search import (
 )
 from scale_ray.stages.pretrain import PretrainResult, pretrain_below
 from scale_ray.stages.probe import ProbeResult, probe_below
-from scale_ray.store import FeatureStore, StoredClips, training_clips
+from scale_ray.store import FeatureStore, StoredClips, check_modes, training_clips
 from scale_ray.tracking import Experiment, RunFolder, RunRecord
 
 if TYPE_CHECKING:
@@ -169,7 +169,11 @@ def sweep(store: str, run: str = "sweep", *, runs: str = "runs", config: SweepCo
         If all trials failed, or if their results could not be written.
     """
     features = FeatureStore(store)
-    clips, _ = training_clips(features, split=config.splits.split)
+    mode = config.training.pretrain_mode
+    check_modes(features, "pretrain_mode", mode)
+    if config.searching.promote:
+        check_modes(features, "probe_mode", config.probing.probe_mode)
+    clips, _ = training_clips(features, split=config.splits.split, mode=mode)
     config = _resolved(config, features, clips)
     folder = RunFolder(runs, run)
     described = _described(config, features, clips)

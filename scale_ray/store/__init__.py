@@ -1,7 +1,15 @@
 """The feature store: its format, shards, readers, write lease and maintenance."""
 
 from scale_ray.store.changes import changed_videos
-from scale_ray.store.clip_reader import ClipFeatures, StoredClips, training_clips
+from scale_ray.store.clip_reader import (
+    ClipFeatures,
+    StoredClips,
+    check_modes,
+    num_incomplete,
+    open_clips,
+    training_clips,
+    training_ids,
+)
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.lease import Lease, write_lease
 from scale_ray.store.maintenance import compact, remove_videos, repair, unreadable, verify
@@ -18,11 +26,15 @@ __all__ = [
     "StoredClips",
     "VideoFeatures",
     "changed_videos",
+    "check_modes",
     "compact",
     "fingerprint_of",
+    "num_incomplete",
+    "open_clips",
     "remove_videos",
     "repair",
     "training_clips",
+    "training_ids",
     "unreadable",
     "verify",
     "write_lease",

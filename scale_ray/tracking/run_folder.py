@@ -26,6 +26,9 @@ from scale_ray.files.locations import absolute, atomic_write, check_within, exis
 from scale_ray.files.small_files import read_json, read_yaml
 from scale_ray.files.tables import read_parquet, write_parquet
 
+# Options that runs of earlier versions did not have, and what these did.
+_ADDED = {"training.pretrain_mode": "train", "probing.probe_mode": "train"}
+
 
 class RunFolder:
     """The folder of one run. Opening it creates nothing."""
@@ -61,6 +64,10 @@ class RunFolder:
         before = read_yaml(path, "the configuration of a run", {section: dict | None for section in config})
         # Other keys, or another way to the same place, are no other configuration.
         before, config = redacted(before), redacted(config)
+        for dotted, value in _ADDED.items():
+            section, _, name = dotted.partition(".")
+            if before.get(section) is not None:
+                before[section].setdefault(name, value)
         differing = [
             f"{section}.{name} {(before.get(section) or {}).get(name)!r} before, {value!r} now"
             for section, values in config.items()
