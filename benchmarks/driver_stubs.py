@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ GEOMETRY_OF_ALL = (240, 320, 10.0, 30.0)
 
 
 def decode_nothing(
-    block: pa.Table, *, sampling: Sampling, input_sizes_px: Sequence[int], per_block: int, **_: Any
+    block: pa.Table, *, sampling: Sampling, sizes_px: Mapping[str, Sequence[int]], per_block: int, **_: Any
 ) -> Iterator[pa.Table]:
     """Blocks of the size that decoded videos have, of zeros."""
     for start in range(0, len(block), per_block):
@@ -30,8 +30,10 @@ def decode_nothing(
         columns |= {name: [value] * len(part) for name, value in zip(GEOMETRY.names, GEOMETRY_OF_ALL, strict=True)}
         nothing = [None] * len(part)
         table = pa.table({field.name: pa.array(_list(columns.get(field.name, nothing)), field.type) for field in ROW})
-        pixels = bytes(video_bytes("train", sampling, input_sizes_px))
-        yield table.append_column(pixels_column(input_sizes_px[0]), pa.array([pixels] * len(part), pa.large_binary()))
+        pixels = bytes(video_bytes("train", sampling, sizes_px["train"]))
+        yield table.append_column(
+            pixels_column(sizes_px["train"][0]), pa.array([pixels] * len(part), pa.large_binary())
+        )
 
 
 def _list(column: Any) -> list[Any]:

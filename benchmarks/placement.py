@@ -81,7 +81,7 @@ def made_blocks(seconds: float) -> Any:
     """In place of `stream.decode_block`: real blocks of made pixels."""
 
     def decode_block(
-        block: pa.Table, *, sampling: Sampling, input_sizes_px: list[int], per_block: int, extraction: Extraction
+        block: pa.Table, *, sampling: Sampling, sizes_px: dict[str, list[int]], per_block: int, extraction: Extraction
     ) -> Iterator[pa.Table]:
         from scale_ray.extraction import decode_videos
         from scale_ray.store import GEOMETRY
@@ -95,7 +95,7 @@ def made_blocks(seconds: float) -> Any:
                 np.frombuffer(memoryview(pixels.memory), np.uint8)[start : start + PER_VIDEO] = 7
                 return SimpleNamespace(positions=np.zeros((16, 7), np.float32), size_bytes=1, geometry=geometry)
 
-        yield from decode_videos(block.to_pylist(), Made(), sampling, input_sizes_px, per_block)  # type: ignore[arg-type]
+        yield from decode_videos(block.to_pylist(), Made(), sampling, sizes_px["train"], per_block)  # type: ignore[arg-type]
 
     return decode_block
 

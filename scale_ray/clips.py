@@ -44,7 +44,7 @@ class Appearance:
 
     `jitter` lists (property, amount) in the order of application: brightness, contrast and saturation are factors
     (1 changes nothing), hue is in turns. `blur_px` is the sigma of the Gaussian blur in pixels of the displayed
-    frame, 0 for no blur.
+    frame, 0 for no blur; the options give it in pixels of a frame of which the short side is `blur_short_px`.
     """
 
     jitter: tuple[tuple[str, float], ...]
@@ -114,7 +114,7 @@ def _random_clip(
         _frame_times(start * latest_start_s, sampling),
         _resized_crop(box_draws, top, left, geometry, sampling),
         flipped=flip < sampling.flip_probability,
-        appearance=_appearance(appearance_draws, sampling),
+        appearance=_appearance(appearance_draws, geometry, sampling),
     )
 
 
@@ -148,7 +148,7 @@ def _resized_crop(draws: list[float], top: float, left: float, geometry: VideoGe
     return (y0, x0, y0 + height, x0 + width)
 
 
-def _appearance(draws: list[float], sampling: Sampling) -> Appearance:
+def _appearance(draws: list[float], geometry: VideoGeometry, sampling: Sampling) -> Appearance:
     """Draw colour jitter (in random order), grey and blur, each with its own probability."""
     jittered, brightness, contrast, saturation, hue, order, grey, blurred, sigma = draws
     jitter: list[tuple[str, float]] = []
@@ -166,6 +166,7 @@ def _appearance(draws: list[float], sampling: Sampling) -> Appearance:
             name = remaining.pop(index)
             jitter.append((name, amounts[name]))
     blur_px = sampling.blur_min_px + sigma * (sampling.blur_max_px - sampling.blur_min_px)
+    blur_px *= min(geometry.height_px, geometry.width_px) / sampling.blur_short_px
     return Appearance(
         tuple(jitter),
         grey=grey < sampling.grey_probability,

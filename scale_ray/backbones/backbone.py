@@ -37,6 +37,9 @@ class Backbone(nn.Module):
         absolute difference of neighbouring frames (D = 3 D').
     input_px
         S, the height and width of the trunk's input.
+    size_step_px
+        The trunk takes every S that is a multiple of it; None if it takes `input_px` alone. `eval_input_px`, the S of
+        clips of mode `eval`, is `input_px` until it is set.
     num_frames
         The number of frames that the trunk takes; None for any number. Longer clips are reduced to evenly
         spaced frames.
@@ -61,6 +64,7 @@ class Backbone(nn.Module):
         trunk: nn.Module,
         *,
         input_px: int,
+        size_step_px: int | None = None,
         sees_video: bool = True,
         frame_pooling: str = "mean",
         num_frames: int | None = None,
@@ -76,7 +80,8 @@ class Backbone(nn.Module):
         self.trunk = trunk
         self.sees_video = sees_video
         self.frame_pooling = "none" if sees_video else frame_pooling
-        self.input_px = input_px
+        self.input_px = self.eval_input_px = input_px
+        self.size_step_px = size_step_px
         self.num_frames = num_frames
         # The files of a custom backbone's module: processes on other machines import its classes from them.
         self.module_files: ModuleFiles | None = None
@@ -113,13 +118,23 @@ class Backbone(nn.Module):
         self.precision = precision
         self.trunk.to(_DTYPES[precision])
 
+    def input_px_of(self, mode: str) -> int:
+        """The height and width of the input for clips of a mode."""
+        return self.eval_input_px if mode == "eval" else self.input_px
+
+    def scale_eval_input(self, scale: float) -> None:
+        """Let the clips of mode `eval` be `scale` times as large as the others, as nearly as the trunk takes it."""
+        if self.size_step_px is not None:
+            steps = max(round(self.input_px * scale / self.size_step_px), 1)
+            self.eval_input_px = steps * self.size_step_px
+
     def feature_width(self, num_frames: int) -> int:
         """D, determined by encoding one black clip of `num_frames` frames."""
         return self(self.black_clips(1, num_frames)).shape[1]
 
-    def black_clips(self, num_clips: int, num_frames: int) -> Tensor:
-        """Black clips of the backbone's input size, on its device: uint8 (clips, T, S, S, 3)."""
-        size = (num_clips, num_frames, self.input_px, self.input_px, 3)
+    def black_clips(self, num_clips: int, num_frames: int, mode: str = "train") -> Tensor:
+        """Black clips of the backbone's input size for a mode, on its device: uint8 (clips, T, S, S, 3)."""
+        size = (num_clips, num_frames, self.input_px_of(mode), self.input_px_of(mode), 3)
         return torch.zeros(size, dtype=torch.uint8, device=self.mean.device)
 
     def identity(self) -> dict[str, Any]:
@@ -129,6 +144,8 @@ class Backbone(nn.Module):
             "weights": self.weights_id,
             "frame_pooling": self.frame_pooling,
             "input_px": self.input_px,
+            # Only if it is another one: stores of earlier versions have features of one size.
+            **({} if self.eval_input_px == self.input_px else {"eval_input_px": self.eval_input_px}),
             "pixel_mean": [round(value, 6) for value in self.mean.flatten().tolist()],
             "pixel_std": [round(value, 6) for value in self.std.flatten().tolist()],
             "precision": self.precision,

@@ -5,7 +5,8 @@ a FILE). It returns either
 
 - a `scale_ray.backbones.Backbone`, or
 - an nn.Module that maps normalised pixels, floats (clips, 3, T, S, S), to (clips, D). It has the attribute
-  `input_px` = S and, optionally, `num_frames` (default None: any number), `mean` and `std` (default ImageNet's).
+  `input_px` = S and, optionally, `num_frames` (default None: any number), `mean` and `std` (default ImageNet's), and
+  `size_step_px`, if it takes every S that is a multiple of it (default None: only `input_px`).
 
 Its module is an installed package, which every machine needs, or in a folder on PYTHONPATH of the command alone: its
 Python files are sent to the actors, which look into them last, after all libraries.
@@ -54,7 +55,7 @@ def load_custom(options: BackboneOptions, num_frames: int | None) -> Backbone:
     backbone.module_files = files_of_module(name.partition(":")[0])
     backbone.weights_id = weights_hash(backbone.trunk)
     if options.input_px is not None:
-        backbone.input_px = options.input_px
+        backbone.input_px = backbone.eval_input_px = options.input_px
     if not backbone.sees_video:
         backbone.frame_pooling = options.frame_pooling
     backbone.normalise_with(
@@ -109,6 +110,7 @@ def _wrapped(model: Any, name: str) -> Backbone:
         name,
         model,
         input_px=input_px,
+        size_step_px=getattr(model, "size_step_px", None),
         num_frames=getattr(model, "num_frames", None),
         mean=getattr(model, "mean", IMAGENET_MEAN),
         std=getattr(model, "std", IMAGENET_STD),

@@ -30,7 +30,7 @@ class FeatureExtractor:
     """
 
     def __init__(self, backbone: Backbone, devices: Sequence[torch.device], batch_clips: int) -> None:
-        self.name, self.input_px, self.batch_clips = backbone.name, backbone.input_px, batch_clips
+        self.name, self.input_px_of, self.batch_clips = backbone.name, backbone.input_px_of, batch_clips
         self._devices = devices
         self._copies = [_copy_on(backbone, device) for device in devices]
 
@@ -60,7 +60,7 @@ class FeatureExtractor:
             if len(clips) == 1:
                 raise RunFailed(
                     f"backbone {self.name}: expected memory for at least one clip of {clips.shape[1]} frames and "
-                    f"{self.input_px} px, found too little on device {self._devices[place]}; use a device with more, "
+                    f"{clips.shape[2]} px, found too little on device {self._devices[place]}; use a device with more, "
                     "a smaller backbone, or --precision float16"
                 ) from error
         # Outside of `except`: the exception would keep the tensors of the failed attempt.

@@ -143,7 +143,7 @@ def load_huggingface(options: BackboneOptions, num_frames: int | None) -> Backbo
         _trunk_of(model, family),
         pooling=family.pooling,
         sees_video=family.sees_video,
-        interpolate_positions=family is _CLIP and input_px != model_px,
+        interpolate_positions=family is _CLIP,  # at the model's own size they stay as they are
         norm=getattr(model, "fc_norm", None),
     )
     # With the hash, since one name and seed can stand for random models of different shapes.
@@ -154,6 +154,7 @@ def load_huggingface(options: BackboneOptions, num_frames: int | None) -> Backbo
         sees_video=family.sees_video,
         frame_pooling=options.frame_pooling,
         input_px=input_px,
+        size_step_px=config.patch_size if family.any_input_px else None,
         num_frames=model_frames,
         mean=options.pixel_mean or processing.mean or family.mean,
         std=options.pixel_std or processing.std or family.std,

@@ -13,6 +13,7 @@ from scale_ray.backbones.svt import NAME as SVT
 from scale_ray.backbones.svt import load_svt
 from scale_ray.backbones.torchvision_models import load_torchvision
 from scale_ray.config import BackboneOptions
+from scale_ray.errors import UserError
 
 
 def is_custom(name: str) -> bool:
@@ -20,7 +21,7 @@ def is_custom(name: str) -> bool:
     return ":" in name and not name.startswith(PREFIX)
 
 
-def load_backbone(options: BackboneOptions, num_frames: int | None) -> Backbone:
+def load_backbone(options: BackboneOptions, num_frames: int | None, eval_scale: float = 1.0) -> Backbone:
     """Load the backbone that the options name, on the CPU.
 
     Parameters
@@ -29,6 +30,9 @@ def load_backbone(options: BackboneOptions, num_frames: int | None) -> Backbone:
         The options of one backbone; if they name several, call this once for each of `options.each()`.
     num_frames
         Frames per clip; a backbone that needs more is refused. None: as many as the backbone needs.
+    eval_scale
+        Input size in mode `eval` over that of the other modes (`Sampling.eval_scale`), for a backbone that takes any
+        size, unless the options give the size itself.
 
     Raises
     ------
@@ -36,6 +40,19 @@ def load_backbone(options: BackboneOptions, num_frames: int | None) -> Backbone:
         If the name is unknown, if the weights cannot be loaded or do not fit, or if the model does not accept
         the number of frames or the input size.
     """
+    backbone = _loaded(options, num_frames)
+    if options.eval_input_px is None:
+        backbone.scale_eval_input(eval_scale)
+        return backbone
+    size_px, step = options.eval_input_px, backbone.size_step_px
+    if size_px != backbone.input_px and (step is None or size_px % step):
+        sizes = f"{backbone.input_px} px" if step is None else f"a multiple of {step} px"
+        raise UserError(f"eval_input_px: {options.backbone} expected {sizes}, found {size_px}")
+    backbone.eval_input_px = size_px
+    return backbone
+
+
+def _loaded(options: BackboneOptions, num_frames: int | None) -> Backbone:
     name = options.backbone
     if name.startswith(PREFIX):
         return load_huggingface(options, num_frames)

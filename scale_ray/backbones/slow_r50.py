@@ -134,6 +134,7 @@ def load_slow(options: BackboneOptions) -> Backbone:
         NAME,
         trunk,
         input_px=options.input_px or _INPUT_PX,
+        size_step_px=1,
         mean=options.pixel_mean or KINETICS_MEAN,
         std=options.pixel_std or KINETICS_STD,
         weights_id=weights_id,

@@ -43,6 +43,8 @@ _IMAGE_FAMILIES = (
     "wide_resnet",
 )
 _MVIT_FRAMES = 16
+# Families with learned position embeddings or relative positions for one size; the others take any size.
+_ONE_SIZE_FAMILIES = ("mvit", "vit")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ def load_torchvision(options: BackboneOptions, num_frames: int | None) -> Backbo
     input_px = options.input_px or defaults.input_px
     # A random model is built for the requested size; pretrained position embeddings fix the size of a trained one.
     model_px = input_px if options.weights == "none" else defaults.input_px
-    _require_fit(name, frames if takes_clips else 1, input_px, model_px)
+    size_step_px = None if name.startswith(_ONE_SIZE_FAMILIES) else 1
+    for size_px in {input_px, (size_step_px and options.eval_input_px) or input_px}:
+        _require_fit(name, frames if takes_clips else 1, size_px, model_px)
     if options.weights == "none":
         with seeded(options.backbone_seed):
             model = _model(name, model_px)
@@ -115,6 +119,7 @@ def load_torchvision(options: BackboneOptions, num_frames: int | None) -> Backbo
         sees_video=takes_clips,
         frame_pooling=options.frame_pooling,
         input_px=input_px,
+        size_step_px=size_step_px,
         num_frames=fixed_frames(name),
         mean=options.pixel_mean or defaults.mean,
         std=options.pixel_std or defaults.std,

@@ -82,8 +82,11 @@ class Sampling(Options):
     blur_probability: float = option(
         0.5, "Probability that an augmented clip is blurred.", check=fraction(with_one=True)
     )
-    blur_min_px: float = option(0.1, "Minimum sigma of the blur.", unit="px of the frame", check=above(0))
-    blur_max_px: float = option(2.0, "Maximum sigma of the blur.", unit="px of the frame", check=above(0))
+    blur_min_px: float = option(0.1, "Minimum sigma of the blur.", unit="px of --blur-short-px", check=above(0))
+    blur_max_px: float = option(2.0, "Maximum sigma of the blur.", unit="px of --blur-short-px", check=above(0))
+    blur_short_px: int = option(
+        256, "Short side of the frame in whose pixels the blur is given.", unit="px", check=at_least(8)
+    )
     eval_times: int = option(5, "Evenly spaced start times of the clips in mode eval.", check=at_least(1))
     eval_crops: int = option(3, "Crops along the long side at each start time in mode eval.", check=at_least(1))
     sampling_seed: int = option(0, "Seed of the random clips.", check=at_least(0))
@@ -100,6 +103,14 @@ class Sampling(Options):
                 raise UserError(
                     f"{low}, {high}: expected in ascending order, found {getattr(self, low):g}, {getattr(self, high):g}"
                 )
+
+    @property
+    def eval_scale(self) -> float:
+        """Input size in mode eval over that of the other modes at which objects are as large as in mode train.
+
+        As large as there at the smallest scale of the frame: a crop of eval is the whole short side.
+        """
+        return self.scale_min_px / self.crop_px
 
     @property
     def span_s(self) -> float:
@@ -141,6 +152,12 @@ class BackboneOptions(Options):
         unit="px",
         check=at_least(16),
         main=True,
+    )
+    eval_input_px: int | None = option(
+        None,
+        "Width and height of the input in mode eval; by default 8/7 of --input-px where the model takes any size.",
+        unit="px",
+        check=at_least(16),
     )
     pixel_mean: tuple[float, ...] | None = option(
         None, "Mean of the pixels in [0, 1], one number or three; the model's own by default."

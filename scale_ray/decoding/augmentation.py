@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
@@ -9,40 +11,50 @@ from scale_ray.clips import Appearance
 
 
 def apply_augmentation(
-    crop: np.ndarray, frame: np.ndarray, appearance: Appearance, scale: tuple[float, float]
+    crops: np.ndarray, frames: Sequence[np.ndarray], appearance: Appearance, scale: tuple[float, float]
 ) -> np.ndarray:
-    """Apply a clip's appearance to the crop of one frame: uint8 (height, width, 3).
+    """Apply a clip's appearance to the crops of its frames: uint8 (T, height, width, 3).
 
     Parameters
     ----------
-    crop
-        uint8 (height, width, 3), the box of the clip, resized.
-    frame
-        uint8 (h, w, 3), the whole frame at any size: contrast is changed around its mean, as if the frame had been
-        changed before the crop (mode `augmented` of the method).
+    crops
+        uint8 (T, height, width, 3), the box of the clip in each frame, resized.
+    frames
+        T whole frames, uint8 (h, w, 3) at any size: contrast is changed around the mean of all frames, as if they had
+        been changed together before the crop (mode `augmented` of the method).
     scale
         Pixels of the crop per pixel of the shown frame, vertically and horizontally: the unit of the blur.
 
     Differs from augmentation before the crop only in the blur: outside the box, it uses the nearest pixel of the box
     instead of the frame's own pixel.
     """
-    image, whole = Image.fromarray(np.ascontiguousarray(crop)), Image.fromarray(np.ascontiguousarray(frame))
-    for name, amount in appearance.jitter:
-        if name == "contrast":
-            # The mean of the frame after the changes so far.
-            level = round(float(np.asarray(whole.convert("L")).mean()))
-            image, whole = (Image.blend(Image.new("RGB", i.size, (level,) * 3), i, amount) for i in (image, whole))
-        else:
-            image, whole = (_jittered(i, name, amount) for i in (image, whole))
+    images, wholes = (
+        [Image.fromarray(np.ascontiguousarray(pixels)) for pixels in arrays] for arrays in (crops, frames)
+    )
+    names = [name for name, _ in appearance.jitter]
+    for number, (name, amount) in enumerate(appearance.jitter):
+        # The mean of the frames after the changes so far.
+        level = _mean_grey(wholes) if name == "contrast" else 0
+        images = [_jittered(image, name, amount, level) for image in images]
+        if "contrast" in names[number + 1 :]:
+            wholes = [_jittered(whole, name, amount, level) for whole in wholes]
     if appearance.grey:
-        image = image.convert("L").convert("RGB")
+        images = [image.convert("L").convert("RGB") for image in images]
     if appearance.blur_px:
-        vertical, horizontal = scale
-        image = image.filter(ImageFilter.GaussianBlur((appearance.blur_px * horizontal, appearance.blur_px * vertical)))
-    return np.asarray(image)
+        blur = ImageFilter.GaussianBlur(tuple(appearance.blur_px * axis for axis in reversed(scale)))
+        images = [image.filter(blur) for image in images]
+    return np.stack([np.asarray(image) for image in images])
 
 
-def _jittered(image: Image.Image, name: str, amount: float) -> Image.Image:
+def _mean_grey(images: Sequence[Image.Image]) -> int:
+    """The mean grey level of several images, each with the same weight."""
+    return round(float(np.mean([np.asarray(image.convert("L")).mean() for image in images])))
+
+
+def _jittered(image: Image.Image, name: str, amount: float, level: int) -> Image.Image:
+    """The image with one property changed; contrast is changed around the grey `level`."""
+    if name == "contrast":
+        return Image.blend(Image.new("RGB", image.size, (level,) * 3), image, amount)
     if name == "brightness":
         return ImageEnhance.Brightness(image).enhance(amount)
     if name == "saturation":

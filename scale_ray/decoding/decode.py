@@ -161,7 +161,7 @@ def _decode(
         for t, time in enumerate(clips[group.clips[0]].times_s)
     )
     used_s = np.zeros((len(clips), sampling.frames))
-    reduced = _ReducedFrame()
+    reduced, reduced_frames = _ReducedFrame(), [list[np.ndarray]() for _ in clips]
     for wanted_s, g, t in wanted:
         time_s, frame = reader.frame_at(wanted_s)
         if frame.is_corrupt:
@@ -169,12 +169,16 @@ def _decode(
         group = groups[g]
         repeated = t > 0 and used_s[group.clips[0], t - 1] == time_s
         used_s[group.clips, t] = time_s
+        for c in group.clips:
+            if clips[c].appearance is not None:
+                reduced_frames[c].append(reduced.to_rgb(frame))
         for array, cropper in zip(pixels, group.croppers, strict=True):
             if repeated:
                 array[group.clips, t] = array[group.clips, t - 1]
                 continue
             for c, crop in zip(group.clips, cropper.cut(frame), strict=True):
-                array[c, t] = _augmented_and_flipped(crop, clips[c], frame, reduced)
+                array[c, t] = crop[:, ::-1] if clips[c].flipped else crop
+    _augment(pixels, clips, reduced_frames)
     _check_not_cut_short(reader, min(wanted[-1][0], segment.end_s))
     # The frame that is shown where a segment begins may have begun before.
     used_s = np.maximum(used_s - segment.start_s, 0.0)
@@ -202,12 +206,16 @@ def _crop_groups(
     ]
 
 
-def _augmented_and_flipped(crop: np.ndarray, clip: Clip, frame: VideoFrame, reduced: _ReducedFrame) -> np.ndarray:
-    if clip.appearance is not None:
-        y0, x0, y1, x1 = clip.box_px
-        scale = (crop.shape[0] / (y1 - y0), crop.shape[1] / (x1 - x0))
-        crop = apply_augmentation(crop, reduced.to_rgb(frame), clip.appearance, scale)
-    return crop[:, ::-1] if clip.flipped else crop
+def _augment(
+    pixels: Sequence[np.ndarray], clips: Sequence[Clip], reduced_frames: Sequence[Sequence[np.ndarray]]
+) -> None:
+    """Change the appearance of the decoded clips in place: it depends on all frames of a clip."""
+    for c, clip in enumerate(clips):
+        if clip.appearance is not None:
+            y0, x0, y1, x1 = clip.box_px
+            for array in pixels:
+                scale = (array.shape[2] / (y1 - y0), array.shape[3] / (x1 - x0))
+                array[c] = apply_augmentation(array[c], reduced_frames[c], clip.appearance, scale)
 
 
 class _ReducedFrame:

@@ -16,7 +16,7 @@ import atexit
 import inspect
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -42,6 +42,7 @@ from scale_ray.extraction import (
     features_column,
     pixels_of,
     read_results,
+    with_columns,
     without_pixels,
 )
 from scale_ray.files.locations import is_uri
@@ -129,8 +130,9 @@ def _stream_some(
     progress: Progress,
 ) -> None:
     sizes = stage_sizes(size, extraction)
-    input_sizes_px = sorted({target.encoder.input_px for target in run.targets})
-    bytes_per_video = max(video_bytes(run.shards[number].mode, sampling, input_sizes_px) for number in numbers)
+    modes = {run.shards[number].mode for number in numbers}
+    sizes_px = {mode: sorted({target.encoder.input_px_of(mode) for target in run.targets}) for mode in modes}
+    bytes_per_video = max(video_bytes(mode, sampling, sizes_px[mode]) for mode in modes)
     # Large enough to amortise Ray's 30 ms per block, small enough to keep every decoder busy.
     max_videos = -(-run.num_pending // (4 * sizes.decoders))
     per_block = max(min(extraction.block_mib * 2**20 // bytes_per_video, max_videos), 1)
@@ -141,7 +143,7 @@ def _stream_some(
         with warnings.catch_warnings():
             # The only way to limit repetitions, and to have GPUs, is deprecated without another one.
             warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
-            features = _pipeline(run, tasks, sampling, extraction, sizes, input_sizes_px, per_block, at_an_actor)
+            features = _pipeline(run, tasks, sampling, extraction, sizes, sizes_px, per_block, at_an_actor)
         # Without prefetching, every result is committed as soon as it arrives.
         for block in features.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for result in read_results(block):
@@ -171,14 +173,12 @@ def _pipeline(
     sampling: Sampling,
     extraction: Extraction,
     sizes: StageSizes,
-    input_sizes_px: list[int],
+    sizes_px: dict[str, list[int]],
     per_block: int,
     at_an_actor: int | None,
 ) -> ray.data.Dataset:
     """The data set of features: decoding tasks, followed by backbone actors; None is Ray's number of waiting blocks."""
-    decode = partial(
-        decode_block, sampling=sampling, input_sizes_px=input_sizes_px, per_block=per_block, extraction=extraction
-    )
+    decode = partial(decode_block, sampling=sampling, sizes_px=sizes_px, per_block=per_block, extraction=extraction)
     return (
         ray.data.from_arrow(tasks)
         .map_batches(
@@ -272,16 +272,26 @@ _decoder: Decoder | None = None
 
 
 def decode_block(
-    block: pa.Table, *, sampling: Sampling, input_sizes_px: Sequence[int], per_block: int, extraction: Extraction
+    block: pa.Table,
+    *,
+    sampling: Sampling,
+    sizes_px: Mapping[str, Sequence[int]],
+    per_block: int,
+    extraction: Extraction,
 ) -> Iterator[pa.Table]:
-    """Decode videos to blocks of pixels; a video that fails becomes a row with the reason and without pixels."""
+    """Decode videos of one mode to blocks of pixels; a video that fails becomes a row with the reason, without pixels.
+
+    `sizes_px` are the input sizes per mode. All blocks have the same columns: those of other modes' sizes are null.
+    """
     global _decoder
     if _decoder is None:
         _decoder = Decoder(timeout_s=extraction.decode_timeout_s, memory_gib=extraction.decode_memory_gib)
         atexit.register(_decoder.close)
     with failing_as("decoding"):
         _check_folder(block["folder"][0].as_py())
-        yield from decode_videos(block.to_pylist(), _decoder, sampling, input_sizes_px, per_block)
+        input_sizes_px = sizes_px[block["mode"][0].as_py()]
+        for decoded in decode_videos(block.to_pylist(), _decoder, sampling, input_sizes_px, per_block):
+            yield with_columns(decoded, sorted(set().union(*sizes_px.values())))
 
 
 class EmbedBlock:
@@ -328,12 +338,12 @@ class EmbedBlock:
 
     def _embedded(self, block: pa.Table) -> pa.Table:
         wanted = {target for shard in set(block["shard"].to_pylist()) for target in self._targets_of_shards[shard]}
-        decoded = decoded_mask(block)
+        decoded, mode = decoded_mask(block), block["mode"][0].as_py()
         columns: dict[str, pa.Array] = {}
         for number, extractor in enumerate(self._extractors):
             values: Iterator[bytes] = iter(())
             if number in wanted and decoded.any():
-                clips = pixels_of(block, self._sampling, extractor.input_px)
+                clips = pixels_of(block, self._sampling, extractor.input_px_of(mode))
                 features = extractor(clips).reshape(int(decoded.sum()), -1)
                 values = (row.tobytes() for row in features)
             filled = [next(values, None) if is_decoded else None for is_decoded in decoded]

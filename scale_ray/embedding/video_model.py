@@ -118,7 +118,9 @@ def _recorded_options(origin: Mapping[str, Any], *, trust_custom_backbone: bool)
     UserError
         If it names a user's own function, and that is not trusted.
     """
-    options = BackboneOptions.from_dict(origin.get("made_with") or _options_from_fingerprint(origin))
+    recorded = origin.get("made_with") or _options_from_fingerprint(origin)
+    # The size that the features were made with, which earlier versions did not record: it was the input's.
+    options = BackboneOptions.from_dict({**recorded, "eval_input_px": origin.get("eval_input_px")})
     if is_custom(options.backbone) and not trust_custom_backbone:
         raise UserError(
             f"backbone: expected --trust-custom-backbone (or {TRUST_VARIABLE}=1 for a served model), since the "
@@ -163,7 +165,7 @@ class VideoModel:
 
     def embed(self, paths: Iterable[str]) -> list[Embedded]:
         """One result per video, in the order of `paths` (paths or URIs)."""
-        limits, size_px = Extraction(), self.backbone.input_px
+        limits, size_px = Extraction(), self.backbone.input_px_of("eval")
         pixels = SharedPixels(video_bytes("eval", self.sampling, [size_px]))
         shape = (self.sampling.num_clips("eval"), self.sampling.frames, size_px, size_px, 3)
         embedded = []

@@ -7,7 +7,7 @@ both kinds of rows as `VideoResult`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,6 +54,14 @@ def batch_column(target: int) -> str:
 def without_pixels(block: pa.Table) -> pa.Table:
     """The block without its columns of pixels."""
     return block.select([name for name in block.column_names if not name.startswith(_PIXELS)])
+
+
+def with_columns(block: pa.Table, input_sizes_px: Sequence[int]) -> pa.Table:
+    """The block with a column of pixels for each of these sizes, null for those that it has no pixels of."""
+    for name in map(pixels_column, input_sizes_px):
+        if name not in block.column_names:
+            block = block.append_column(name, pa.nulls(len(block), pa.large_binary()))
+    return block
 
 
 def decoded_mask(block: pa.Table) -> np.ndarray:

@@ -54,7 +54,7 @@ def open_targets(
 
     single_options = options.each()
     num_backbones = len(single_options)
-    encoders = [load_backbone(single, sampling.frames) for single in single_options]
+    encoders = [load_backbone(single, sampling.frames, sampling.eval_scale) for single in single_options]
     for note in (note for encoder in encoders for note in encoder.notes):
         console.say(note)
     if num_backbones > 1 and FeatureStore.is_store(store):

@@ -76,9 +76,14 @@ class DecodingTrial:
 
 @dataclass(frozen=True)
 class BackboneTrial:
-    """Batches through one backbone on one device: seconds and, on CPUs, core-seconds per clip, one value per batch."""
+    """Batches through one backbone on one device: seconds and, on CPUs, core-seconds per clip, one value per batch.
+
+    `modes` are those whose clips have this size of the input.
+    """
 
     name: str
+    input_px: int
+    modes: tuple[str, ...]
     feature_width: int
     batch_clips: int
     seconds_per_clip: list[float]
@@ -185,9 +190,10 @@ def estimate(
         reading_s += Range.of_mean([trial.read_s or 0.0 for trial in trials]) * num_videos[mode]
     backbone_device_s, backbone_core_s = _ZERO, _ZERO
     for backbone in backbones:
-        backbone_device_s += Range.of_mean(backbone.seconds_per_clip) * num_clips
+        num_its_clips = sum(num_videos.get(mode, 0) * sampling.num_clips(mode) for mode in backbone.modes)
+        backbone_device_s += Range.of_mean(backbone.seconds_per_clip) * num_its_clips
         if machine.device == "cpu":
-            backbone_core_s += Range.of_mean(backbone.core_seconds_per_clip) * num_clips
+            backbone_core_s += Range.of_mean(backbone.core_seconds_per_clip) * num_its_clips
     bounds = {
         "decoding": (decode_core_s + reading_s) * (1 / machine.decoders),
         "backbone": backbone_device_s * (1 / machine.devices),
@@ -210,7 +216,13 @@ def estimate(
         device_clips_per_s=clips.divided_by(backbone_device_s),
         decoders_per_device=decode_core_s.divided_by(backbone_device_s),
         store_bytes=sum(
-            store_bytes(num_videos, sampling, backbone.feature_width, shard_videos) for backbone in backbones
+            store_bytes(
+                {mode: num_videos[mode] for mode in backbone.modes if mode in num_videos},
+                sampling,
+                backbone.feature_width,
+                shard_videos,
+            )
+            for backbone in backbones
         ),
     )
 

@@ -7,7 +7,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -45,7 +45,8 @@ class Sample:
     def lines(self) -> list[str]:
         num_decoded = len({trial.video_id for trial in self.decoding})
         batches = "; ".join(
-            f"{trial.name} {statistics.fmean(trial.seconds_per_clip):.2g} s per clip in batches of {trial.batch_clips}"
+            f"{trial.name} {statistics.fmean(trial.seconds_per_clip):.2g} s per clip of {trial.input_px} px in batches "
+            f"of {trial.batch_clips}"
             for trial in self.backbones
         )
         turned = f", {self.num_turned} of them rotated by a quarter turn" * bool(self.num_turned)
@@ -70,15 +71,17 @@ def measure_sample(
     from scale_ray.backbones import load_backbone
 
     sampling, extraction = config.sampling, config.extraction
-    encoders = [load_backbone(options, sampling.frames) for options in config.backbone.each()]
+    encoders = [load_backbone(options, sampling.frames, sampling.eval_scale) for options in config.backbone.each()]
     for note in (note for encoder in encoders for note in encoder.notes):
         console.say(note)
-    input_sizes_px = sorted({encoder.input_px for encoder in encoders})
-    decoding, unreadable, num_turned = try_decoding(videos, modes, sampling, input_sizes_px, extraction, console)
+    sizes_px = {mode: sorted({encoder.input_px_of(mode) for encoder in encoders}) for mode in modes}
+    decoding, unreadable, num_turned = try_decoding(videos, sizes_px, sampling, extraction, console)
     backbones = []
     with console.progress("time", len(encoders), "backbones") as progress:
         for encoder in encoders:
-            backbones.append(try_backbone(encoder, sampling.frames, extraction.batch_clips, machine))
+            for size_px in sorted({encoder.input_px_of(mode) for mode in modes}):
+                its_modes = tuple(mode for mode in modes if encoder.input_px_of(mode) == size_px)
+                backbones.append(try_backbone(encoder, its_modes, sampling.frames, extraction.batch_clips, machine))
             progress.advance(1)
     return Sample(decoding, backbones, unreadable, num_turned)
 
@@ -112,13 +115,14 @@ def spread_sample(headers: Sequence[Header], count: int, seed: int) -> list[Head
 
 def try_decoding(
     videos: Sequence[tuple[Header, str]],
-    modes: Sequence[str],
+    sizes_px: Mapping[str, Sequence[int]],
     sampling: Sampling,
-    input_sizes_px: Sequence[int],
     extraction: Extraction,
     console: Console,
 ) -> tuple[list[DecodingTrial], list[Unreadable], int]:
     """Decode videos, given with their paths, one at a time in every mode, in the same way as an extraction.
+
+    `sizes_px` are the input sizes per mode.
 
     Returns the timings, the videos that failed, and the number of decoded videos that are displayed rotated by
     90 or 270 degrees.
@@ -126,7 +130,7 @@ def try_decoding(
     trials: list[DecodingTrial] = []
     unreadable: list[Unreadable] = []
     num_turned, is_warm = 0, False
-    pixels = SharedPixels(max(video_bytes(mode, sampling, input_sizes_px) for mode in modes))
+    pixels = SharedPixels(max(video_bytes(mode, sampling, sizes) for mode, sizes in sizes_px.items()))
     with (
         console.progress("sample", len(videos), "videos") as progress,
         Decoder(timeout_s=extraction.decode_timeout_s, memory_gib=extraction.decode_memory_gib) as decoder,
@@ -134,16 +138,14 @@ def try_decoding(
         for header, path in videos:
             try:
                 with _local(path) as (local_path, read_s):
-                    for mode in modes:
-                        offsets = accumulate(
-                            (video_bytes(mode, sampling, [input_px]) for input_px in input_sizes_px), initial=0
-                        )
+                    for mode, sizes in sizes_px.items():
+                        offsets = accumulate((video_bytes(mode, sampling, [size_px]) for size_px in sizes), initial=0)
                         request = Request(
                             local_path,
                             header.video_id,
                             mode,
                             sampling,
-                            tuple(input_sizes_px),
+                            tuple(sizes),
                             tuple(offsets)[:-1],
                             header.start_s,
                             header.end_s,
@@ -181,13 +183,17 @@ def _local(path: str) -> Iterator[tuple[str, float | None]]:
         yield copy.name, time.perf_counter() - started_s
 
 
-def try_backbone(encoder: Backbone, num_frames: int, batch_clips: int, machine: Machine) -> BackboneTrial:
-    """Time batches of black clips through a backbone on one of the machine's devices."""
+def try_backbone(
+    encoder: Backbone, modes: tuple[str, ...], num_frames: int, batch_clips: int, machine: Machine
+) -> BackboneTrial:
+    """Time batches of black clips through a backbone on one of the machine's devices, at the input size of `modes`."""
     import torch
+
+    size_px = encoder.input_px_of(modes[0])
 
     def seconds_per_clip(num_clips: int) -> tuple[float, float]:
         """Wall-clock seconds and core-seconds."""
-        clips = torch.zeros((num_clips, num_frames, encoder.input_px, encoder.input_px, 3), dtype=torch.uint8)
+        clips = torch.zeros((num_clips, num_frames, size_px, size_px, 3), dtype=torch.uint8)
         started_s, started_core_s = time.perf_counter(), time.process_time()
         encoder(clips.to(machine.device)).cpu()  # waits for the GPU
         return (time.perf_counter() - started_s) / num_clips, (time.process_time() - started_core_s) / num_clips
@@ -210,5 +216,11 @@ def try_backbone(encoder: Backbone, num_frames: int, batch_clips: int, machine: 
     finally:
         torch.set_num_threads(threads_before)
     return BackboneTrial(
-        encoder.name, feature_width, batch_clips, [wall_s for wall_s, _ in timings], [core_s for _, core_s in timings]
+        encoder.name,
+        size_px,
+        modes,
+        feature_width,
+        batch_clips,
+        [wall_s for wall_s, _ in timings],
+        [core_s for _, core_s in timings],
     )

@@ -109,6 +109,11 @@ def _from_videos(videos: str, out: str, aggregator: Aggregator, config: EmbedCon
     extraction = config.extraction
     if extraction.mode == "auto":
         extraction = replace(extraction, mode="eval")
+    if extraction.mode == "augmented" and "blur_short_px" not in aggregator.origin["sampling"].get("augmented", {}):
+        raise UserError(
+            "mode: expected eval or train for an aggregator of an earlier version, whose augmented clips were blurred "
+            "in other pixels, found augmented"
+        )
     with _opened(out, aggregator, config, console) as (vectors, lease):
         run = ExtractionRun(corpus, [Target(encoder, vectors, lease)], extraction)
         if extraction.part is not None:

@@ -47,7 +47,7 @@ class StoreResult(Result):
             f"{self.location}: {self.num_videos} videos in {self.num_shards} shards, {self.size_bytes / 2**20:.1f} MiB",
             f"  backbone  {fingerprint['backbone']}, weights {fingerprint['weights']}, "
             + "".join(f"{detail}, " for detail in details)
-            + f"{fingerprint.get('input_px')} px, features {self.feature_width or 0} wide",
+            + f"{_pixels(fingerprint)}, features {self.feature_width or 0} wide",
             "  clips     "
             + ", ".join(f"{count} videos in mode {mode}" for mode, count in self.stored.items() if count),
             "  splits    " + ", ".join(f"{name} {count}" for name, count in sorted(self.splits.items())),
@@ -116,3 +116,9 @@ def store(location: str, *, verify_shards: bool = False, compact_shards: bool = 
         merged=merged,
         errors=errors,
     )
+
+
+def _pixels(fingerprint: Mapping[str, Any]) -> str:
+    """The size of the backbone's input, and that in mode eval if it is another one."""
+    of_eval = fingerprint.get("eval_input_px")
+    return f"{fingerprint.get('input_px')} px" + (f" ({of_eval} px in mode eval)" if of_eval else "")

@@ -74,7 +74,8 @@ def test_looks_are_as_frequent_as_the_method_says():
     for name, amount in itertools.chain.from_iterable(look.jitter for look in looks):
         amounts.setdefault(name, []).append(amount)
     ranges = {name: (0.4, 1.6) for name in ("brightness", "contrast", "saturation")} | {"hue": (-0.15, 0.15)}
-    blurs = [look.blur_px for look in looks if look.blur_px > 0]
+    # In pixels of a short side of 256.
+    blurs = [look.blur_px * 256 / GEOMETRY.height_px for look in looks if look.blur_px > 0]
     for values, (low, high) in [*((amounts[name], limits) for name, limits in ranges.items()), (blurs, (0.1, 2.0))]:
         span = high - low
         assert low <= min(values) < low + 0.02 * span
@@ -95,7 +96,7 @@ def test_the_draws_of_one_plan_are_pinned():
     assert [amount for _, amount in clip.appearance.jitter] == pytest.approx(
         [0.861172160863178, 0.6535415662485455, 0.9231621053919855, -0.14028318570181625]
     )
-    assert (clip.appearance.grey, clip.appearance.blur_px) == (False, pytest.approx(0.8247753027718463))
+    assert (clip.appearance.grey, clip.appearance.blur_px) == (False, pytest.approx(0.8247753027718463 * 240 / 256))
 
 
 @pytest.fixture
@@ -111,6 +112,12 @@ def changed(image: np.ndarray, name: str, amount: float) -> np.ndarray:
     return np.asarray(getattr(functional, f"adjust_{name}")(Image.fromarray(image), amount))
 
 
+def applied(crop: np.ndarray, frame: np.ndarray, appearance: Appearance, scale=(1.0, 1.0)) -> np.ndarray:
+    """The appearance of a clip of one frame."""
+    [changed_crop] = apply_augmentation(crop[None], [frame], appearance, scale)
+    return changed_crop
+
+
 CHANGES = [("brightness", 0.4), ("brightness", 1.6), ("contrast", 0.4), ("contrast", 1.6), ("saturation", 0.4)]
 CHANGES += [("saturation", 1.6), ("hue", -0.15), ("hue", 0.03), ("hue", 0.15)]
 
@@ -118,7 +125,7 @@ CHANGES += [("saturation", 1.6), ("hue", -0.15), ("hue", 0.03), ("hue", 0.15)]
 @pytest.mark.parametrize(("name", "amount"), CHANGES)
 def test_each_change_is_torchvisions_on_the_whole_frame(frame, name, amount):
     cut = frame[10:74, 6:70]
-    ours = apply_augmentation(cut, frame, replace(PLAIN, jitter=((name, amount),)), (1.0, 1.0))
+    ours = applied(cut, frame, replace(PLAIN, jitter=((name, amount),)))
     assert np.abs(ours.astype(int) - changed(frame, name, amount)[10:74, 6:70]).max() <= 2
     assert np.abs(ours.astype(int) - cut).mean() > 2, "nothing changed"
     tensor = functional.to_image(Image.fromarray(frame))
@@ -132,17 +139,17 @@ def test_contrast_turns_about_the_mean_of_the_frame_as_it_is_by_then(frame):
         whole = frame
         for name, amount in order:
             whole = changed(whole, name, amount)
-        ours = apply_augmentation(cut, frame, replace(PLAIN, jitter=order), (1.0, 1.0))
+        ours = applied(cut, frame, replace(PLAIN, jitter=order))
         assert np.abs(ours.astype(int) - whole[:40, :40]).max() <= 3
     first, second = (
-        apply_augmentation(cut, frame, replace(PLAIN, jitter=jitter), (1.0, 1.0))
+        applied(cut, frame, replace(PLAIN, jitter=jitter))
         for jitter in ((("brightness", 1.6), ("contrast", 0.4)), (("contrast", 0.4), ("brightness", 1.6)))
     )
     assert np.abs(first.astype(int) - second).mean() > 5, "the order makes no difference"
 
 
 def test_grey_has_equal_channels_and_comes_after_the_colours(frame):
-    ours = apply_augmentation(frame, frame, replace(PLAIN, grey=True, jitter=(("saturation", 1.6),)), (1.0, 1.0))
+    ours = applied(frame, frame, replace(PLAIN, grey=True, jitter=(("saturation", 1.6),)))
     assert np.ptp(ours, axis=2).max() == 0
     expected = functional.rgb_to_grayscale(torch.from_numpy(changed(frame, "saturation", 1.6).copy()).permute(2, 0, 1))
     assert np.abs(ours[..., 0].astype(int) - expected[0].numpy()).max() <= 1
@@ -155,7 +162,7 @@ def test_blur_has_its_width_in_pixels_of_the_frame(sigma, scale):
     down, across = scale
     cut = np.zeros((64, 64, 3), np.uint8)
     cut[32:, :, 0], cut[:, 32:, 1] = 250, 250
-    blurred = apply_augmentation(cut, cut, replace(PLAIN, blur_px=sigma), scale).astype(float)
+    blurred = applied(cut, cut, replace(PLAIN, blur_px=sigma), scale).astype(float)
     for slope, wanted in ((np.diff(blurred[:, 8, 0]), sigma * down), (np.diff(blurred[8, :, 1]), sigma * across)):
         weights, index = slope / slope.sum(), np.arange(len(slope))
         centre = (weights * index).sum()
@@ -179,7 +186,56 @@ def test_all_frames_of_a_clip_look_alike_and_are_those_of_the_plan(tmp_path):
         assert np.abs(ours.astype(int) - ours[0]).mean((1, 2, 3)).max() < 2, "frames of one clip look different"
         assert clip.appearance is not None
         y0, x0, y1, x1 = clip.box_px
-        expected = apply_augmentation(cut[0], still, clip.appearance, (64 / (y1 - y0), 64 / (x1 - x0)))
+        expected = applied(cut[0], still, clip.appearance, (64 / (y1 - y0), 64 / (x1 - x0)))
         expected = expected[:, ::-1] if clip.flipped else expected
         assert np.abs(ours[0].astype(int) - expected).mean() < 3
     np.testing.assert_array_equal(looks.positions[:, 1:], plain.positions[:, 1:])
+
+
+def test_contrast_turns_about_one_mean_of_all_frames_of_a_clip(frame):
+    """Not about that of each frame, which would take the changes of brightness out of a video."""
+    frames = [frame // 3, frame, np.minimum(frame.astype(int) + 60, 255).astype(np.uint8)]
+    cut = np.stack([whole[:40, :40] for whole in frames])
+    jitter = (("brightness", 0.8), ("contrast", 0.4))
+    ours = apply_augmentation(cut, frames, replace(PLAIN, jitter=jitter), (1.0, 1.0)).astype(int)
+    darker = [changed(whole, "brightness", 0.8) for whole in frames]
+    level = np.mean([np.asarray(Image.fromarray(whole).convert("L")).mean() for whole in darker])
+    for crop, whole in zip(ours, darker, strict=True):
+        expected = 0.4 * whole[:40, :40].astype(float) + 0.6 * level
+        assert np.abs(crop - expected).max() <= 2
+    look = replace(PLAIN, jitter=jitter)
+    alone = np.stack([applied(crop, whole, look) for crop, whole in zip(cut, frames, strict=True)])
+    assert np.abs(ours - alone).mean() > 5, "the levels of single frames would give the same"
+
+
+def test_contrast_turns_about_the_mean_of_a_decoded_clip(tmp_path):
+    """A video that turns from black to white: at contrast 0, every frame of a clip is the mean of its frames."""
+    shades = np.linspace(20, 235, 64).astype(np.uint8)
+    path = tmp_path / "fade.mp4"
+    write_video(path, np.repeat(shades, 120 * 160 * 3).reshape(64, 120, 160, 3))
+    sampling = Sampling(**{**NO_LOOKS, "jitter_probability": 1.0}, jitter_hue=0.0, clips=4, frames=5)
+    plain = decode_clips(str(path), "id", "augmented", Sampling(**NO_LOOKS, clips=4, frames=5), [32]).pixels[0]
+    ours = decode_clips(str(path), "id", "augmented", sampling, [32, 48])
+    clips = plan_clips("id", "augmented", ours.geometry, sampling)
+    for pixels in ours.pixels:
+        for clip, of_clip, cut in zip(clips, pixels, plain, strict=True):
+            assert clip.appearance is not None
+            amounts = dict(clip.appearance.jitter)
+            shown = cut.mean((1, 2, 3))
+            # Brightness and contrast in either order; saturation and hue leave a grey picture as it is.
+            names = [name for name, _ in clip.appearance.jitter if name in ("brightness", "contrast")]
+            for name in names:
+                about = shown.mean() if name == "contrast" else 0
+                shown = (about + amounts[name] * (shown - about)).clip(0, 255)
+            np.testing.assert_allclose(of_clip.mean((1, 2, 3)), shown, atol=3)
+
+
+@pytest.mark.parametrize("short_px", [128, 256, 1080])
+def test_blur_is_as_wide_on_the_clip_whatever_the_size_of_the_file(short_px):
+    """The authors blur frames of which the short side is 256 px: the same part of the picture is blurred."""
+    small, large = (plans(VideoGeometry(size, 2 * size, 20.0, 30.0), 5) for size in (256, short_px))
+    for one, other in zip(small, large, strict=True):
+        assert one.appearance is not None
+        assert other.appearance is not None
+        assert other.appearance.blur_px == pytest.approx(one.appearance.blur_px * short_px / 256)
+    assert max(clip.appearance.blur_px for clip in small if clip.appearance) <= 2.0

@@ -94,8 +94,9 @@ def test_the_estimate_is_of_the_readable_videos_and_their_modes(inspected, video
     assert cost["read_s"] is None
     for name in ("decode_core_s", "backbone_device_s", "wall_s"):
         assert 0 < cost[name]["low"] <= cost[name]["estimate"] <= cost[name]["high"]
-    [backbone] = values["sample"]["backbones"]
-    assert backbone["feature_width"] == 1024
+    # Each input size is timed: that of eval is larger.
+    timed = [(t["feature_width"], t["input_px"], t["modes"]) for t in values["sample"]["backbones"]]
+    assert timed == [(1024, 32, ["train"]), (1024, 37, ["eval"])]
 
 
 def test_the_text_is_short_and_says_it_all(videos):
@@ -196,9 +197,8 @@ def test_decoding_is_tried_in_every_mode_and_reading_where_files_are_remote(vide
             (remote, f"file://{intact}"),
             (absent, f"file://{videos}/none.mp4"),
         ],
-        ("train", "eval"),
+        {"train": (32, 48), "eval": (37, 48)},
         SAMPLING,
-        (32, 48),
         Extraction(),
         Console(quiet=True),
     )
@@ -226,14 +226,18 @@ def test_a_video_shown_turned_by_a_quarter_is_counted(videos, tmp_path):
                 copy.mux(packet)
     header = header_of("turned", str(turned))
     assert (header.width_px, header.height_px) == (160, 120)
-    assert try_decoding([(header, str(turned))], ["train"], SAMPLING, [32], Extraction(), Console(quiet=True))[2] == 1
+    assert try_decoding([(header, str(turned))], {"train": [32]}, SAMPLING, Extraction(), Console(quiet=True))[2] == 1
 
 
 def test_a_backbone_is_timed_and_leaves_the_threads_alone():
-    encoder = load_backbone(BackboneOptions(backbone="shufflenet_v2_x0_5", weights="none", input_px=32), 4)
+    encoder = load_backbone(BackboneOptions(backbone="shufflenet_v2_x0_5", weights="none", input_px=32), 4, 8 / 7)
     threads = torch.get_num_threads()
-    trial = try_backbone(encoder, 4, 3, Machine(cores=2, decoders=1, devices=1, device="cpu", threads=3 - threads))
-    assert (trial.name, trial.feature_width, trial.batch_clips) == ("shufflenet_v2_x0_5", 1024, 3)
+    machine = Machine(cores=2, decoders=1, devices=1, device="cpu", threads=3 - threads)
+    trial = try_backbone(encoder, ("eval",), 4, 3, machine)
+    assert (trial.name, trial.input_px, trial.modes, trial.feature_width, trial.batch_clips) == (
+        *("shufflenet_v2_x0_5", 37, ("eval",)),
+        *(1024, 3),
+    )
     assert len(trial.seconds_per_clip) == len(trial.core_seconds_per_clip) == 3
     assert min(trial.seconds_per_clip) > 0
     assert torch.get_num_threads() == threads
@@ -256,8 +260,10 @@ def trials(decode_s: float, read_s: float | None = None, *, modes: tuple[str, ..
     return [DecodingTrial(f"{number}", mode, decode_s, read_s) for mode in modes for number in range(3)]
 
 
-def backbone(seconds: float, core_seconds: float = 0.0, width: int = 512) -> BackboneTrial:
-    return BackboneTrial("made up", width, 16, [seconds] * 3, [core_seconds] * 3)
+def backbone(
+    seconds: float, core_seconds: float = 0.0, width: int = 512, modes: tuple[str, ...] = ("train", "eval")
+) -> BackboneTrial:
+    return BackboneTrial("made up", 224, modes, width, 16, [seconds] * 3, [core_seconds] * 3)
 
 
 GPU = Machine(cores=9, decoders=8, devices=2, device="cuda", threads=1)
@@ -297,6 +303,18 @@ def test_modes_and_backbones_add_up():
     assert cost.decoders_per_device.estimate == pytest.approx(2.5 / 1.75)
     assert cost.store_bytes == sum(store_bytes(cost.num_videos, SAMPLING, width, 64) for width in (512, 8))
     assert cost.read_s is None
+
+
+def test_clips_of_each_mode_cost_what_a_clip_of_its_input_size_takes():
+    decoding = [*trials(1.0), *trials(2.0, modes=("eval",))]
+    sizes = [backbone(0.1, modes=("train",)), backbone(0.3, modes=("eval",))]
+    cost = estimate({"train": 10, "eval": 5}, decoding, sizes, GPU, SAMPLING, 64)
+    assert cost is not None
+    assert cost.backbone_device_s.estimate == pytest.approx(10 * 2 * 0.1 + 5 * 3 * 0.3)
+    assert cost.store_bytes == store_bytes(cost.num_videos, SAMPLING, 512, 64)
+    alone = estimate({"train": 10}, trials(1.0), sizes[:1], GPU, SAMPLING, 64)
+    assert alone is not None
+    assert alone.backbone_device_s.estimate == pytest.approx(10 * 2 * 0.1)
 
 
 def test_a_range_of_the_sample_becomes_one_of_the_estimate():

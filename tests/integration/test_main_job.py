@@ -65,16 +65,19 @@ def test_training_videos_have_train_clips_and_test_videos_eval_clips(extracted: 
         assert np.isfinite(found.features).all()
 
 
-def test_stored_features_are_those_of_a_bare_loop(extracted: Extracted, videos: Path):
-    """No Ray, no batches over videos: the same decoder and backbone give the same numbers."""
+@pytest.mark.parametrize(("mode", "size_px"), [("train", 64), ("eval", 73)])
+def test_stored_features_are_those_of_a_bare_loop(extracted: Extracted, videos: Path, mode: str, size_px: int):
+    """No Ray, no batches over videos: the same decoder and backbone give the same numbers, at the size of each mode."""
     import torch
 
     options = BackboneOptions(backbone=BACKBONE[1], weights="none", input_px=int(BACKBONE[5]))
     backbone = load_backbone(options, 16)
-    stored = read_clips(FeatureStore(str(extracted.store)), "train")
+    store = FeatureStore(str(extracted.store))
+    assert (store.fingerprint["input_px"], store.fingerprint["eval_input_px"]) == (64, 73)
+    stored = read_clips(store, mode)
     for row in (0, len(stored.video_ids) - 1):
         video_id = stored.video_ids[row]
-        clips = decode_clips(str(videos / video_id), video_id, "train", Sampling(), [backbone.input_px])
+        clips = decode_clips(str(videos / video_id), video_id, mode, Sampling(), [size_px])
         expected = backbone(torch.from_numpy(clips.pixels[0])).numpy()
         np.testing.assert_allclose(stored.features[row], expected, rtol=2e-3, atol=2e-3)
         np.testing.assert_array_equal(stored.positions[row], clips.positions)
