@@ -152,6 +152,7 @@ def load_i3d(options: BackboneOptions) -> Backbone:
         NAME,
         trunk,
         input_px=options.input_px or _INPUT_PX,
+        size_step_px=1,
         mean=options.pixel_mean or _MEAN,
         std=options.pixel_std or _STD,
         weights_id=weights_id,
