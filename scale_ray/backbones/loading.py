@@ -31,8 +31,8 @@ def load_backbone(options: BackboneOptions, num_frames: int | None, eval_scale: 
     num_frames
         Frames per clip; a backbone that needs more is refused. None: as many as the backbone needs.
     eval_scale
-        Input size in mode `eval` over that of the other modes (`Sampling.eval_scale`), for a backbone that takes any
-        size, unless the options give the size itself.
+        Input size in mode `eval` over that of the other modes (`Sampling.eval_scale`), for trained weights that take
+        any size, unless the options give the size itself.
 
     Raises
     ------
@@ -42,7 +42,10 @@ def load_backbone(options: BackboneOptions, num_frames: int | None, eval_scale: 
     """
     backbone = _loaded(options, num_frames)
     if options.eval_input_px is None:
-        backbone.scale_eval_input(eval_scale)
+        if options.weights != "none":
+            # The batch norms of random weights fit the size that they were set at: at 37 instead of 32 px, features of
+            # shufflenet_v2_x0_5 are beyond float16.
+            backbone.scale_eval_input(eval_scale)
         return backbone
     size_px, step = options.eval_input_px, backbone.size_step_px
     if size_px != backbone.input_px and (step is None or size_px % step):

@@ -155,7 +155,7 @@ class BackboneOptions(Options):
     )
     eval_input_px: int | None = option(
         None,
-        "Width and height of the input in mode eval; by default 8/7 of --input-px where the model takes any size.",
+        "Width and height of the input in mode eval; by default 8/7 of --input-px where trained weights take any size.",
         unit="px",
         check=at_least(16),
     )

@@ -55,7 +55,7 @@ def _few_batches():
 
 @pytest.fixture(scope="module")
 def inspected(videos):
-    return inspect(videos, *SMALL, "--frames", 2, "--inspect-sample", 3, "--json")
+    return inspect(videos, *SMALL, "--eval-input-px", 37, "--frames", 2, "--inspect-sample", 3, "--json")
 
 
 def test_the_headers_of_a_corpus_are_counted(inspected, videos):
@@ -230,7 +230,9 @@ def test_a_video_shown_turned_by_a_quarter_is_counted(videos, tmp_path):
 
 
 def test_a_backbone_is_timed_and_leaves_the_threads_alone():
-    encoder = load_backbone(BackboneOptions(backbone="shufflenet_v2_x0_5", weights="none", input_px=32), 4, 8 / 7)
+    encoder = load_backbone(
+        BackboneOptions(backbone="shufflenet_v2_x0_5", weights="none", input_px=32, eval_input_px=37), 4
+    )
     threads = torch.get_num_threads()
     machine = Machine(cores=2, decoders=1, devices=1, device="cpu", threads=3 - threads)
     trial = try_backbone(encoder, ("eval",), 4, 3, machine)
