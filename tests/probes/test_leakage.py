@@ -28,6 +28,7 @@ TRAINED = ("linear", "mlp", "attentive", "finetuned", "low_shot")
 QUICK = Probing(
     probes=("all",),
     probe_min_steps=8,
+    probe_set_size=2,
     deep_min_steps=3,
     probe_epochs=1,
     deep_epochs=1,

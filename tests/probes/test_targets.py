@@ -19,7 +19,7 @@ IDS = [f"v{n:02d}" for n in range(24)]
 SUBSETS = ["test" if n % 3 == 0 else "train" for n in range(24)]
 FEATURES = {video_id: np.random.default_rng(n).normal(size=(4, 6)) for n, video_id in enumerate(IDS)}
 QUICK = Probing(
-    probes=("all",), probe_min_steps=5, deep_min_steps=2, probe_epochs=1, deep_epochs=1, resamples=20,
+    probes=("all",), probe_min_steps=5, deep_min_steps=2, probe_set_size=2, probe_epochs=1, deep_epochs=1, resamples=20,
     learning_rates=(1e-3,), weight_decays=(0.0,), low_shot=(0.5, 1)
 )  # fmt: skip
 
