@@ -78,7 +78,7 @@ PROBING = Probing(
     resamples=200,
 )
 # Its network is large: fewer steps, of fewer videos.
-MLP = replace(PROBING, probes=("mlp",), probe_min_steps=60, probe_batch=50)
+MLP = replace(PROBING, probes=("mlp",), probe_min_steps=20, probe_batch=50, probe_set_size=4)
 
 
 @pytest.mark.slow
