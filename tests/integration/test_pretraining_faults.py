@@ -24,6 +24,7 @@ from support.command import Command, Ended
 import scale_ray as sr
 from scale_ray.clips import VideoGeometry
 from scale_ray.corpus.corpus import VIDEO_COLUMNS
+from scale_ray.errors import RunFailed
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.schema import VideoFeatures
 
@@ -167,7 +168,7 @@ def test_workers_that_are_lost_while_they_start_are_started_again(store, undistu
     assert history(tmp_path, "run") == undisturbed
     assert capsys.readouterr().err.count("the workers are started again: a training worker died: ") == 2
     starts.clear()
-    with pytest.raises(sr.RunFailed, match="a training worker died"):
+    with pytest.raises(RunFailed, match="a training worker died"):
         sr.pretrain(str(store), "other", runs=str(tmp_path), **options, max_restarts=1)
     assert len(starts) == 2
 
