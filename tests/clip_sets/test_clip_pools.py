@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from scale_ray.aggregator import normalised_positions
 from scale_ray.clip_sets.batches import Batch, WorkerSlice
-from scale_ray.clip_sets.draws import draw_sets, normalised_positions, video_keys
+from scale_ray.clip_sets.draws import draw_sets, video_keys
 from scale_ray.clip_sets.sources import open_source
 from scale_ray.clips import VideoGeometry
 from scale_ray.config import Ingest, Sets

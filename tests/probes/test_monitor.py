@@ -7,8 +7,7 @@ import pytest
 import torch
 from support.stores import make_store
 
-from scale_ray.aggregator import Aggregator, clip_representations, set_tokens
-from scale_ray.clip_sets import normalised_positions
+from scale_ray.aggregator import Aggregator, clip_representations, normalised_positions, set_tokens
 from scale_ray.config import AggregatorOptions, Probing
 from scale_ray.probes import TrainingMonitor
 from scale_ray.probes.monitor import knn_top1_within
