@@ -59,7 +59,7 @@ from scale_ray.config.pretraining import (
     Splits,
     Training,
 )
-from scale_ray.config.probing import PROBES, ProbeConfig, Probing, Representing
+from scale_ray.config.probing import PARTS, PROBES, ProbeConfig, Probing, Representing
 from scale_ray.config.runtime import Cluster, DemoConfig, Tracking, UiConfig
 from scale_ray.config.stage import StageConfig
 from scale_ray.config.sweep import Searching, SweepConfig
@@ -68,6 +68,7 @@ __all__ = [
     "DEMO",
     "DEMO_VIDEOS_PER_CLASS",
     "NUM_NEIGHBOURS",
+    "PARTS",
     "PROBES",
     "RENAMED",
     "SECTIONS",

@@ -8,9 +8,13 @@ from scale_ray.config.option import Check, Options, above, at_least, each, fract
 from scale_ray.config.pretraining import TRAINED_MODES, Ingest, Splits
 from scale_ray.config.runtime import Tracking
 from scale_ray.config.stage import StageConfig
+from scale_ray.errors import UserError
 
 # The probes by name, in the order of the table.
 PROBES = ("knn", "linear", "mlp", "attentive", "finetuned", "lowshot", "retrieval", "clustering")
+
+# The parts of a representation, in the order in which they are concatenated.
+PARTS = ("x", "c", "h", "h_mean")
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,11 @@ class Probing(Options):
         "Labels of the low-shot probe: below 1 a fraction of each class, from 1 on a number of videos per class.",
         check=each(above(0)),
     )
+    token_weights: tuple[float, ...] = option(
+        (),
+        "Values of --token-weight to try; one per aggregator is chosen by k-NN among the training videos.",
+        check=each(above(0)),
+    )
     resamples: int = option(1000, "Bootstrap resamples of the test videos, for the intervals.", check=at_least(1))
 
     @property
@@ -86,13 +95,38 @@ class Probing(Options):
 
 @dataclass(frozen=True)
 class Representing(Options):
-    """From a video's clips to its representation (section 5 of the method)."""
+    """From a video's clips to its representation (section 5 of the paper)."""
 
     section = "representing"
 
+    parts: tuple[str, ...] = option(
+        ("x", "c"),
+        "Parts of a clip's representation: x (backbone feature), c (set token), h (the clip's own token), h_mean (mean "
+        "of the set's clip tokens).",
+        check=each(one_of(*PARTS)),
+    )
+    unit_norm: bool = option(False, "Scale each part to unit norm.")
+    token_weight: float = option(
+        1.0, "Factor of the parts c, h and h_mean, relative to x; without effect on trained probes.", check=above(0)
+    )
     ensemble: int = option(
         0, "Clips per set when a video's clips are divided into several sets; 0: all in one set.", check=at_least(0)
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.token_parts:
+            raise UserError(f"parts: expected at least one of {', '.join(PARTS[1:])}, found {','.join(self.parts)}")
+
+    @property
+    def has_feature(self) -> bool:
+        """Whether the backbone's feature is a part."""
+        return "x" in self.parts
+
+    @property
+    def token_parts(self) -> tuple[str, ...]:
+        """The parts that the aggregator computes, in the order in which they are concatenated."""
+        return tuple(name for name in PARTS[1:] if name in self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,6 +100,6 @@ def _stored_vectors(
             for begin in range(0, len(part.rows), at_once):
                 block = clips.read_rows(number, begin, begin + at_once)
                 ids += block.video_ids
-                vectors.append(clip_vectors(aggregator, block.features, block.positions, representing.ensemble).mean(1))
+                vectors.append(clip_vectors(aggregator, block.features, block.positions, representing).mean(1))
         done |= set(clips.video_ids)
     return ids, np.concatenate(vectors) if vectors else np.empty((0, 0))

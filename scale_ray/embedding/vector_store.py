@@ -43,7 +43,7 @@ class VectorStore(ShardStore):
 
     def prepare(self, aggregator: Aggregator, representing: Representing, *, per_clip: bool, split: str | None) -> None:
         """Set how the following commits compute vectors, and from which split they take the subset of each video."""
-        self._aggregator, self._ensemble, self._per_clip = aggregator, representing.ensemble, per_clip
+        self._aggregator, self._representing, self._per_clip = aggregator, representing, per_clip
         self._split = split
         self._labels_and_subsets: tuple[dict[str, str], dict[str, str]] | None = None
 
@@ -52,7 +52,7 @@ class VectorStore(ShardStore):
         return store.splits(self._split)
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per video: `video_id`, `mode`, `label`, `split` (its subset) and `vector` (float32, D + E)."""
+        """One row per video: `video_id`, `mode`, `label`, `split` (its subset) and `vector` (float32)."""
         import pandas as pd
 
         columns = ["video_id", "mode", "label", "split", "vector"]
@@ -94,7 +94,7 @@ class VectorStore(ShardStore):
         labels, subsets = self._labels_and_subsets
         features = np.stack([video.features for video in videos])
         positions = np.stack([video.positions for video in videos])
-        clips = clip_vectors(self._aggregator, features, positions, self._ensemble)
+        clips = clip_vectors(self._aggregator, features, positions, self._representing)
         ids = [video.video_id for video in videos]
         if not np.isfinite(clips).all():
             video_id = ids[int(np.argmin(np.isfinite(clips).all(axis=(1, 2))))]
@@ -120,7 +120,10 @@ class VectorStore(ShardStore):
 def fingerprint_of_vectors(aggregator: Aggregator, representing: Representing, *, per_clip: bool) -> dict[str, Any]:
     """Everything that must match for vectors to share a folder."""
     origin = {name: value for name, value in aggregator.origin.items() if name != "made_with"}
-    return {**origin, "aggregator": weights_hash(aggregator), **representing.to_dict(), "per_clip": per_clip}
+    chosen, defaults = representing.to_dict(), Representing().to_dict()
+    # Options that earlier versions did not have are left out at their defaults, so that their vectors still match.
+    chosen = {name: value for name, value in chosen.items() if name == "ensemble" or value != defaults[name]}
+    return {**origin, "aggregator": weights_hash(aggregator), **chosen, "per_clip": per_clip}
 
 
 def embed_store(store: FeatureStore, vectors: VectorStore, progress: Progress) -> int:

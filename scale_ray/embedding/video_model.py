@@ -44,7 +44,7 @@ _BACKBONE_FILE = "backbone.safetensors"
 
 @dataclass(frozen=True)
 class Embedded:
-    """The vector of one video, float32 (D + E,), and those of its clips, float32 (N, D + E); or the error."""
+    """The vector of one video, float32 (d,), and those of its clips, float32 (N, d); or the error."""
 
     path: str
     vector: np.ndarray | None
@@ -53,15 +53,18 @@ class Embedded:
 
 
 @torch.inference_mode()
-def clip_vectors(aggregator: Aggregator, features: np.ndarray, positions: np.ndarray, ensemble: int) -> np.ndarray:
-    """The vector `[x, c]` of every clip, float32 (videos, N, D + E).
+def clip_vectors(
+    aggregator: Aggregator, features: np.ndarray, positions: np.ndarray, representing: Representing
+) -> np.ndarray:
+    """The vector of every clip, float32 (videos, N, d): `[x, c]` of width D + E, unless `representing` has other parts.
 
     `features` (videos, N, D) of any float type are rounded to float16, so that stored and fresh features give the same
-    vectors; `positions` (videos, N, 7) are in pixels and seconds. `ensemble` as in `tokens_of_clips`.
+    vectors; `positions` (videos, N, 7) are in pixels and seconds.
     """
     rounded = torch.from_numpy(np.ascontiguousarray(features, np.float16))
     normalised = normalised_positions(torch.from_numpy(np.array(positions, np.float32)))
-    return clip_representations(rounded, tokens_of_clips(aggregator, rounded, normalised, ensemble)).numpy()
+    tokens = tokens_of_clips(aggregator, rounded, normalised, representing)
+    return clip_representations(rounded, tokens, representing).numpy()
 
 
 def sampling_of(origin: Mapping[str, Any]) -> Sampling:
@@ -181,8 +184,8 @@ class VideoModel:
                 if not np.isfinite(features.astype(np.float16)).all():
                     embedded.append(Embedded(path, None, error="backbone: a feature is not finite in float16"))
                     continue
-                ensemble = self.representing.ensemble
-                [vectors] = clip_vectors(self.aggregator, features[None], decoded.positions[None], ensemble)
+                positions = decoded.positions
+                [vectors] = clip_vectors(self.aggregator, features[None], positions[None], self.representing)
                 embedded.append(Embedded(path, vectors.mean(0), vectors))
         return embedded
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from scale_ray.aggregator import Aggregator
-from scale_ray.config import Ingest, Probing
+from scale_ray.config import Ingest, Probing, Representing
 from scale_ray.errors import UserError
 from scale_ray.probes import suite
 from scale_ray.probes.bootstrap import BootstrapSamples, Estimate, resamples_of
@@ -20,6 +20,7 @@ from scale_ray.probes.metrics import Metric, cluster_metrics, mean_metric, score
 from scale_ray.probes.suite import ProbeTask
 from scale_ray.probes.table import ProbeRow, ProbeTable
 from scale_ray.probes.targets import CLASSES, MULTILABEL, NUMBERS, Targets, read_targets
+from scale_ray.probes.token_weight import chosen_token_weight
 from scale_ray.store import FeatureStore
 
 GEOMETRY_ALONE = "position and geometry alone"
@@ -51,7 +52,7 @@ def probe_table(
     probing: Probing,
     *,
     split: str | None = None,
-    ensemble: int = 0,
+    representing: Representing | None = None,
     ingest: Ingest | None = None,
     progress: Callable[[int, str], None] = lambda _count, _name: None,
 ) -> tuple[ProbeTable, FigureData]:
@@ -59,8 +60,9 @@ def probe_table(
 
     Probes are fitted on the clips of mode `probing.probe_mode` of the training videos. The test videos, seen through
     their `eval` clips, are only scored, once per seed, after all selection. Seed n uses aggregator n; if there are more
-    seeds than aggregators, these repeat. With `ensemble` a video's clips are dealt into sets of at most so many clips.
-    `progress` is called with the number of representations that are done, and the name of the last one.
+    seeds than aggregators, these repeat. `representing` says what the representation of an aggregator consists of;
+    with `probing.token_weights` its weight is chosen among the training videos. `progress` is called with the number of
+    representations that are done, and the name of the last one.
 
     Raises
     ------
@@ -73,7 +75,7 @@ def probe_table(
     if split is None:
         raise UserError(f"expected labelled training videos, found none in {store.location}")
     probe_split = load_probe_split(store, targets, split, ingest or Ingest(), probing.probe_mode)
-    evaluation = _Evaluation(probe_split, aggregators, probing, ensemble)
+    evaluation = _Evaluation(probe_split, aggregators, probing, representing or Representing())
     done = 0
     for number in range(evaluation.num_seeds):
         for name in evaluation.run_seed(number):
@@ -104,18 +106,24 @@ class _Representation:
 class _Evaluation:
     """The metrics of all representations of a split, collected seed by seed."""
 
-    def __init__(self, split: ProbeSplit, aggregators: Sequence[Aggregator], probing: Probing, ensemble: int) -> None:
+    def __init__(
+        self, split: ProbeSplit, aggregators: Sequence[Aggregator], probing: Probing, representing: Representing
+    ) -> None:
         self.split, self.probing, self.figures = split, probing, FigureData(split)
         self.num_seeds, self.num_aggregators = max(probing.probe_seeds, len(aggregators)), len(aggregators)
         # representation -> name of the metric -> the metric of each seed
         self.metrics: dict[str, dict[str, list[Metric]]] = {}
-        self._aggregators, self._ensemble = aggregators, ensemble
+        # representation -> the weight of its tokens that was chosen for each seed
+        self.token_weights: dict[str, list[float]] = {}
+        self._aggregators, self._representing = aggregators, representing
         self._deterministic: dict[tuple[str, int], list[Metric]] = {}
 
     def run_seed(self, number: int) -> Iterator[str]:
         """Run the probes of one seed; yields the name of each representation after its last probe."""
         index, seed = number % len(self._aggregators), self.probing.probe_seed + number
-        for row in _representations(self.split, self._aggregators[index], self.probing, self._ensemble, seed):
+        for row in _representations(self.split, self._aggregators[index], self.probing, self._representing, seed):
+            if row.name in (RANDOM_AGGREGATOR, TRAINED_AGGREGATOR) and self.probing.token_weights:
+                self.token_weights.setdefault(row.name, []).append(row.train.representing.token_weight)
             collected = self.metrics.setdefault(row.name, {})
             # Deterministic probes run once per aggregator, once for rows without one; the random one differs by seed.
             aggregator = -1 if row.aggregator is None else index
@@ -142,7 +150,7 @@ class _Evaluation:
 
 
 def _representations(
-    split: ProbeSplit, aggregator: Aggregator, probing: Probing, ensemble: int, seed: int
+    split: ProbeSplit, aggregator: Aggregator, probing: Probing, representing: Representing, seed: int
 ) -> Iterator[_Representation]:
     """The rows of the table, one by one, so that the memory of a row is free before the next."""
     with torch.random.fork_rng(devices=[]):
@@ -151,15 +159,20 @@ def _representations(
 
     def tokens(model: Aggregator) -> tuple[Tokens, Tokens]:
         return (
-            Tokens(split.train, model, ensemble, probing.probe_draws),
-            Tokens(split.test, model, ensemble, probing.probe_draws),
+            Tokens(split.train, model, representing, probing.probe_draws),
+            Tokens(split.test, model, representing, probing.probe_draws),
         )
 
     def row(
         name: str, base: str, tokens: tuple[Tokens, Tokens] | None = None, model: Aggregator | None = None
     ) -> _Representation:
         train, test = tokens or (None, None)
-        return _Representation(name, View(split.train, base, train), View(split.test, base, test), model)
+        options = representing
+        if train is not None and base == "feature" and probing.token_weights:
+            weight = chosen_token_weight(split, train, representing, probing)
+            options = replace(representing, token_weight=weight)
+        views = View(split.train, base, train, options), View(split.test, base, test, options)
+        return _Representation(name, *views, model)
 
     standardisation = View(split.train, "geometry").standardisation(split.refit_rows)
     yield _Representation(
@@ -238,7 +251,7 @@ def _attentive(run: _Run) -> list[Metric]:
 
 
 def _finetuned(run: _Run) -> list[Metric]:
-    """Only for `[x, c]` of an aggregator, which is what it trains."""
+    """Only for the whole representation of an aggregator, which is what it trains."""
     if run.row.aggregator is None or run.row.name == SET_TOKEN_ALONE:
         return []
     probe = suite.finetuned(run.task, run.row.aggregator)
@@ -298,6 +311,7 @@ def _table(evaluation: _Evaluation) -> ProbeTable:
         num_classes=0 if split.targets.kind == NUMBERS else len(split.targets.names),
         num_seeds=evaluation.num_seeds,
         num_aggregators=evaluation.num_aggregators,
+        token_weights=evaluation.token_weights,
     )
 
 

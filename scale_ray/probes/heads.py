@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scale_ray.aggregator import HEAD_WIDTH, Aggregator
+from scale_ray.aggregator import HEAD_WIDTH, Aggregator, chosen_tokens, clip_representations
+from scale_ray.config import Representing
 
 _MLP_WIDTHS = (2048, 2048, 512)
 _ATTENTION_HEADS = 8
@@ -59,22 +60,30 @@ class AttentiveHead(nn.Module):
 class FineTunedHead(nn.Module):
     """Aggregator and linear classifier trained together, on `[feature, position]` of the clips of a set.
 
-    `mean` and `scale` (d,) standardise `[x, c]` as for the linear probe, with the statistics of the aggregator before
-    the training.
+    `mean` and `scale` (d,) standardise the representation as for the linear probe, with the statistics of the
+    aggregator before the training.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, aggregator: Aggregator, mean: Tensor, scale: Tensor, num_outputs: int) -> None:
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        mean: Tensor,
+        scale: Tensor,
+        num_outputs: int,
+        representing: Representing | None = None,
+    ) -> None:
         super().__init__()
-        self.aggregator = aggregator
+        self.aggregator, self.representing = aggregator, representing or Representing()
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
         self.classifier = nn.Linear(len(mean), num_outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
         features, positions = inputs.split([inputs.shape[-1] - 7, 7], -1)
-        token, _ = self.aggregator(features, positions)
-        clips = torch.cat([features, token[:, None].expand(-1, features.shape[1], -1)], -1)
+        set_token, clip_tokens = self.aggregator(features, positions)
+        tokens = chosen_tokens(set_token, clip_tokens, self.representing)
+        clips = clip_representations(features, tokens, self.representing)
         return self.classifier((clips - self.mean) * self.scale)

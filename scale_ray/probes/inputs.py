@@ -8,38 +8,52 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from scale_ray.aggregator import Aggregator, clip_representations, set_tokens, tokens_of_clips, videos_per_block
+from scale_ray.aggregator import (
+    Aggregator,
+    clip_representations,
+    tokens_of_clips,
+    tokens_of_sets,
+    videos_per_block,
+)
 from scale_ray.clip_sets import draw_clips
+from scale_ray.config import Representing
 from scale_ray.probes.data import ProbeDataset
 from scale_ray.probes.knn import centred
 from scale_ray.probes.mapped import ROWS_AT_ONCE, by_parts
 
-# Set tokens of drawn sets are cached if they take at most this size, otherwise computed on every use.
+# Tokens of drawn sets are cached if they take at most this size, otherwise computed on every use.
 _CACHED_BYTES = 2**30
 
 
 class Tokens:
-    """The set tokens of a dataset's videos, of all their clips and of sets drawn from them; computed once."""
+    """The tokens of a dataset's videos, of all their clips and of sets drawn from them; computed once.
 
-    def __init__(self, dataset: ProbeDataset, aggregator: Aggregator, ensemble: int, num_draws: int) -> None:
-        self._dataset, self._aggregator, self._ensemble = dataset, aggregator, ensemble
-        self._is_cached = len(dataset) * aggregator.options.width * 2 * num_draws <= _CACHED_BYTES
+    T is the width of the tokens that the representation takes (`chosen_tokens`).
+    """
+
+    def __init__(
+        self, dataset: ProbeDataset, aggregator: Aggregator, representing: Representing, num_draws: int
+    ) -> None:
+        self._dataset, self._aggregator, self._representing = dataset, aggregator, representing
+        self._width = aggregator.options.width * len(representing.token_parts)
+        self._num_draws = num_draws
         self._cache: dict[tuple[int, int, int], Tensor] = {}
 
     @cached_property
     def whole(self) -> Tensor:
-        """The token of every clip's set, float32 (videos, N, E), or (videos, 1, E) if all clips are one set."""
-        dataset, ensemble = self._dataset, self._ensemble
-        if not ensemble or ensemble >= dataset.num_clips:
-            return self._of_all_videos(lambda rows: self._tokens(rows)[:, None], dataset.num_clips)
-        return self._of_all_videos(
-            lambda rows: tokens_of_clips(self._aggregator, dataset.features[rows], dataset.positions[rows], ensemble),
-            dataset.num_clips,
-        )
+        """The tokens of every clip, float32 (videos, N, T), or (videos, 1, T) if they are equal for all clips."""
+        dataset, representing = self._dataset, self._representing
+        if not representing.ensemble or representing.ensemble >= dataset.num_clips:
+            return self._of_all_videos(self._tokens, dataset.num_clips)
+
+        def of_clips(rows: Tensor) -> Tensor:
+            return tokens_of_clips(self._aggregator, dataset.features[rows], dataset.positions[rows], representing)
+
+        return self._of_all_videos(of_clips, dataset.num_clips)
 
     def drawn(self, rows: Tensor, set_size: int, seed: int, epoch: int) -> Tensor:
-        """The tokens of the sets of `set_size` clips that (seed, epoch) draws, float32 (B, E)."""
-        if not self._is_cached:
+        """The tokens of the sets of `set_size` clips that (seed, epoch) draws, float32 (B, V or 1, T)."""
+        if not self._is_cached(set_size):
             return self._tokens(drawn_clips(self._dataset, rows, set_size, seed, epoch))
         key = (set_size, seed, epoch)
         if key not in self._cache:
@@ -50,12 +64,17 @@ class Tokens:
             )
         return self._cache[key][rows].float()
 
+    def _is_cached(self, set_size: int) -> bool:
+        per_video = self._width * (set_size if "h" in self._representing.token_parts else 1)
+        return len(self._dataset) * per_video * 2 * self._num_draws <= _CACHED_BYTES
+
     def _of_all_videos(self, compute: Callable[[Tensor], Tensor], num_clips: int) -> Tensor:
         rows_at_once = videos_per_block(ROWS_AT_ONCE, num_clips)
         return by_parts(len(self._dataset), compute, self._dataset.scratch, rows_at_once)
 
     def _tokens(self, index: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-        return set_tokens(self._aggregator, self._dataset.features[index], self._dataset.positions[index])
+        dataset = self._dataset
+        return tokens_of_sets(self._aggregator, dataset.features[index], dataset.positions[index], self._representing)
 
 
 def drawn_clips(dataset: ProbeDataset, rows: Tensor, set_size: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
@@ -66,9 +85,10 @@ def drawn_clips(dataset: ProbeDataset, rows: Tensor, set_size: int, seed: int, e
 class View:
     """One representation of a dataset's videos.
 
-    `base` is the part that each clip has by itself: its `feature`, its `geometry`, or `nothing`. With `tokens` the set
-    token of its set is appended. `standardisation`, a mean and a scale (d,), standardises the base. The geometry needs
-    it: in raw units, a distance sees nothing but the width and height of a video.
+    `base` is the part that each clip has by itself: its `feature`, its `geometry`, or `nothing`. With `tokens` the
+    parts are appended that the aggregator computes; `representing` says how feature and tokens are scaled.
+    `standardisation`, a mean and a scale (d,), standardises the base. The geometry needs it: in raw units, a distance
+    sees nothing but the width and height of a video.
     """
 
     def __init__(
@@ -76,10 +96,12 @@ class View:
         dataset: ProbeDataset,
         base: str,
         tokens: Tokens | None = None,
+        representing: Representing | None = None,
         *,
         standardisation: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        self.dataset, self._tokens = dataset, tokens
+        self.dataset, self._tokens, self._base_name = dataset, tokens, base
+        self.representing = representing or Representing()
         empty = dataset.features[..., :0]
         self._base = {"feature": dataset.features, "geometry": dataset.geometry, "nothing": empty}[base]
         if standardisation is not None:
@@ -93,16 +115,18 @@ class View:
 
     def whole(self, rows: Tensor) -> Tensor:
         """All clips of some videos, float32 (B, N, d)."""
-        base = self._base[rows]
-        if self._tokens is None:
-            return clip_representations(base, None)
-        return clip_representations(base, self._tokens.whole[rows].expand(-1, base.shape[1], -1))
+        return self._with_tokens(self._base[rows], None if self._tokens is None else self._tokens.whole[rows])
 
     def drawn(self, rows: Tensor, set_size: int, seed: int, epoch: int) -> Tensor:
         """Randomly drawn sets of some videos, float32 (B, V, d)."""
         base = self._base[drawn_clips(self.dataset, rows, set_size, seed, epoch)]
         tokens = None if self._tokens is None else self._tokens.drawn(rows, set_size, seed, epoch)
-        return clip_representations(base, tokens)
+        return self._with_tokens(base, tokens)
+
+    def _with_tokens(self, base: Tensor, tokens: Tensor | None) -> Tensor:
+        if self._base_name == "geometry":
+            return base
+        return clip_representations(base, tokens, self.representing)
 
     @cached_property
     def videos(self) -> Tensor:

@@ -18,7 +18,7 @@ from scale_ray.aggregator import (
     videos_per_block,
 )
 from scale_ray.clip_sets import ResidentClips
-from scale_ray.config import Probing
+from scale_ray.config import Probing, Representing
 from scale_ray.errors import UserError
 from scale_ray.hashing import uniform_hash
 from scale_ray.probes.data import ProbeDataset
@@ -131,7 +131,9 @@ class FoldValidation:
         """Whether each of the `rows` is right, bool (rows,)."""
         if self._rank_by == "halves":
             return halves_found(*(self._tokens_of_half(aggregator, half) for half in (0, 1)))
-        view = View(self._dataset, "feature", Tokens(self._dataset, aggregator, 0, self._probing.probe_draws))
+        view = View(
+            self._dataset, "feature", Tokens(self._dataset, aggregator, Representing(), self._probing.probe_draws)
+        )
         if self._rank_by == "knn":
             k, temperature = self._probing.knn_k[0], self._probing.knn_temperature[0]
             bank, queries = view.centred(self._known), view.centred(self.rows)

@@ -113,12 +113,13 @@ def attentive(task: ProbeTask) -> TrainedProbe:
 
 
 def finetuned(task: ProbeTask, aggregator: Aggregator) -> TrainedProbe:
-    """Aggregator and linear classifier trained together, on a copy; `task.view` is `[x, c]` of this aggregator."""
+    """Aggregator and linear classifier trained together, on a copy; `task.view` is the view of this aggregator."""
     schedule = task.schedule(deep=True)
     mean, scale = task.view.standardisation(task.fit_rows)
 
     def make_head() -> nn.Module:
-        return FineTunedHead(copy.deepcopy(aggregator), mean, scale, task.target_spec.width)
+        model, outputs = copy.deepcopy(aggregator), task.target_spec.width
+        return FineTunedHead(model, mean, scale, outputs, task.view.representing)
 
     return _select_and_fit(task, make_head, schedule, SetInputs(task.view.dataset))
 
@@ -189,14 +190,14 @@ def _select_and_fit(
         grid = fit_heads(_problem(task, inputs, rows), rows, make_head, settings, schedule, task.seed)
         targets = task.view.dataset.targets[task.selection_rows]
         scores = grid.scores(inputs, task.selection_rows)
-        ranks = [_selection_score(of_setting, targets, task.target_spec) for of_setting in scores]
+        ranks = [selection_score(of_setting, targets, task.target_spec) for of_setting in scores]
         best = settings[max(range(len(settings)), key=ranks.__getitem__)]
     rows = task.refit_rows
     fitted = fit_heads(_problem(task, inputs, rows), rows, make_head, [best], schedule, task.seed)
     return TrainedProbe(fitted, best)
 
 
-def _selection_score(scores: Tensor, targets: Tensor, target_spec: Targets) -> tuple[float, float]:
+def selection_score(scores: Tensor, targets: Tensor, target_spec: Targets) -> tuple[float, float]:
     """The metric of the probe, then the likelihood, since few videos cannot separate all settings by the metric."""
     [metric] = score_metrics("choice", scores, targets, target_spec)
     if target_spec.kind == CLASSES:

@@ -40,7 +40,8 @@ class ProbeTable:
 
     `gains` are the improvements of the trained aggregator over the backbone's feature alone, by metric (for errors,
     the decrease). `chance` is the metric reached without seeing a video. `num_aggregators` of separate pretrainings are
-    divided among the `num_seeds` seeds. `notes` are printed below the table.
+    divided among the `num_seeds` seeds. `notes` are printed below the table. `token_weights` are the weights that were
+    chosen among the training videos, by representation and seed, if several were tried.
     """
 
     rows: list[ProbeRow]
@@ -55,6 +56,7 @@ class ProbeTable:
     num_seeds: int
     notes: list[str] = field(default_factory=list)
     num_aggregators: int = 1
+    token_weights: dict[str, list[float]] = field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
         """Plain values that can be written as JSON."""
@@ -139,6 +141,10 @@ class ProbeTable:
             f"{seeds}; ±: half of the 95 % interval, by bootstrap over the test {'groups' if groups else 'videos'}"
             + (" and the seeds" if self.num_seeds > 1 else ""),
             self._covered(f"test {'groups' if groups else 'videos'}"),
+            *(
+                f"token weight {name}, chosen among the training videos: {', '.join(f'{w:g}' for w in weights)}"
+                for name, weights in self.token_weights.items()
+            ),
             *self.notes,
         ]
 

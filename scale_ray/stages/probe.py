@@ -144,7 +144,7 @@ def _probed(
                 aggregators,
                 config.probing,
                 split=name,
-                ensemble=config.representing.ensemble,
+                representing=config.representing,
                 ingest=config.ingest,
                 progress=show,
             )

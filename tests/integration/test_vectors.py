@@ -252,13 +252,13 @@ def test_a_long_video_is_one_set_or_an_ensemble_of_sets():
     whole = tokens_of_clips(aggregator, features, positions)
     assert torch.equal(whole[:, 0], set_tokens(aggregator, features, positions))
     assert torch.equal(whole[:, 0], whole[:, 39])
-    ensemble = tokens_of_clips(aggregator, features, positions, 16)
+    ensemble = tokens_of_clips(aggregator, features, positions, Representing(ensemble=16))
     for first in range(3):  # 40 clips in three sets of 14, 13 and 13
         token = set_tokens(aggregator, features[:, first::3], positions[:, first::3])
         for clip in range(first, 40, 3):
             torch.testing.assert_close(ensemble[:, clip], token)
     assert not torch.allclose(ensemble[:, 0], ensemble[:, 1])
-    assert torch.equal(tokens_of_clips(aggregator, features, positions, 40), whole)
+    assert torch.equal(tokens_of_clips(aggregator, features, positions, Representing(ensemble=40)), whole)
 
 
 def test_an_aggregator_without_a_known_backbone_asks_for_its_weights(tmp_path: Path):
