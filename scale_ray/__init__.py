@@ -25,6 +25,7 @@ STAGES = {
         for name in (
             "inspect",
             "extract",
+            "join",
             "pretrain",
             "probe",
             "embed",

@@ -13,6 +13,7 @@ from scale_ray.extraction.summary import ExtractionResult
 from scale_ray.stages.embed import EmbedResult
 from scale_ray.stages.export import ExportResult
 from scale_ray.stages.inspect import InspectResult
+from scale_ray.stages.join import JoinResult
 from scale_ray.stages.neighbours import NeighboursResult
 from scale_ray.stages.pipeline import PipelineResult
 from scale_ray.stages.pretrain import PretrainResult
@@ -164,6 +165,16 @@ def extract(
 ) -> ExtractionResult:
     """Extract the clip features of every video that a store does not hold yet, for one or several backbones."""
 
+def join(
+    first: str | PathLike[str],
+    second: str | PathLike[str],
+    store: str | PathLike[str],
+    *,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> JoinResult:
+    """Join the features of two backbones: each clip's feature of `first`, followed by that of `second`."""
+
 def pretrain(
     store: str | PathLike[str],
     run: str,
@@ -194,6 +205,7 @@ def pretrain(
     negatives: str = 'all',
     pretrain_on: str = 'train',
     pretrain_mode: str = 'train',
+    store_weights: float | Sequence[float] = (),
     epochs: int = 200,
     batch: int = 512,
     accumulate: int = 1,
@@ -369,6 +381,7 @@ def sweep(
     negatives: str | Sequence[str] = 'all',
     pretrain_on: str = 'train',
     pretrain_mode: str = 'train',
+    store_weights: float | Sequence[float] = (),
     epochs: int | Sequence[int] | Range = 200,
     batch: int | Sequence[int] | Range = 512,
     accumulate: int = 1,
@@ -543,6 +556,7 @@ def pipeline(
     negatives: str = 'all',
     pretrain_on: str = 'train',
     pretrain_mode: str = 'train',
+    store_weights: float | Sequence[float] = (),
     epochs: int = 200,
     batch: int = 512,
     accumulate: int = 1,

@@ -37,6 +37,7 @@ _TRAINED_ON = {
     "set_size": int,
     "mode": str | None,  # older ones lack it
     "store": str,
+    "other_stores": list[dict[str, Any]] | None,  # of an aggregator that was trained on several
 }
 _ORIGIN = {"backbone": str, "weights": str, "sampling": dict[str, dict[str, Any]], "sampling_seed": int}
 

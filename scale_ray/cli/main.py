@@ -18,6 +18,7 @@ from scale_ray.cli.embed import embed
 from scale_ray.cli.export import export
 from scale_ray.cli.extract import extract
 from scale_ray.cli.inspect import inspect
+from scale_ray.cli.join import join
 from scale_ray.cli.neighbours import neighbours
 from scale_ray.cli.pipeline import pipeline
 from scale_ray.cli.pretrain import pretrain
@@ -58,6 +59,7 @@ for subcommand in (
     backbones,
     extract,
     store,
+    join,
     pretrain,
     probe,
     sweep,

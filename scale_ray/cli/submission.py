@@ -20,19 +20,19 @@ _SECRET_OPTION = re.compile(r"[?&](\w*(key|secret|token|password|credential)\w*)
 
 
 class Location(click.ParamType):  # type: ignore[type-arg]
-    """A folder, a file or a URI. With `words`, which are no locations, it may be several separated by commas."""
+    """A folder, a file or a URI; with `several` or `words`, which are no locations, several separated by commas."""
 
     name = "location"
 
-    def __init__(self, words: Sequence[str] = ()) -> None:
-        self.words = words
+    def __init__(self, words: Sequence[str] = (), *, several: bool = False) -> None:
+        self.words, self.several = words, several or bool(words)
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
         return value
 
     def relative(self, value: str) -> str | None:
         """The first relative path in a value, if there is one."""
-        parts = [part.strip() for part in value.split(",")] if self.words else [value]
+        parts = [part.strip() for part in value.split(",")] if self.several else [value]
         places = (part for part in parts if part not in self.words)
         return next((place for place in places if not is_uri(place) and not os.path.isabs(place)), None)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from scale_ray.config import Sets
 
+# Numbers of shuffles far behind those of the windows of a stream.
+_WINDOW_OF_BLOCK, _WINDOW_OF_SHARD = 2**40, 2**41
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed 64-bit number
 _MULTIPLIER_1 = -4658895280553007687  # the two multipliers of the splitmix64 finaliser
 _MULTIPLIER_2 = -7723592293110705685
@@ -82,6 +84,32 @@ def draw_clips(keys_B: Tensor, num_clips: int, count: int, *, seed: int, epoch: 
 def shuffled(num_videos: int, *, seed: int, epoch: int, window: int = 0) -> Tensor:
     """The order of the videos in an epoch, or in one window of it, int64 (videos,); the same on every worker."""
     return _numbers(_stream_seeds(torch.tensor([-1 - window]), seed, epoch), 0, num_videos)[0].argsort()
+
+
+def order_of_epoch(blocks: Sequence[tuple[int, float]], *, seed: int, epoch: int) -> Tensor:
+    """The rows of the videos that an epoch uses, in its order, int64.
+
+    A block is a number of consecutive videos and the fraction of them that an epoch uses, others in each epoch.
+    """
+    if all(share == 1 for _, share in blocks):
+        return shuffled(sum(count for count, _ in blocks), seed=seed, epoch=epoch)
+    rows, start = [], 0
+    for number, (count, share) in enumerate(blocks):
+        of_block = shuffled(count, seed=seed, epoch=epoch, window=_WINDOW_OF_BLOCK + number)
+        rows.append(start + of_block[: share_of(count, share)])
+        start += count
+    chosen = torch.cat(rows)
+    return chosen[shuffled(len(chosen), seed=seed, epoch=epoch)]
+
+
+def used_of_shard(count: int, num_used: int, *, shard: int, seed: int, epoch: int) -> Tensor:
+    """Which `num_used` of the `count` videos of a shard an epoch uses, int64, sorted."""
+    return shuffled(count, seed=seed, epoch=epoch, window=_WINDOW_OF_SHARD + shard)[:num_used].sort().values
+
+
+def share_of(count: int, share: float) -> int:
+    """The number of videos that an epoch uses of `count`."""
+    return round(count * share)
 
 
 def dropout_seed(*, seed: int, step: int, worker: int, part: int) -> int:

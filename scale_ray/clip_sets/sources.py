@@ -30,7 +30,15 @@ from torch import Tensor
 
 from scale_ray.aggregator import normalised_positions
 from scale_ray.clip_sets.batches import Batch, Source, Videos, WorkerSlice
-from scale_ray.clip_sets.draws import draw_sets, shuffled, varied_positions, video_keys
+from scale_ray.clip_sets.draws import (
+    draw_sets,
+    order_of_epoch,
+    share_of,
+    shuffled,
+    used_of_shard,
+    varied_positions,
+    video_keys,
+)
 from scale_ray.config import Ingest, Sets
 from scale_ray.errors import UserError
 from scale_ray.files.locations import private_folder
@@ -49,7 +57,8 @@ class ResidentClips:
 
     `features` (videos, N, D); `positions` (videos, N, 7), normalised. Sets and masks are drawn on `device`;
     only the drawn clips are gathered and copied to it, in the precision in which they are stored. With `groups`, the
-    group of each video by its id, batches say which videos belong together.
+    group of each video by its id, batches say which videos belong together. With `blocks` an epoch uses a fraction of
+    the videos (`StoredClips.blocks`).
     """
 
     def __init__(
@@ -61,9 +70,11 @@ class ResidentClips:
         ingest_mode: str = "memory",
         rows: Tensor | None = None,
         groups: Mapping[str, str] | None = None,
+        blocks: Sequence[tuple[int, float]] | None = None,
     ) -> None:
         self.video_ids, self.device, self.ingest_mode, self._groups = video_ids, device, ingest_mode, groups
-        self.num_videos = len(video_ids)
+        self._blocks = blocks or [(len(video_ids), 1.0)]
+        self.num_videos = sum(share_of(count, share) for count, share in self._blocks)
         _, self.num_clips, self.feature_width = features.shape
         self.keys = video_keys(video_ids).to(device)
         self._owners = None
@@ -71,11 +82,15 @@ class ResidentClips:
             self._owners = torch.stack([video_keys([groups[i] for i in video_ids]).to(device), self.keys], 1)
         self.features, self.positions = features, positions
         # Of a subset, where its videos are among the features.
-        self._rows = (torch.arange(self.num_videos) if rows is None else rows).to(features.device)
+        self._rows = (torch.arange(len(video_ids)) if rows is None else rows).to(features.device)
 
     @classmethod
     def from_clips(
-        cls, clips: ClipFeatures, device: torch.device, groups: Mapping[str, str] | None = None
+        cls,
+        clips: ClipFeatures,
+        device: torch.device,
+        groups: Mapping[str, str] | None = None,
+        blocks: Sequence[tuple[int, float]] | None = None,
     ) -> ResidentClips:
         """Stored clips, copied to the memory of the device."""
         return cls(
@@ -84,6 +99,7 @@ class ResidentClips:
             normalised_positions(torch.from_numpy(clips.positions)).to(device),
             device,
             groups=groups,
+            blocks=blocks,
         )
 
     def subset(self, rows: Tensor) -> ResidentClips:
@@ -100,13 +116,13 @@ class ResidentClips:
         features, positions, mode = self.features, self.positions, self.ingest_mode
         if copied:
             features, positions, mode = features.to(device), positions.to(device), "memory"
-        return ResidentClips(self.video_ids, features, positions, device, mode, self._rows, self._groups)
+        return ResidentClips(self.video_ids, features, positions, device, mode, self._rows, self._groups, self._blocks)
 
     def batches(
         self, worker_slice: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int
     ) -> Iterator[Batch]:
-        """See `Source.batches`; the order of the epoch is a shuffle of all videos."""
-        order = shuffled(self.num_videos, seed=seed, epoch=epoch).to(self.device)
+        """See `Source.batches`; the order of the epoch is a shuffle of all its videos."""
+        order = order_of_epoch(self._blocks, seed=seed, epoch=epoch).to(self.device)
         steps = range(first_step, self.num_videos // worker_slice.batch_size)
         starts = (step * worker_slice.batch_size + worker_slice.begin for step in steps)
         yield from prefetched(
@@ -140,7 +156,9 @@ class StreamedClips:
         self, stored: StoredClips, device: torch.device, window_bytes: int, groups: Mapping[str, str] | None = None
     ) -> None:
         self._stored, self._device, self._window_bytes, self._groups = stored, device, window_bytes, groups
-        self.num_videos, self.num_clips, self.feature_width = len(stored), stored.num_clips, stored.feature_width
+        self.num_clips, self.feature_width = stored.num_clips, stored.feature_width
+        self._lengths = [share_of(len(part.rows), stored.share_of_part(n)) for n, part in enumerate(stored.parts)]
+        self.num_videos = sum(self._lengths)
 
     def batches(
         self, worker_slice: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int
@@ -149,7 +167,7 @@ class StreamedClips:
         num_steps = self.num_videos // worker_slice.batch_size
         # Each worker reads its own stretch of the epoch's videos; those behind the last stretch are left out.
         begin = worker_slice.begin * num_steps
-        video_bytes = self._stored.num_bytes // max(self.num_videos, 1)
+        video_bytes = self._stored.num_bytes // max(len(self._stored), 1)
         steps_per_window = max(self._window_bytes // max(worker_slice.size * video_bytes, 1), 1)
         first_window = first_step // steps_per_window
 
@@ -174,10 +192,10 @@ class StreamedClips:
         pieces: list[ClipFeatures] = []
         start = 0
         for part in shuffled(len(self._stored.parts), seed=seed, epoch=epoch).tolist():
-            length = len(self._stored.parts[part].rows)
+            length = self._lengths[part]
             first_row, end_row = max(begin - start, 0), min(end - start, length)
             if first_row < end_row:
-                pieces.append(self._stored.read_rows(part, first_row, end_row))
+                pieces.append(self._read_part(part, first_row, end_row, seed, epoch))
             start += length
         joined = ClipFeatures(
             list(itertools.chain.from_iterable(piece.video_ids for piece in pieces)),
@@ -185,6 +203,14 @@ class StreamedClips:
             np.concatenate([piece.positions for piece in pieces]),
         )
         return ResidentClips.from_clips(joined, self._device, self._groups)
+
+    def _read_part(self, part: int, begin: int, end: int, seed: int, epoch: int) -> ClipFeatures:
+        """Rows of those that the epoch uses of a shard."""
+        stored_rows = len(self._stored.parts[part].rows)
+        if self._lengths[part] == stored_rows:
+            return self._stored.read_rows(part, begin, end)
+        used = used_of_shard(stored_rows, self._lengths[part], shard=part, seed=seed, epoch=epoch)
+        return self._stored.read_rows(part, 0, stored_rows).subset(used[begin:end].numpy())
 
 
 def open_source(
@@ -210,7 +236,7 @@ def open_source(
         return StreamedClips(stored, device, options.window_mib * 2**20, groups)
     if ingest_mode == "disk":
         return _mapped_clips(stored, cache, device, groups)
-    return ResidentClips.from_clips(stored.read(), device, groups)
+    return ResidentClips.from_clips(stored.read(), device, groups, stored.blocks)
 
 
 def cache_folder(options: Ingest) -> Path:
@@ -256,7 +282,7 @@ def _mapped_clips(
             _write_mapped(stored, *(folder / name for name in names))
     # Copy-on-write, because torch requires writable memory.
     features, positions = (torch.from_numpy(np.load(folder / name, mmap_mode="c")) for name in names)
-    return ResidentClips(stored.video_ids, features, positions, device, "disk", groups=groups)
+    return ResidentClips(stored.video_ids, features, positions, device, "disk", groups=groups, blocks=stored.blocks)
 
 
 def _write_mapped(stored: StoredClips, features_path: Path, positions_path: Path) -> None:

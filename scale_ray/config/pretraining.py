@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from scale_ray.config.option import Check, Options, above, at_least, fraction, one_of, option
+from scale_ray.config.option import Check, Options, above, at_least, each, fraction, one_of, option
 from scale_ray.config.runtime import Cluster, Tracking
 from scale_ray.config.stage import StageConfig
 from scale_ray.errors import UserError
@@ -162,6 +162,12 @@ class Training(Options):
         "train",
         "Clips to train on: of mode train, of mode augmented, or of both as one pool per video.",
         check=one_of(*TRAINED_MODES),
+    )
+    store_weights: tuple[float, ...] = option(
+        (),
+        "For several stores: how often an epoch uses the videos of each; all of those with the largest weight, of the "
+        "others a fraction.",
+        check=each(above(0)),
     )
     epochs: int = option(200, "Passes over the videos.", check=at_least(1), main=True, searched=True)
     batch: int = option(512, "Videos per global batch.", check=at_least(2), main=True, searched=True)

@@ -37,7 +37,7 @@ from scale_ray.files.locations import atomic_write, check_within, exists, join, 
 from scale_ray.files.small_files import read_json
 from scale_ray.pretraining import Metrics, Trainer, fit
 from scale_ray.probes import TrainingMonitor
-from scale_ray.store import FeatureStore, StoredClips, training_clips
+from scale_ray.store import StoredClips, TrainingStores
 from scale_ray.tracking import RunFolder, RunRecord
 
 # Interval at which the metrics of single steps are sent to the driver.
@@ -48,10 +48,9 @@ _CHECKPOINTS = "checkpoints"
 _MAX_FAILED_STARTS = 30
 
 
-def pretraining_clips(store: FeatureStore, config: PretrainConfig) -> tuple[StoredClips, StoredClips]:
+def pretraining_clips(stores: TrainingStores, config: PretrainConfig) -> tuple[StoredClips, StoredClips]:
     """The clips to train on, and those of the held-out videos."""
-    return training_clips(
-        store,
+    return stores.training_clips(
         config.training.held_out_share,
         split=config.splits.split,
         everything=config.training.pretrain_on == "all",
@@ -61,7 +60,7 @@ def pretraining_clips(store: FeatureStore, config: PretrainConfig) -> tuple[Stor
 
 def run_workers(
     folder: RunFolder,
-    store: FeatureStore,
+    stores: TrainingStores,
     config: PretrainConfig,
     workers: tuple[int, int],
     size: ClusterSize,
@@ -86,7 +85,7 @@ def run_workers(
             with listener.stopping_at_sigterm():
                 for attempt in itertools.count():
                     try:
-                        result = _trainer(folder, store, config, workers, size, channel).fit()
+                        result = _trainer(folder, stores, config, workers, size, channel).fit()
                         break
                     except ray.train.TrainingFailedError as error:
                         # Ray Train restarts workers that train, but not those that are lost while they are started.
@@ -108,7 +107,7 @@ def run_workers(
 
 def _trainer(
     folder: RunFolder,
-    store: FeatureStore,
+    stores: TrainingStores,
     config: PretrainConfig,
     workers: tuple[int, int],
     size: ClusterSize,
@@ -121,7 +120,7 @@ def _trainer(
     return TorchTrainer(
         _work,
         train_loop_config={
-            "store": store.location,
+            "stores": stores.location,
             "config": config.to_dict(),
             "channel": channel,
             "checkpoints": showable(join(folder.location, _CHECKPOINTS)),
@@ -201,9 +200,9 @@ def _train(job: dict[str, Any]) -> None:
     config = PretrainConfig.from_dict(job["config"])
     context = ray.train.get_context()
     device = get_device()
-    store = FeatureStore(job["store"])
-    clips, held_out = pretraining_clips(store, config)
-    groups = store.groups() if config.objective.negatives == "other_groups" else None
+    stores = TrainingStores.open(job["stores"], config.training.store_weights)
+    clips, held_out = pretraining_clips(stores, config)
+    groups = stores.groups() if config.objective.negatives == "other_groups" else None
     source = open_source(clips, config.ingest, device, context.get_local_world_size(), groups)
     is_first = context.get_world_rank() == 0
     resident = ResidentClips.from_clips(held_out.read(), device, groups) if len(held_out) else None
@@ -213,7 +212,7 @@ def _train(job: dict[str, Any]) -> None:
     if state is not None:
         reports.history = state["history"]
         trainer.restore(state)
-    monitor = TrainingMonitor(store, clips, Probing()) if is_first and config.training.monitor_epochs else None
+    monitor = TrainingMonitor(stores, clips, Probing()) if is_first and config.training.monitor_epochs else None
     reports.begin(trainer, context.get_world_size())
     with suppress(_Stopped):
         fit(trainer, reports, lambda trainer: {} if monitor is None else monitor(trainer.model))

@@ -85,9 +85,14 @@ def backbone_of(
     Raises
     ------
     UserError
-        If the location of the weights is not recorded, the backbone cannot be loaded or is not trusted, or its weights
-        are not those of the features.
+        If the features are those of two backbones, the location of the weights is not recorded, the backbone cannot be
+        loaded or is not trusted, or its weights are not those of the features.
     """
+    if "joined" in origin:
+        raise UserError(
+            f"checkpoint: expected an aggregator of one backbone, found one of {origin['backbone']}: extract the "
+            "features of both, join them, and give --store instead of videos"
+        )
     if "made_with" not in origin and weights_at is None:
         raise UserError(
             "weights_at: expected --weights-at default or FILE, since the aggregator does not record where the "

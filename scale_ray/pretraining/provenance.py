@@ -13,13 +13,20 @@ from scale_ray.errors import UserError
 from scale_ray.store import FeatureStore
 
 
-def trained_on(store: FeatureStore, video_ids: Sequence[str], set_size: int, mode: str = "train") -> dict[str, Any]:
+def trained_on(
+    stores: Sequence[FeatureStore], video_ids: Sequence[str], set_size: int, mode: str = "train"
+) -> dict[str, Any]:
     """A summary of the videos that an aggregator was trained on, which is saved with it.
 
     It holds the number of videos, of unlabelled videos, and of videos per split and subset; the clips per set, and
-    their mode; and a digest of the ids in the store, with their subsets and whether they are labelled.
+    their mode; and a digest of the ids in the store, with their subsets and whether they are labelled. `other_stores`
+    are the same of each further store.
     """
-    ids = set(video_ids)
+    first, *others = (_seen_of(store, set(video_ids), set_size, mode) for store in stores)
+    return {**first, "other_stores": others} if others else first
+
+
+def _seen_of(store: FeatureStore, ids: set[str], set_size: int, mode: str) -> dict[str, Any]:
     videos = _video_rows(store)
     seen = [row for row in videos if row["video_id"] in ids]
     counts = Counter((split, subset) for row in seen for split, subset in row["splits"])
@@ -43,12 +50,17 @@ def provenance_notes(seen: Mapping[str, Any], store: FeatureStore, split: str) -
     """
     if not seen:
         return ["the aggregator's folder does not record which videos it was trained on"]
-    if seen["store"] != _digest(_video_rows(store)):
-        return [
-            f"the aggregator was trained on {seen['videos']} videos of another corpus, or of another state of this one"
-        ]
+    of_stores = [seen, *(seen.get("other_stores") or [])]
+    digest = _digest(_video_rows(store))
+    here = next((of_store for of_store in of_stores if of_store["store"] == digest), None)
+    elsewhere = sum(of_store["videos"] for of_store in of_stores if of_store is not here)
+    if here is None:
+        return [f"the aggregator was trained on {elsewhere} videos of another corpus, or of another state of this one"]
     mode = seen.get("mode") or "train"
     notes = [] if mode == "train" else [f"the aggregator was trained on {mode} clips"]
+    if elsewhere:
+        notes.append(f"the aggregator was also trained on {elsewhere} videos of other stores")
+    seen = here
     extra = []
     if tested := seen["splits"].get(split, {}).get("test", 0):
         extra.append(f"{tested} test videos")

@@ -27,7 +27,7 @@ from scale_ray.probes.knn import centred, knn_scores, weighted_vote
 from scale_ray.probes.mapped import ROWS_AT_ONCE, by_parts
 from scale_ray.probes.suite import ProbeTask, linear
 from scale_ray.probes.targets import CLASSES, Targets
-from scale_ray.store import ClipFeatures, FeatureStore, StoredClips, open_clips
+from scale_ray.store import ClipFeatures, FeatureStore, StoredClips, TrainingStores
 
 _VIDEOS_AT_ONCE = 1024
 
@@ -174,13 +174,15 @@ class TrainingMonitor:
     Uses at most `max_videos` of the videos, drawn by a hash of their ids.
     """
 
-    def __init__(self, store: FeatureStore, train: StoredClips, probing: Probing, max_videos: int = 2000) -> None:
+    def __init__(
+        self, store: FeatureStore | TrainingStores, train: StoredClips, probing: Probing, max_videos: int = 2000
+    ) -> None:
         labels, groups = store.labels(), store.groups()
         labelled = sorted((i for i in train.video_ids if i in labels), key=lambda i: uniform_hash(f"monitor\0{i}"))
         labelled = labelled[:max_videos]
         self._probing = probing
         is_possible = all(len({of_video[i] for i in labelled}) > 1 for of_video in (labels, groups))
-        self._clips = open_clips(store, train.mode, set(labelled)).read() if is_possible else None
+        self._clips = train.read_videos(sorted(labelled)) if is_possible else None
         if self._clips is not None:
             self._labels = _numbered([labels[video_id] for video_id in self._clips.video_ids])
             self._groups = _numbered([groups[video_id] for video_id in self._clips.video_ids])

@@ -20,7 +20,7 @@ from scale_ray.files.locations import join, showable
 from scale_ray.hashing import digest
 from scale_ray.pretraining import check_trainable, final_weights, trained_on
 from scale_ray.reports import losses_figure
-from scale_ray.store import FeatureStore, StoredClips, check_modes, num_incomplete, training_ids
+from scale_ray.store import StoredClips, TrainingStores, check_modes
 from scale_ray.tracking import Experiment, RunFolder, RunRecord
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class PretrainResult(Result):
 def pretrain(store: str, run: str, *, runs: str = "runs", config: PretrainConfig, console: Console) -> PretrainResult:
     """Train the aggregator on the clips of a store's training videos (section 3 of the paper).
 
+    `store` names one store, or several of the same backbone and sampling, separated by commas.
     The same run name with the same configuration continues an unfinished run from its newest checkpoint.
 
     Raises
@@ -88,16 +89,17 @@ def pretrain_below(
     parent: str | None, store: str, run: str, *, runs: str, config: PretrainConfig, console: Console
 ) -> PretrainResult:
     """As `pretrain`; with the id of a `parent`, the MLflow run is a child of that one."""
-    features = FeatureStore(store)
+    stores = TrainingStores.open(store, config.training.store_weights)
     folder = RunFolder(runs, run)
-    check_modes(features, "pretrain_mode", config.training.pretrain_mode)
-    clips, held_out = pretraining_clips(features, config)
+    for member in stores.members:
+        check_modes(member, "pretrain_mode", config.training.pretrain_mode)
+    clips, held_out = pretraining_clips(stores, config)
     check_trainable(len(clips), clips.num_clips, config.sets.set_size)
     if config.training.held_out_share and not len(held_out):
         raise UserError(
             f"held_out_share: expected videos to hold out of the {len(clips)}, found none; use a larger one"
         )
-    described = {**config.to_dict(), "store": {"location": features.location}}
+    described = {**config.to_dict(), "store": {"location": stores.location}}
     folder.check_config(described, [f"training.{name}" for name in Training.HOW])
     if folder.finished:
         console.say(f"run {run} is finished already: {folder.aggregator}")
@@ -107,23 +109,24 @@ def pretrain_below(
         workers = _num_workers(config, size, min(len(clips), len(held_out) or len(clips)))
         experiment = Experiment(config.tracking, folder.runs, console)
         folder.write_config(described)
-        with _mlflow_run(experiment, parent, folder, described, features, console) as record:
+        with _mlflow_run(experiment, parent, folder, described, stores, console) as record:
             count = "..".join(map(str, sorted(set(workers)))) + (" worker" if workers == (1, 1) else " workers")
             aside = f" ({len(held_out)} held out)" if len(held_out) else ""
             console.say(f"training on {len(clips)} videos{aside} with {count}")
-            _say_incomplete(features, config, console)
-            state = run_workers(folder, features, config, workers, size, record, console)
-            _finish(folder, features, config, state, clips, record, console)
+            _say_incomplete(stores, config, console)
+            state = run_workers(folder, stores, config, workers, size, record, console)
+            _finish(folder, stores, config, state, clips, record, console)
     return PretrainResult(folder)
 
 
-def _say_incomplete(store: FeatureStore, config: PretrainConfig, console: Console) -> None:
+def _say_incomplete(stores: TrainingStores, config: PretrainConfig, console: Console) -> None:
     """Say how many training videos are left out because they lack clips of another mode than `train`."""
     training = config.training
     if training.pretrain_mode == "train":
         return
-    ids = training_ids(store, split=config.splits.split, everything=training.pretrain_on == "all")
-    if left_out := num_incomplete(store, training.pretrain_mode, ids):
+    everything = training.pretrain_on == "all"
+    left_out = stores.num_incomplete(training.pretrain_mode, split=config.splits.split, everything=everything)
+    if left_out:
         console.say(f"{left_out} training videos lack {training.pretrain_mode.replace('+', ' or ')} clips: left out")
 
 
@@ -139,7 +142,7 @@ def _mlflow_run(
     parent: str | None,
     folder: RunFolder,
     described: Mapping[str, Any],
-    store: FeatureStore,
+    stores: TrainingStores,
     console: Console,
 ) -> AbstractContextManager[RunRecord]:
     """The MLflow run of this folder: the one that an interrupted training left if MLflow has it, or a new one."""
@@ -149,27 +152,28 @@ def _mlflow_run(
         if (resumed := experiment.resume(before, folder.name, also_in=also_in)) is not None:
             return resumed
         console.say(f"MLflow does not have run {before} any more: going on with a new one")
-    options = {**described, "features": store.fingerprint}
+    options = {**described, "features": stores.fingerprint}
     record = experiment.start(folder.name, options, parent=parent, also_in=also_in)
     folder.remember_mlflow_run(record.run_id)
-    name = showable(store.location).rstrip("/").rpartition("/")[2]
-    profile = {"videos": len(store.videos()), "feature_width": store.feature_width()}
-    fingerprint = digest(json.dumps(store.fingerprint, sort_keys=True))
-    record.dataset(name or "features", store.location, fingerprint, profile)
+    fingerprint = digest(json.dumps(stores.fingerprint, sort_keys=True))
+    for store in stores.members:
+        name = showable(store.location).rstrip("/").rpartition("/")[2]
+        profile = {"videos": len(store.videos()), "feature_width": store.feature_width()}
+        record.dataset(name or "features", store.location, fingerprint, profile)
     return record
 
 
 def _finish(
     folder: RunFolder,
-    store: FeatureStore,
+    stores: TrainingStores,
     config: PretrainConfig,
     state: Mapping[str, Any],
     clips: StoredClips,
     record: RunRecord,
     console: Console,
 ) -> None:
-    seen = trained_on(store, clips.video_ids, config.sets.set_size, clips.mode)
-    aggregator = Aggregator(clips.feature_width, config.aggregator, store.origin, seen)
+    seen = trained_on(stores.members, clips.video_ids, config.sets.set_size, clips.mode)
+    aggregator = Aggregator(clips.feature_width, config.aggregator, stores.origin, seen)
     aggregator.load_state_dict(final_weights(state, config))
     folder.write_history(state["history"])
     with tempfile.TemporaryDirectory() as local:

@@ -119,6 +119,8 @@ def store(location: str, *, verify_shards: bool = False, compact_shards: bool = 
 
 
 def _pixels(fingerprint: Mapping[str, Any]) -> str:
-    """The size of the backbone's input, and that in mode eval if it is another one."""
+    """The size of the backbone's input, and that in mode eval if it is another one; for two backbones those of both."""
+    if joined := fingerprint.get("joined"):
+        return " and ".join(map(_pixels, joined))
     of_eval = fingerprint.get("eval_input_px")
     return f"{fingerprint.get('input_px')} px" + (f" ({of_eval} px in mode eval)" if of_eval else "")

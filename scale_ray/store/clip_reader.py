@@ -85,6 +85,15 @@ class StoredClips:
         return [part.path for part in self.parts]
 
     @property
+    def blocks(self) -> list[tuple[int, float]]:
+        """Numbers of consecutive videos, and which fraction of them an epoch uses: of several stores one block each."""
+        return [(len(self), 1.0)]
+
+    def share_of_part(self, part: int) -> float:
+        """The fraction of a shard's videos that an epoch uses."""
+        return 1.0
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all clips: features and positions."""
         return len(self) * self.num_clips * (2 * self.feature_width + 4 * len(POSITION_FIELDS))
@@ -202,9 +211,8 @@ class PooledClips(StoredClips):
 
     def read_rows(self, part: int, begin: int, end: int) -> ClipFeatures:
         """The wanted rows of a shard of the first mode, with the clips of the second one from wherever they are."""
-        return _side_by_side(
-            first := self._first.read_rows(part, begin, end), self._second.read_videos(first.video_ids)
-        )
+        first = self._first.read_rows(part, begin, end)
+        return _side_by_side(first, self._second.read_videos(first.video_ids))
 
     def read_videos(self, video_ids: Sequence[str]) -> ClipFeatures:
         """As of one mode; see `StoredClips.read_videos`."""

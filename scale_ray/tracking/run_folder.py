@@ -27,7 +27,19 @@ from scale_ray.files.small_files import read_json, read_yaml
 from scale_ray.files.tables import read_parquet, write_parquet
 
 # Options that runs of earlier versions did not have, and what these did.
-_ADDED = {"training.pretrain_mode": "train", "probing.probe_mode": "train"}
+_ADDED: dict[str, Any] = {
+    "sets.position_dropout": 0.0,
+    "sets.time_jitter": 0.0,
+    "aggregator.position_scale": "video",
+    "objective.negatives": "all",
+    "training.pretrain_mode": "train",
+    "training.store_weights": [],
+    "probing.probe_mode": "train",
+    "probing.token_weights": [],
+    "representing.parts": ["x", "c"],
+    "representing.unit_norm": False,
+    "representing.token_weight": 1.0,
+}
 
 
 class RunFolder:

@@ -157,11 +157,11 @@ def test_pretraining_sees_the_training_split_alone_or_says_so(tmp_path):
     store = store_of(tmp_path / "store")
     alone, _ = training_clips(store)
     assert set(alone.video_ids) == {i for i, subset in zip(IDS, SUBSETS, strict=True) if subset == "train"}
-    seen = trained_on(store, alone.video_ids, 8)
+    seen = trained_on([store], alone.video_ids, 8)
     assert (seen["videos"], seen["unlabelled"], seen["splits"]) == (45, 0, {"default": {"train": 45}})
     assert provenance_notes(seen, store, "default") == []
 
-    everything = trained_on(store, IDS, 8)
+    everything = trained_on([store], IDS, 8)
     [note] = provenance_notes(everything, store, "default")
     assert note == "transductive: the aggregator also saw 15 test videos, without labels"
     [note] = provenance_notes({}, store, "default")
@@ -179,7 +179,7 @@ def test_of_several_splits_each_says_what_the_aggregator_saw_of_it(tmp_path):
     features = {f"v{n:02d}": np.random.default_rng(n).normal(size=(4, 6)) for n in range(20)}
     store = make_store(tmp_path / "store", features, sides=splits, label=[f"{n % 2}" for n in range(20)])
     clips, _ = training_clips(store, split="1")
-    seen = trained_on(store, clips.video_ids, 8)
+    seen = trained_on([store], clips.video_ids, 8)
     assert provenance_notes(seen, store, "1") == []
     assert provenance_notes(seen, store, "2") == [
         "transductive: the aggregator also saw 10 test videos, without labels"
