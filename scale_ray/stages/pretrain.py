@@ -99,7 +99,9 @@ def pretrain_below(
         raise UserError(
             f"held_out_share: expected videos to hold out of the {len(clips)}, found none; use a larger one"
         )
-    described = {**config.to_dict(), "store": {"location": stores.location}}
+    locations = [member.location for member in stores.members]
+    # Of several a list, since what is recorded shows every URI without its options.
+    described = {**config.to_dict(), "store": {"location": locations if len(locations) > 1 else locations[0]}}
     folder.check_config(described, [f"training.{name}" for name in Training.HOW])
     if folder.finished:
         console.say(f"run {run} is finished already: {folder.aggregator}")

@@ -79,3 +79,21 @@ def test_a_sweep_trains_on_the_mode(scale_ray, store, tmp_path):
     refused = scale_ray(*words, "--set-size", "4,8", "--mask-ratio", 0.25)
     assert refused.code == 2
     assert "training.pretrain_mode 'train+augmented' before, 'train' now" in refused.err
+
+
+def test_an_aggregator_of_two_stores_records_both(scale_ray: Command, store: FeatureStore, tmp_path: Path):
+    rng = np.random.default_rng(1)
+    features = {f"w{number}": rng.normal(size=(16, 8)) for number in range(8)}
+    second = make_store(tmp_path / "second", features, sides=["train"] * 8)
+    both = f"{store.location},{second.location}"
+    words = ("pretrain", "--store", both, "--store-weights", "1,0.5", "--runs", tmp_path, "--run", "r", "--epochs", 2)
+    ended = scale_ray(*words, *SMALL, "--monitor-epochs", 1)
+    assert ended.code == 0, ended.err
+    assert "training on 38 videos" in ended.err
+    recorded = json.loads((tmp_path / "r" / "aggregator" / "config.json").read_text())["trained_on"]
+    assert (recorded["videos"], [other["videos"] for other in recorded["other_stores"]]) == (30, [8])
+    described = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())
+    assert described["store"]["location"] == [store.location, second.location]
+    assert "is finished already" in scale_ray(*words, *SMALL, "--monitor-epochs", 1).err
+    probed = scale_ray("probe", "--store", store.location, "--checkpoint", tmp_path / "r", "--probes", "knn")
+    assert "the aggregator was also trained on 8 videos of other stores" in probed.out

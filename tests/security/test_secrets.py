@@ -26,7 +26,7 @@ from scale_ray.config import AggregatorOptions, PretrainConfig, Tracking
 from scale_ray.console import Console
 from scale_ray.errors import RunFailed, UserError, VideoError, redacted
 from scale_ray.stages.pretrain import _mlflow_run
-from scale_ray.store import FeatureStore
+from scale_ray.store import FeatureStore, TrainingStores
 from scale_ray.tracking import Experiment, RunFolder, server_command
 
 SECRET = "S3CRET"
@@ -110,7 +110,7 @@ def test_a_run_and_its_record_hold_no_keys_and_the_run_goes_on_with_others(tmp_p
     folder.check_config(described)
     folder.write_config(described)
     experiment = Experiment(Tracking(), folder.runs)
-    with _mlflow_run(experiment, None, folder, described, store, Console()) as record:
+    with _mlflow_run(experiment, None, folder, described, TrainingStores([store]), Console()) as record:
         experiment.start(f"probe of {URIS[0]}", {"checkpoint": URIS[0]}, parent=record.run_id).end()
     for path in (tmp_path / "runs").rglob("*"):
         assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path

@@ -7,6 +7,7 @@ from scale_ray.config import Tracking
 from scale_ray.console import Console
 from scale_ray.errors import UserError
 from scale_ray.stages.pretrain import _mlflow_run
+from scale_ray.store import TrainingStores
 from scale_ray.tracking import RunFolder, run_record
 from scale_ray.tracking.mlflow import Experiment, artifact_root, server_command, tracking_uri
 
@@ -49,12 +50,12 @@ def test_a_deleted_run_is_not_resumed(tmp_path):
 
 
 def test_an_unfinished_run_goes_on_with_a_new_mlflow_run_if_the_old_one_is_gone(tmp_path, capsys):
-    store = make_store(tmp_path / "store", {"a": np.zeros((16, 5))}, sides=["train"])
+    stores = TrainingStores([make_store(tmp_path / "store", {"a": np.zeros((16, 5))}, sides=["train"])])
     folder = RunFolder(str(tmp_path), "r")
-    with _mlflow_run(Experiment(Tracking(), str(tmp_path)), None, folder, {}, store, Console()) as first:
+    with _mlflow_run(Experiment(Tracking(), str(tmp_path)), None, folder, {}, stores, Console()) as first:
         pass
     empty = Tracking(tracking_uri=f"sqlite:///{tmp_path}/another.db")
-    with _mlflow_run(Experiment(empty, str(tmp_path)), None, folder, {}, store, Console()) as second:
+    with _mlflow_run(Experiment(empty, str(tmp_path)), None, folder, {}, stores, Console()) as second:
         assert second.run_id == folder.mlflow_run() != first.run_id
     assert f"MLflow does not have run {first.run_id} any more" in capsys.readouterr().err
 
