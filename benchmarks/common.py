@@ -79,7 +79,8 @@ def make_video(
         return path
     ten_seconds = path.with_name(f"once-{key_every}-{width}x{height}.mp4")
     if not ten_seconds.exists():
-        _encode(ten_seconds, 10 * fps, key_every, width, height, fps)
+        options = {"preset": "veryfast", "g": str(key_every), "keyint_min": str(key_every), "sc_threshold": "0"}
+        encode_pattern(ten_seconds, "libx264", options, num_frames=10 * fps, width=width, height=height, fps=fps)
     import av  # imported here, since benchmarks/gpu.py runs without PyAV
 
     unfinished = path.with_suffix(".unfinished.mp4")
@@ -101,15 +102,17 @@ def make_video(
     return path
 
 
-def _encode(path: Path, num_frames: int, key_every: int, width: int, height: int, fps: int) -> None:
+def encode_pattern(
+    path: Path, codec: str, options: dict[str, str], *, num_frames: int, width: int, height: int, fps: int
+) -> None:
+    """Write a video of a moving pattern, with the options of the encoder."""
     import av
 
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 255, (height // 16 + 20, width // 16 + 20, 3), np.uint8)
     pattern = np.asarray(Image.fromarray(tiles).resize((width + 320, height + 320), Image.Resampling.BICUBIC))
-    options = {"preset": "veryfast", "g": str(key_every), "keyint_min": str(key_every), "sc_threshold": "0"}
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream = container.add_stream(codec, rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(num_frames):
             x, y = int(100 + 90 * np.sin(number / 30)), int(100 + 90 * np.cos(number / 41))
