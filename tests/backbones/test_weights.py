@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from support.weights import released_svt, sized
 from torch.nn import functional as F
 from torchvision import models
 
@@ -91,11 +92,6 @@ def slow_file(path, state, prefix: str, **others) -> str:
 
 def slow_options(weights: str) -> BackboneOptions:
     return BackboneOptions(backbone="slow_r50", weights=weights, input_px=32)
-
-
-def sized(*shape: int, value: float = 1.0) -> torch.Tensor:
-    """A tensor of any shape that takes no space in a file."""
-    return torch.tensor(value).expand(shape)
 
 
 def contrastive_heads(copy: str) -> dict[str, torch.Tensor]:
@@ -315,22 +311,7 @@ def svt_images(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_released_file_of_svt_is_a_flat_dictionary_with_eight_time_embeddings(tmp_path, svt_library):
-    width, blocks = 768, 12
-    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 197, width), "time_embed": (1, 8, width)}
-    shapes |= {"patch_embed.proj.weight": (width, 3, 16, 16), "patch_embed.proj.bias": (width,)}
-    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
-    linear = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "temporal_attn.qkv": (3, 1), "temporal_attn.proj": (1, 1)}
-    linear |= {"temporal_fc": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
-    for block in (f"blocks.{index}" for index in range(blocks)):
-        for name in ("norm1", "norm2", "temporal_norm1"):
-            shapes |= {f"{block}.{name}.{kind}": (width,) for kind in ("weight", "bias")}
-        for name, (out, into) in linear.items():
-            shapes |= {f"{block}.{name}.weight": (out * width, into * width), f"{block}.{name}.bias": (out * width,)}
-    file = {f"backbone.{key}": sized(*shape, value=0.5) for key, shape in shapes.items()}
-    file["backbone.time_embed"] = torch.randn(1, 8, width)
-    file |= {f"head.mlp.{index}.bias": sized(2048) for index in (0, 2)} | {
-        "head.last_layer.weight_v": sized(65536, 256)
-    }
+    file = released_svt()
     torch.save(file, tmp_path / "kinetics400_vitb_ssl.pth")
     options = BackboneOptions(backbone="svt", weights=str(tmp_path / "kinetics400_vitb_ssl.pth"))
     backbone = load_backbone(options, 16)

@@ -1,9 +1,8 @@
 """The backbones of an extraction and their stores: what is said and recorded about weights."""
 
 import pytest
-import torch
+from support.weights import write_contrastive_slow_r50
 
-from scale_ray.backbones.slow_r50 import SlowR50
 from scale_ray.config import BackboneOptions, Sampling
 from scale_ray.console import Console
 from scale_ray.errors import UserError
@@ -12,13 +11,7 @@ from scale_ray.stages.store import StoreResult
 
 
 def contrastive_file(path, *copies: str) -> BackboneOptions:
-    """A file of SlowFast with the same weights in every copy, and a projection head in each."""
-    shapes = {key: value.shape for key, value in SlowR50().state_dict().items()}
-    shapes["ssl_128.projection.0.weight"] = torch.Size([4096, 2048])
-    # Expanded numbers take no space in the file.
-    state = {f"{copy}.{key}": torch.tensor(0.5).expand(shape) for copy in copies for key, shape in shapes.items()}
-    torch.save({"model_state": state}, path)
-    return BackboneOptions(backbone="slow_r50", weights=str(path))
+    return BackboneOptions(backbone="slow_r50", weights=str(write_contrastive_slow_r50(path, *copies)))
 
 
 def test_the_copy_of_the_weights_is_said_recorded_shown_and_part_of_the_fingerprint(tmp_path, capsys):
