@@ -165,18 +165,12 @@ def map_figure(vectors: Mapping[str, np.ndarray], classes: np.ndarray, names: Se
 
     `vectors` (videos, d) by title, `classes` int (videos,) are indices of `names`.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
     names = _short(names)
     rows = np.random.default_rng(seed).permutation(len(classes))[:_MAX_MAP_VIDEOS]
     with drawn(5.2 * len(vectors) + 1.8, 5) as (figure, picture):
         all_axes = figure.subplots(1, len(vectors), squeeze=False)[0]
         for axes, (title, videos) in zip(all_axes, vectors.items(), strict=True):
-            components = min(50, len(rows) - 1, videos.shape[1])
-            reduced = PCA(components, random_state=seed).fit_transform(videos[rows])
-            perplexity = min(30.0, (len(rows) - 1) / 3)
-            points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+            points = _in_two_dimensions(videos[rows], seed)
             for index, name in enumerate(names):
                 of_class = points[classes[rows] == index]
                 if len(of_class):
@@ -187,6 +181,19 @@ def map_figure(vectors: Mapping[str, np.ndarray], classes: np.ndarray, names: Se
         if len(names) <= _MAX_CLASSES:
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return picture.png
+
+
+def _in_two_dimensions(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """The vectors (videos, d) by t-SNE, float (videos, 2); all at one point if they are equal."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if not np.ptp(vectors, axis=0).any():
+        return np.zeros((len(vectors), 2))  # scikit-learn would divide by their spread, and crash
+    components = min(50, len(vectors) - 1, vectors.shape[1])
+    reduced = PCA(components, random_state=seed).fit_transform(vectors)
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
 
 
 def _short(names: Sequence[str]) -> list[str]:
