@@ -285,7 +285,9 @@ def test_the_page_is_linked_and_links_to_what_exists():
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_the_commands_of_ucf101_give_its_tables(folder: Path, calls: list[Call], scale_ray: Command, shared_ray: str):
+def test_the_commands_of_ucf101_give_its_tables(
+    folder: Path, calls: list[Call], scale_ray: Command, shared_ray: str, monkeypatch: pytest.MonkeyPatch
+):
     """For real, but with two of the five backbones, which are tiny, narrow heads and few epochs."""
     small = "hf:MCG-NJU/videomae-base,hf:MCG-NJU/videomae-large"
     ucf101 = [call.typed for call in calls if any("ucf101" in word for word in call.typed)]
@@ -302,6 +304,7 @@ def test_the_commands_of_ucf101_give_its_tables(folder: Path, calls: list[Call],
     )
     assert ended.code == 0, ended.err
     assert "training on 12 videos" in ended.err
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # t-SNE's threads wait long for each other if the cores are busy
     ended = scale_ray(*probe, "--probe-epochs", 2, "--resamples", 50, "--json", cwd=folder)
     assert ended.code == 0, ended.err
     tables = {table["split"]: table for table in json.loads(ended.out)["splits"]}
