@@ -19,7 +19,6 @@ from scale_ray.errors import UserError
 from scale_ray.files.locations import join, showable
 from scale_ray.hashing import digest
 from scale_ray.pretraining import check_trainable, final_weights, trained_on
-from scale_ray.reports import losses_figure
 from scale_ray.store import StoredClips, TrainingStores, check_modes
 from scale_ray.tracking import Experiment, RunFolder, RunRecord
 
@@ -66,6 +65,8 @@ class PretrainResult(Result):
         return pd.DataFrame(self.folder.history())
 
     def pictures(self) -> list[bytes]:
+        from scale_ray.reports import losses_figure  # imported here, since it brings scikit-learn (1.5 s)
+
         return [losses_figure(self.folder.history())]
 
 
