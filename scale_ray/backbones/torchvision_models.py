@@ -1,4 +1,7 @@
-"""Video and image models of torchvision, without their classification layers."""
+"""Video and image models of torchvision, without their classification layers.
+
+torchvision is imported when it is first used: it brings torch's compiler, 1.7 s, which other backbones do without.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torchvision import models
 
 from scale_ray.backbones.backbone import Backbone, require_frames
 from scale_ray.backbones.random_weights import seeded, settle_batch_norms
@@ -63,6 +65,8 @@ class Published:
 
 def torchvision_names() -> list[str]:
     """Names of all torchvision models that can serve as a backbone, video models first."""
+    from torchvision import models
+
     video = [name for name in models.list_models(module=models.video) if name.startswith(_VIDEO_FAMILIES)]
     image = [name for name in models.list_models(module=models) if name.startswith(_IMAGE_FAMILIES)]
     return video + image
@@ -80,6 +84,8 @@ def fixed_frames(name: str) -> int | None:
 
 def published(name: str) -> Published:
     """The properties that torchvision publishes for a model."""
+    from torchvision import models
+
     weights = models.get_model_weights(name).DEFAULT
     preset = weights.transforms()
     return Published(weights, preset.crop_size[0], tuple(preset.mean), tuple(preset.std), weights.meta["_ops"])
@@ -147,6 +153,8 @@ def _require_known(name: str) -> None:
 
 
 def _model(name: str, model_px: int) -> nn.Module:
+    from torchvision import models
+
     return models.get_model(name, weights=None, **({"image_size": model_px} if name.startswith("vit") else {})).eval()
 
 
