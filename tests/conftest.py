@@ -12,6 +12,9 @@ import torch
 # Before anything starts Ray: no token file in the home folder, and heads that listen on loopback only.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+# Before torch is loaded: two processes of tests share the cores, and threads that wait for each other by spinning take
+# those from the threads that they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
