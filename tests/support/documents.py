@@ -19,6 +19,7 @@ QUICK = {
     "frames": 4,
     "epochs": 3,
     "batch": 16,
+    "workers": "1",
     "prediction_hidden": 32,
     "target_hidden": 32,
     "probe_epochs": 1,
