@@ -245,7 +245,7 @@ def test_the_pipeline_runs_as_a_submitted_job(head: str, extracted: Extracted, v
     """On the store that is there already, so that the test is of the job and not of extraction again."""
     arguments = [
         *("python", "jobs/pipeline.py", videos, "--store", extracted.store, "--runs", tmp_path / "runs"),
-        *("--run", "job", "--epochs", 2, *SMALL, *BACKBONE, *BRIEF),
+        *("--run", "job", "--epochs", 2, "--workers", 1, *SMALL, *BACKBONE, *BRIEF),
     ]
     submit = [
         *(str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", head),
