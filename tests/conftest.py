@@ -26,8 +26,13 @@ from scale_ray.corpus.sample_videos import make_samples
 # First, since xdist reads the groups in a hook of the same name.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One test process runs all tests that start a Ray, another one those of the cluster of several nodes."""
+    """One test process runs all tests that start a Ray, another one those of the cluster of several nodes.
+
+    The first ones take longer than all others together: a test may have the group "cluster" to be run by that process.
+    """
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
         if item.get_closest_marker("cluster"):
             item.add_marker(pytest.mark.xdist_group("cluster"))
         elif item.get_closest_marker("ray"):

@@ -43,6 +43,7 @@ def leaves(table: Any) -> Iterator[Any]:
 
 
 @pytest.mark.ray
+@pytest.mark.xdist_group("cluster")
 @pytest.mark.timeout(650)
 def test_every_part_runs_on_the_cpu(tmp_path: Path):
     ended = run(BENCHMARKS / "gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path / "gpu.json")
