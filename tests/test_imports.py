@@ -132,6 +132,7 @@ LIGHT = [
     ("scale_ray.distributed.stream", {"torch"}),
     ("scale_ray.store", {"av"}),
     ("scale_ray.reports", {"torchvision"}),
+    ("scale_ray.probes", {"sklearn"}),
     ("scale_ray.stages.embed", {"mlflow", "sklearn", "torchvision"}),
     ("scale_ray.stages.pretrain", {"mlflow", "sklearn", "torchvision"}),
 ]

@@ -162,7 +162,10 @@ class Aggregator(nn.Module, ModelHubMixin):
         path, kind = join(folder, "config.json"), "the settings of an aggregator"
         settings = read_json(path, kind, _SETTINGS)
         if settings.get("trained_on"):
-            check_types(settings["trained_on"], path, f"{kind} and the videos it was trained on", _TRAINED_ON)
+            seen, of_videos = settings["trained_on"], f"{kind} and the videos it was trained on"
+            check_types(seen, path, of_videos, _TRAINED_ON)
+            for of_store in seen.get("other_stores") or []:
+                check_types(of_store, path, of_videos, _TRAINED_ON)
         feature_width, origin = settings.pop("feature_width"), settings.pop("origin")
         trained_on = settings.pop("trained_on", None)
         content = content_of(join(folder, "model.safetensors"), "the weights of an aggregator")

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -36,6 +36,7 @@ from scale_ray.files.failures import explained
 from scale_ray.files.locations import atomic_write, check_within, exists, join, showable
 from scale_ray.files.small_files import read_json
 from scale_ray.pretraining import Metrics, Trainer, fit
+from scale_ray.probes import TrainingMonitor
 from scale_ray.store import StoredClips, TrainingStores
 from scale_ray.tracking import RunFolder, RunRecord
 
@@ -211,18 +212,10 @@ def _train(job: dict[str, Any]) -> None:
     if state is not None:
         reports.history = state["history"]
         trainer.restore(state)
-    monitored = _monitor(stores, clips) if is_first and config.training.monitor_epochs else lambda trainer: {}
+    monitor = TrainingMonitor(stores, clips, Probing()) if is_first and config.training.monitor_epochs else None
     reports.begin(trainer, context.get_world_size())
     with suppress(_Stopped):
-        fit(trainer, reports, monitored)
-
-
-def _monitor(stores: TrainingStores, clips: StoredClips) -> Callable[[Trainer], Metrics]:
-    # Imported here, since it brings scikit-learn (1.5 s), which the driver and the other workers do without.
-    from scale_ray.probes import TrainingMonitor
-
-    monitor = TrainingMonitor(stores, clips, Probing())
-    return lambda trainer: monitor(trainer.model)
+        fit(trainer, reports, lambda trainer: {} if monitor is None else monitor(trainer.model))
 
 
 class _Stopped(Exception):

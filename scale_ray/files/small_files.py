@@ -91,6 +91,9 @@ def _fits(value: Any, type_: Any) -> bool:
     if typing.get_origin(type_) is dict:
         key, inner = typing.get_args(type_)
         return isinstance(value, dict) and all(_fits(k, key) and _fits(v, inner) for k, v in value.items())
+    if typing.get_origin(type_) is list:
+        [inner] = typing.get_args(type_)
+        return isinstance(value, list) and all(_fits(one, inner) for one in value)
     if isinstance(value, bool):  # Python counts it as an integer
         return type_ is bool
     return isinstance(value, type_)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,6 +69,8 @@ def retrieval(
     `bank` (n, d) and `queries` (m, d) are at unit norm, targets float32 (n, K) and (m, K) of 0 and 1. A video of the
     bank is relevant if it shares a label with the query. A query without relevant videos counts as 0.
     """
+    from sklearn.metrics import average_precision_score
+
     hits: dict[int, list[np.ndarray]] = {k: [] for k in ks}
     precision: list[np.ndarray] = []
     blocks = zip(_blocks(queries, len(bank)), _blocks(query_targets, len(bank)), strict=True)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn import metrics
 from torch import Tensor
 
 from scale_ray.probes.targets import CLASSES, MULTILABEL, Targets
@@ -88,6 +87,8 @@ def cluster_metrics(clusters: np.ndarray, targets: Tensor) -> list[Metric]:
 
     NMI is normalised by the geometric mean (Strehl and Ghosh), since with the arithmetic mean it equals the V-measure.
     """
+    from sklearn import metrics
+
     classes = targets.numpy()
 
     def nmi(rows: np.ndarray) -> float:

@@ -14,8 +14,6 @@ from itertools import product
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -151,6 +149,10 @@ def low_shot(task: ProbeTask) -> dict[str, TrainedProbe]:
 
 def clusters(view: View, num_clusters: int, seed: int) -> np.ndarray:
     """The k-means cluster of every video, int (videos,), from representations centred and at unit norm."""
+    # Imported here, as elsewhere in this package: scikit-learn takes a second, and few processes need it.
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     videos = view.centred().numpy()
     with warnings.catch_warnings():
         # If all videos are equal, as their geometry may be, there are fewer clusters; this needs no warning.

@@ -9,7 +9,7 @@ from support.stores import make_store
 
 from scale_ray.aggregator import Aggregator, videos_per_block
 from scale_ray.clip_sets import ResidentClips, video_keys
-from scale_ray.config import AggregatorOptions, Probing
+from scale_ray.config import AggregatorOptions, Probing, Representing
 from scale_ray.probes import FoldValidation, TrainingMonitor, fitting, suite
 from scale_ray.probes.data import ProbeDataset
 from scale_ray.probes.inputs import Tokens, View
@@ -51,7 +51,7 @@ def test_probes_see_as_many_clips_at_once_of_long_videos(clips, aggregator, monk
     targets = torch.arange(VIDEOS) % 2
     features, positions = torch.from_numpy(clips.features), torch.from_numpy(clips.positions)
     dataset = ProbeDataset(IDS, IDS, targets, features, positions, positions, video_keys(IDS))
-    view = View(dataset, "feature", Tokens(dataset, aggregator, 0, 2))
+    view = View(dataset, "feature", Tokens(dataset, aggregator, Representing(), 2))
     blocks: list[int] = []
     whole = view.whole
     monkeypatch.setattr(view, "whole", lambda rows: blocks.append(len(rows)) or whole(rows))

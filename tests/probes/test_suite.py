@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from scale_ray.aggregator import normalised_positions
 from scale_ray.aggregator.model import Aggregator
 from scale_ray.clip_sets.draws import video_keys
-from scale_ray.config import AggregatorOptions, Probing
+from scale_ray.config import AggregatorOptions, Probing, Representing
 from scale_ray.probes import fitting, suite
 from scale_ray.probes.data import ProbeDataset
 from scale_ray.probes.fitting import Problem, Setting, TrainingSchedule, fit_heads
@@ -217,7 +217,7 @@ def test_the_deep_probes_learn(name):
     torch.manual_seed(0)
     aggregator = Aggregator(12, AggregatorOptions(width=32, layers=1)).eval()
     if name == "finetuned":
-        view = View(dataset, "feature", Tokens(dataset, aggregator, 0, 2))
+        view = View(dataset, "feature", Tokens(dataset, aggregator, Representing(), 2))
         probe = suite.finetuned(task_of(dataset, classes_of(4), probing, view), aggregator)
         inputs: View | SetInputs = SetInputs(test_dataset)
     else:
@@ -230,7 +230,7 @@ def test_fine_tuning_leaves_the_aggregator_as_it_was():
     dataset = dataset_of(train, labels)
     aggregator = Aggregator(12, AggregatorOptions(width=32, layers=1)).eval()
     before = {name: value.clone() for name, value in aggregator.state_dict().items()}
-    view = View(dataset, "feature", Tokens(dataset, aggregator, 0, 2))
+    view = View(dataset, "feature", Tokens(dataset, aggregator, Representing(), 2))
     probing = Probing(deep_min_steps=5, deep_epochs=1)
     suite.finetuned(task_of(dataset, classes_of(4), probing, view), aggregator)
     for name, value in aggregator.state_dict().items():
