@@ -107,9 +107,13 @@ def render(number: int, seed: int = 0) -> np.ndarray:
     place, radius, angle = _paths(moments, num_frames, rng)
     camera = _drift(num_frames, rng)
     margin = 8
-    background = _texture(rng, SIZE_PX + 2 * margin, rng.integers(4, 12))
-    texture, corner_power = _texture(rng, 64, rng.integers(3, 6)), rng.choice([1.0, 2.0, 4.0, 8.0])
-    noise = rng.normal(0, rng.uniform(1, 5), (4, SIZE_PX, SIZE_PX, 1)).astype(np.float32)
+    # Dark and even behind a bright shape with corners: what a video looks like must not drown what moves in it.
+    background = _texture(
+        rng, SIZE_PX + 2 * margin, rng.integers(4, 12), rng.uniform(60, 80) + rng.uniform(-8, 8, 3), 12
+    )
+    texture = _texture(rng, 64, rng.integers(3, 6), rng.uniform(170, 230, 3), 60)
+    corner_power = rng.choice([1.0, 4.0, 8.0])
+    noise = rng.normal(0, rng.uniform(1, 4), (4, SIZE_PX, SIZE_PX, 1)).astype(np.float32)
     frames = np.empty((num_frames, SIZE_PX, SIZE_PX, 3), np.uint8)
     for index in range(num_frames):
         dy, dx = np.rint(camera[index]).astype(int) + margin
@@ -125,8 +129,8 @@ def _paths(
     moments: Sequence[Moment], num_frames: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centre (frames, 2) in pixels as (y, x), radius in pixels and angle in radians (frames,) of the shape."""
-    place = np.tile(SIZE_PX / 2 + rng.uniform(-6, 6, 2), (num_frames, 1))
-    radius = np.full(num_frames, SIZE_PX * rng.uniform(0.16, 0.22))
+    place = np.tile(SIZE_PX / 2 + rng.uniform(-4, 4, 2), (num_frames, 1))
+    radius = np.full(num_frames, SIZE_PX * rng.uniform(0.18, 0.22))
     angle = np.full(num_frames, rng.uniform(0, 2 * np.pi))
     for moment in moments:
         frames = np.arange(moment.start, moment.end)
@@ -135,9 +139,9 @@ def _paths(
         # It begins and ends at rest, within a tenth of its time.
         swing *= moment.strength * np.clip(np.minimum(elapsed, 1 - elapsed) * 10, 0, 1)
         if moment.motion == "shake":
-            place[frames, 1] += 0.14 * SIZE_PX * swing
+            place[frames, 1] += 0.16 * SIZE_PX * swing
         elif moment.motion == "pulse":
-            radius[frames] *= np.exp(0.45 * swing)
+            radius[frames] *= np.exp(0.55 * swing)
         else:
             angle[frames] += 1.2 * swing
     return place, radius, angle
@@ -149,9 +153,9 @@ def _drift(num_frames: int, rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(0, 4, 2) * np.sin(2 * np.pi * (rng.uniform(0.05, 0.2, 2) * times_s + rng.uniform(0, 1, 2)))
 
 
-def _texture(rng: np.random.Generator, size_px: int, tiles: int) -> np.ndarray:
-    """A smooth random pattern around a random colour: float32 (size_px, size_px, 3)."""
-    colours = rng.uniform(40, 215, 3) + rng.uniform(-60, 60, (tiles, tiles, 3))
+def _texture(rng: np.random.Generator, size_px: int, tiles: int, colour: np.ndarray, contrast: float) -> np.ndarray:
+    """A smooth random pattern around a colour: float32 (size_px, size_px, 3)."""
+    colours = colour + rng.uniform(-contrast, contrast, (tiles, tiles, 3))
     small = Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8))
     return np.asarray(small.resize((size_px, size_px), Image.Resampling.BICUBIC), np.float32)
 

@@ -64,8 +64,6 @@ CPU = torch.device("cpu")
 SAMPLING = ("--frames", "8", "--stride", "2", "--eval-times", "16", "--eval-crops", "1")
 RANDOM_BACKBONE = ("--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--frame-pooling", "moments")
 TARGETS = ("label", "motions", "arrangement")
-# One setting of the trained probes: chosen once on validation videos of the largest store, not on test videos.
-LEARNING_RATES, WEIGHT_DECAYS = (3e-4, 1e-3, 3e-3), (1e-4,)
 
 
 @dataclass(frozen=True)
@@ -251,7 +249,7 @@ class Measurement:
         ]
         began_s = time.monotonic()
         given = self.given
-        chosen: dict[str, Any] = {"learning_rates": LEARNING_RATES, "weight_decays": WEIGHT_DECAYS, "target": "label"}
+        chosen = {"learning_rates": given.probe_learning_rates, "weight_decays": (1e-4,), "target": "label"}
         probing = Probing(
             probes=probes,
             probe_min_steps=given.probe_steps,
@@ -322,9 +320,9 @@ def save(part: str, given: argparse.Namespace, figures: dict[str, Any], store: F
         path.write_text(json.dumps(stores, indent=1) + "\n")
 
 
-def numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
+def numbers(kind: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:
     """A parser of numbers that are separated by commas."""
-    return lambda text: [kind(part) for part in text.split(",")]
+    return lambda text: tuple(kind(part) for part in text.split(","))
 
 
 def main() -> None:
@@ -362,9 +360,11 @@ def main() -> None:
     measured.add_argument("--probe-steps", type=int, default=700, help="minimum number of steps of trained probes")
     measured.add_argument("--probe-epochs", type=int, default=60, help="minimum number of epochs of trained probes")
     measured.add_argument("--probe-batch", type=int, default=256, help="videos per batch of trained probes")
-    measured.add_argument("--set-sizes", type=numbers(int), default=[2, 4, 8], help="set sizes to compare")
-    measured.add_argument("--mask-ratios", type=numbers(float), default=[0.1, 0.25, 0.5, 0.75], help="to compare")
-    measured.add_argument("--epoch-numbers", type=numbers(int), default=[10, 30, 100], help="epochs to compare")
+    rates = (3e-4, 1e-3, 3e-3)
+    measured.add_argument("--probe-learning-rates", type=numbers(float), default=rates, help="of the trained probes")
+    measured.add_argument("--set-sizes", type=numbers(int), default=(2, 4, 8), help="set sizes to compare")
+    measured.add_argument("--mask-ratios", type=numbers(float), default=(0.1, 0.25, 0.5, 0.75), help="to compare")
+    measured.add_argument("--epoch-numbers", type=numbers(int), default=(10, 30, 100), help="epochs to compare")
     measured.add_argument("--halvings", type=int, default=3, help="how often the number of videos is halved")
     given = arguments.parse_args()
     if given.folder is None:
