@@ -210,8 +210,8 @@ class Measurement:
         self.base = Setting(epochs=given.epochs)
 
     def table(self) -> dict[str, Any]:
-        """All representations, for each of the three targets."""
-        return {target: self._probed([self.base], ("knn", "linear"), target=target) for target in TARGETS}
+        """All representations, for each of the targets."""
+        return {target: self._probed([self.base], self.given.probes, target=target) for target in self.given.targets}
 
     def attentive(self) -> dict[str, Any]:
         """Attention of one learned query over the clips, of all representations."""
@@ -239,7 +239,7 @@ class Measurement:
     def _varied(self, option: str, values: Sequence[float]) -> dict[str, Any]:
         """Tables of trainings that differ from the base in one option."""
         settings = {value: Setting(**{**vars(self.base), option: value}) for value in values}
-        return {str(value): self._probed([setting], ("knn", "linear")) for value, setting in settings.items()}
+        return {str(value): self._probed([setting], self.given.probes) for value, setting in settings.items()}
 
     def _probed(self, settings: Sequence[Setting], probes: tuple[str, ...], **options: Any) -> dict[str, Any]:
         trained = [
@@ -320,6 +320,10 @@ def save(part: str, given: argparse.Namespace, figures: dict[str, Any], store: F
         path.write_text(json.dumps(stores, indent=1) + "\n")
 
 
+def names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
 def numbers(kind: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:
     """A parser of numbers that are separated by commas."""
     return lambda text: tuple(kind(part) for part in text.split(","))
@@ -350,6 +354,8 @@ def main() -> None:
     measured = part("measure", measure)
     measured.add_argument("--store", default="store", help="name of the store's folder")
     measured.add_argument("--only", help=f"some of {','.join(MEASURED)}")
+    measured.add_argument("--targets", type=names, default=TARGETS, help="targets of the table")
+    measured.add_argument("--probes", type=names, default=("knn", "linear"), help="probes, unless the part names them")
     measured.add_argument("--threads", type=int, default=2, help="threads of torch")
     measured.add_argument("--seeds", type=int, default=1, help="trainings of each setting, each with its own probes")
     measured.add_argument("--epochs", type=int, default=100, help="epochs of a training, unless they are varied")
