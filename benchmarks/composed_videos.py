@@ -1,9 +1,9 @@
-"""Makes labelled videos whose class is the order of motions: no single clip tells it, and no average of clips either.
+"""Makes labelled videos whose class is the order of motions: no clip tells it, and no average of clips.
 
 A video shows one textured shape, which moves four times and rests before, between and after. Its three motions are
-`shake` (sideways), `pulse` (larger and smaller) and `turn` (to and fro). A video shows two of them, each twice, in one
-of the six possible arrangements, such as `shake shake turn turn` or `turn shake turn shake`. So there are 3 pairs of
-motions, 6 arrangements of each, and 18 classes.
+`shake` (sideways), `pulse` (larger and smaller) and `turn` (one way and back). A video shows two of them, each twice,
+in one of the six possible arrangements, such as `shake shake turn turn` or `turn shake turn shake`. So there are 3
+pairs of motions, 6 arrangements of each, and 18 classes.
 
 Why these classes:
 
