@@ -77,8 +77,8 @@ PROBING = Probing(
     weight_decays=(1e-4,),
     resamples=200,
 )
-# Its network is large: fewer steps, of fewer videos.
-MLP = replace(PROBING, probes=("mlp",), probe_min_steps=20, probe_batch=50, probe_set_size=4)
+# Its network is large: 80 steps of 50 videos.
+MLP = replace(PROBING, probes=("mlp",), probe_epochs=10, probe_min_steps=20, probe_batch=50, probe_set_size=4)
 
 
 @pytest.mark.slow
