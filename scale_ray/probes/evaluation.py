@@ -28,6 +28,8 @@ BACKBONE_ALONE = "backbone feature alone"
 RANDOM_AGGREGATOR = "with random aggregator"
 TRAINED_AGGREGATOR = "with trained aggregator"
 SET_TOKEN_ALONE = "trained aggregator's set token alone"
+# The same row if the representation has other tokens than the set token.
+TOKENS_ALONE = "trained aggregator's tokens alone"
 
 _RECALL_AT = (1, 5, 10)
 
@@ -185,7 +187,8 @@ def _representations(
     yield row(RANDOM_AGGREGATOR, "feature", tokens(untrained), untrained)
     trained = tokens(aggregator)
     yield row(TRAINED_AGGREGATOR, "feature", trained, aggregator)
-    yield row(SET_TOKEN_ALONE, "nothing", trained, aggregator)
+    alone = SET_TOKEN_ALONE if representing.token_parts == ("c",) else TOKENS_ALONE
+    yield row(alone, "nothing", trained, aggregator)
 
 
 @dataclass(frozen=True)
@@ -252,7 +255,7 @@ def _attentive(run: _Run) -> list[Metric]:
 
 def _finetuned(run: _Run) -> list[Metric]:
     """Only for the whole representation of an aggregator, which is what it trains."""
-    if run.row.aggregator is None or run.row.name == SET_TOKEN_ALONE:
+    if run.row.aggregator is None or run.row.name in (SET_TOKEN_ALONE, TOKENS_ALONE):
         return []
     probe = suite.finetuned(run.task, run.row.aggregator)
     return run.metrics("finetuned", run.scores(probe, SetInputs(run.split.test)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from scale_ray.errors import UserError
+from scale_ray.files.locations import is_uri
 from scale_ray.store.clip_reader import ClipFeatures, StoredClips, num_incomplete, training_clips, training_ids
 from scale_ray.store.feature_store import FeatureStore
 
@@ -38,8 +39,10 @@ class TrainingStores:
         UserError
             If one of them is no store, if their backbones or samplings differ, or if there are not as many weights.
         """
-        # A folder may have a comma in its name.
-        names = [locations] if FeatureStore.is_store(locations) else [name for name in locations.split(",") if name]
+        names = [name for name in locations.split(",") if name]
+        # A local folder may have a comma in its name.
+        if len(names) > 1 and not any(map(is_uri, names)) and FeatureStore.is_store(locations):
+            names = [locations]
         return cls([FeatureStore(name) for name in names or [locations]], weights)
 
     @property

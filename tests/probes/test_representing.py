@@ -20,7 +20,7 @@ from scale_ray.embedding.vector_store import fingerprint_of_vectors
 from scale_ray.embedding.video_model import clip_vectors
 from scale_ray.errors import UserError
 from scale_ray.probes.data import ProbeDataset, ProbeSplit
-from scale_ray.probes.evaluation import BACKBONE_ALONE, SET_TOKEN_ALONE, TRAINED_AGGREGATOR, probe_table
+from scale_ray.probes.evaluation import BACKBONE_ALONE, TOKENS_ALONE, TRAINED_AGGREGATOR, probe_table
 from scale_ray.probes.inputs import Tokens, View
 from scale_ray.probes.targets import CLASSES, Targets
 from scale_ray.probes.token_weight import chosen_token_weight
@@ -152,7 +152,7 @@ def test_the_table_names_the_chosen_weights_and_every_probe_takes_other_parts(tm
     table, _ = probe_table(store, [small_aggregator()], probing, representing=replace(EVERYTHING, token_weight=1.0))
     rows = {row.representation: row.metrics for row in table.rows}
     assert rows[TRAINED_AGGREGATOR].keys() == {*rows[BACKBONE_ALONE], "finetuned_top1"}
-    assert "finetuned_top1" not in rows[SET_TOKEN_ALONE]
+    assert "finetuned_top1" not in rows[TOKENS_ALONE]
     assert rows[TRAINED_AGGREGATOR]["linear_top1"].value == 1
     [weight] = table.token_weights[TRAINED_AGGREGATOR]
     assert weight in (0.25, 4.0)
