@@ -1,4 +1,7 @@
-"""A head without CPUs and three nodes, shared by all tests of this folder; commands reach them over HTTP."""
+"""A head without CPUs and three nodes, shared by all tests of this folder; commands reach them over HTTP.
+
+They end with the last of these tests, and take nothing from the tests that follow in the same process.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from support.jobs import EXTRACT, MODULES, PRETRAIN, Jobs
 from scale_ray.corpus.sample_videos import make_samples
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[SimulatedCluster]:
     nodes = SimulatedCluster(3)
     try:
@@ -22,12 +25,12 @@ def cluster() -> Iterator[SimulatedCluster]:
         nodes.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def jobs(cluster: SimulatedCluster) -> Jobs:
     return Jobs(cluster)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def few_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten sample videos of each of four motions, and three files that are no videos."""
     folder = tmp_path_factory.mktemp("cluster") / "videos"
@@ -36,20 +39,20 @@ def few_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def extraction(jobs: Jobs, few_videos: Path) -> Ended:
     """An undisturbed extraction."""
     store = few_videos.parent / "store"
     return jobs.run(few_videos.parent, "extract", few_videos, "--store", store, *EXTRACT, module_folder=MODULES)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def extracted(extraction: Ended, few_videos: Path) -> Path:
     """Its store."""
     return few_videos.parent / "store"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def trained(jobs: Jobs, extracted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs folder of an undisturbed pretraining on two workers, called `run`."""
     runs = tmp_path_factory.mktemp("trained")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+# In the process of the cluster tests, since that of the tests with Ray takes longer.
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.xdist_group("cluster")]
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 
 
