@@ -86,17 +86,17 @@ def shuffled(num_videos: int, *, seed: int, epoch: int, window: int = 0) -> Tens
     return _numbers(_stream_seeds(torch.tensor([-1 - window]), seed, epoch), 0, num_videos)[0].argsort()
 
 
-def order_of_epoch(blocks: Sequence[tuple[int, float]], *, seed: int, epoch: int) -> Tensor:
+def order_of_epoch(blocks: Sequence[tuple[int, int]], *, seed: int, epoch: int) -> Tensor:
     """The rows of the videos that an epoch uses, in its order, int64.
 
-    A block is a number of consecutive videos and the fraction of them that an epoch uses, others in each epoch.
+    A block is a number of consecutive videos, and how many of them an epoch uses, others in each epoch.
     """
-    if all(share == 1 for _, share in blocks):
+    if all(num_used == count for count, num_used in blocks):
         return shuffled(sum(count for count, _ in blocks), seed=seed, epoch=epoch)
     rows, start = [], 0
-    for number, (count, share) in enumerate(blocks):
+    for number, (count, num_used) in enumerate(blocks):
         of_block = shuffled(count, seed=seed, epoch=epoch, window=_WINDOW_OF_BLOCK + number)
-        rows.append(start + of_block[: share_of(count, share)])
+        rows.append(start + of_block[:num_used])
         start += count
     chosen = torch.cat(rows)
     return chosen[shuffled(len(chosen), seed=seed, epoch=epoch)]
@@ -105,11 +105,6 @@ def order_of_epoch(blocks: Sequence[tuple[int, float]], *, seed: int, epoch: int
 def used_of_shard(count: int, num_used: int, *, shard: int, seed: int, epoch: int) -> Tensor:
     """Which `num_used` of the `count` videos of a shard an epoch uses, int64, sorted."""
     return shuffled(count, seed=seed, epoch=epoch, window=_WINDOW_OF_SHARD + shard)[:num_used].sort().values
-
-
-def share_of(count: int, share: float) -> int:
-    """The number of videos that an epoch uses of `count`."""
-    return round(count * share)
 
 
 def dropout_seed(*, seed: int, step: int, worker: int, part: int) -> int:

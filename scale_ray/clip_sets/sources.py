@@ -33,7 +33,6 @@ from scale_ray.clip_sets.batches import Batch, Source, Videos, WorkerSlice
 from scale_ray.clip_sets.draws import (
     draw_sets,
     order_of_epoch,
-    share_of,
     shuffled,
     used_of_shard,
     varied_positions,
@@ -70,11 +69,11 @@ class ResidentClips:
         ingest_mode: str = "memory",
         rows: Tensor | None = None,
         groups: Mapping[str, str] | None = None,
-        blocks: Sequence[tuple[int, float]] | None = None,
+        blocks: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self.video_ids, self.device, self.ingest_mode, self._groups = video_ids, device, ingest_mode, groups
-        self._blocks = blocks or [(len(video_ids), 1.0)]
-        self.num_videos = sum(share_of(count, share) for count, share in self._blocks)
+        self._blocks = blocks or [(len(video_ids), len(video_ids))]
+        self.num_videos = sum(num_used for _, num_used in self._blocks)
         _, self.num_clips, self.feature_width = features.shape
         self.keys = video_keys(video_ids).to(device)
         self._owners = None
@@ -90,7 +89,7 @@ class ResidentClips:
         clips: ClipFeatures,
         device: torch.device,
         groups: Mapping[str, str] | None = None,
-        blocks: Sequence[tuple[int, float]] | None = None,
+        blocks: Sequence[tuple[int, int]] | None = None,
     ) -> ResidentClips:
         """Stored clips, copied to the memory of the device."""
         return cls(
@@ -157,8 +156,7 @@ class StreamedClips:
     ) -> None:
         self._stored, self._device, self._window_bytes, self._groups = stored, device, window_bytes, groups
         self.num_clips, self.feature_width = stored.num_clips, stored.feature_width
-        self._lengths = [share_of(len(part.rows), stored.share_of_part(n)) for n, part in enumerate(stored.parts)]
-        self.num_videos = sum(self._lengths)
+        self.num_videos = sum(num_used for _, num_used in stored.blocks)
 
     def batches(
         self, worker_slice: WorkerSlice, sets: Sets, *, seed: int, epoch: int, first_step: int
@@ -191,11 +189,10 @@ class StreamedClips:
         """Videos `begin` to `end` of the epoch's sequence, which is all shards in a shuffled order."""
         pieces: list[ClipFeatures] = []
         start = 0
-        for part in shuffled(len(self._stored.parts), seed=seed, epoch=epoch).tolist():
-            length = self._lengths[part]
+        for part, length in self._shards_of_epoch(seed, epoch):
             first_row, end_row = max(begin - start, 0), min(end - start, length)
             if first_row < end_row:
-                pieces.append(self._read_part(part, first_row, end_row, seed, epoch))
+                pieces.append(self._read_part(part, length, slice(first_row, end_row), seed, epoch))
             start += length
         joined = ClipFeatures(
             list(itertools.chain.from_iterable(piece.video_ids for piece in pieces)),
@@ -204,13 +201,26 @@ class StreamedClips:
         )
         return ResidentClips.from_clips(joined, self._device, self._groups)
 
-    def _read_part(self, part: int, begin: int, end: int, seed: int, epoch: int) -> ClipFeatures:
-        """Rows of those that the epoch uses of a shard."""
+    def _shards_of_epoch(self, seed: int, epoch: int) -> Iterator[tuple[int, int]]:
+        """The shards in the order of the epoch, and how many videos of each the epoch uses.
+
+        Of every block the shards together give exactly the number that the epoch uses, however small they are.
+        """
+        passed = [0] * len(self._stored.blocks)
+        for part in shuffled(len(self._stored.parts), seed=seed, epoch=epoch).tolist():
+            block = self._stored.block_of_part(part)
+            count, num_used = self._stored.blocks[block]
+            before = passed[block] * num_used // count
+            passed[block] += len(self._stored.parts[part].rows)
+            yield part, passed[block] * num_used // count - before
+
+    def _read_part(self, part: int, num_used: int, rows: slice, seed: int, epoch: int) -> ClipFeatures:
+        """Some of the `num_used` videos that the epoch uses of a shard."""
         stored_rows = len(self._stored.parts[part].rows)
-        if self._lengths[part] == stored_rows:
-            return self._stored.read_rows(part, begin, end)
-        used = used_of_shard(stored_rows, self._lengths[part], shard=part, seed=seed, epoch=epoch)
-        return self._stored.read_rows(part, 0, stored_rows).subset(used[begin:end].numpy())
+        if num_used == stored_rows:
+            return self._stored.read_rows(part, rows.start, rows.stop)
+        used = used_of_shard(stored_rows, num_used, shard=part, seed=seed, epoch=epoch)
+        return self._stored.read_rows(part, 0, stored_rows).subset(used[rows].numpy())
 
 
 def open_source(

@@ -50,13 +50,15 @@ def join(first: str, second: str, store: str, *, console: Console) -> JoinResult
         If the clips differ, or the new store holds other features.
     """
     stores = FeatureStore(first), FeatureStore(second)
-    joined = FeatureStore.create(store, joined_fingerprint(*stores))
+    fingerprint = joined_fingerprint(*stores)
     total = sum(len(stores[0].stored_ids(mode) & stores[1].stored_ids(mode)) for mode in MODES)
+    if not total:
+        raise UserError(f"{second}: expected features of the videos of {first}, found none")
+    joined = FeatureStore.create(store, fingerprint)
     with write_lease(joined.location, console), console.progress("join", total, "videos") as progress:
         repair(joined)
         left_out = join_features(*stores, joined, progress.to)
     width = joined.feature_width()
-    if width is None:
-        raise UserError(f"{second}: expected features of the videos of {first}, found none")
+    assert width is not None, "a store of joined videos has shards"
     num_videos = len(set().union(*(joined.stored_ids(mode) for mode in MODES)))
     return JoinResult(joined.location, str(joined.fingerprint["backbone"]), width, num_videos, left_out)

@@ -85,13 +85,13 @@ class StoredClips:
         return [part.path for part in self.parts]
 
     @property
-    def blocks(self) -> list[tuple[int, float]]:
-        """Numbers of consecutive videos, and which fraction of them an epoch uses: of several stores one block each."""
-        return [(len(self), 1.0)]
+    def blocks(self) -> list[tuple[int, int]]:
+        """Numbers of consecutive videos, and how many of them an epoch uses: of several stores one block each."""
+        return [(len(self), len(self))]
 
-    def share_of_part(self, part: int) -> float:
-        """The fraction of a shard's videos that an epoch uses."""
-        return 1.0
+    def block_of_part(self, part: int) -> int:
+        """The block that a shard's videos are in."""
+        return 0
 
     @property
     def num_bytes(self) -> int:

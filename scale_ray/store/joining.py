@@ -9,6 +9,7 @@ import numpy as np
 
 from scale_ray.clips import MODES, VideoGeometry
 from scale_ray.errors import UserError
+from scale_ray.store.changes import changed_videos
 from scale_ray.store.clip_reader import StoredClips
 from scale_ray.store.feature_store import FeatureStore
 from scale_ray.store.schema import GEOMETRY, VideoFeatures
@@ -54,8 +55,16 @@ def join_features(
     Raises
     ------
     UserError
-        If the clips of a video are not the same in both stores: the message names it.
+        If the file of a video or its clips are not the same in both stores, or the file is not the one whose features
+        were joined before: the message names the video.
     """
+    for store in (second, joined):
+        if changed := changed_videos(store.videos(), first.videos()):
+            raise UserError(
+                f"{store.location}: expected features of the files that {first.location} has features of, found "
+                f"{len(changed)} of other ones, such as {min(changed)!r} ({changed[min(changed)]}); extract again, or "
+                "give another --store"
+            )
     joined.replace_videos(first.videos())
     geometries, left_out, done = first.geometries(), 0, 0
     for mode in MODES:

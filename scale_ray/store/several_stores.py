@@ -76,18 +76,23 @@ class TrainingStores:
         Raises
         ------
         UserError
-            If a video is in two stores, or the stores have different numbers of clips per video.
+            If a store has no training videos, or so few that its weight leaves none of them; if a video is in two
+            stores, or the stores have different numbers of clips per video.
         """
         options = {"split": split, "everything": everything, "mode": mode}
         found = [training_clips(store, held_out_share, **options) for store in self.members]  # type: ignore[arg-type]
         if len(found) == 1:
             return found[0]
         train, held_out = ([clips for clips in part if len(clips)] for part in zip(*found, strict=True))
-        shares = [share for (clips, _), share in zip(found, self.shares, strict=True) if len(clips)]
-        nothing = found[0][1]
+        for store, (clips, _), share in zip(self.members, found, self.shares, strict=True):
+            if not round(len(clips) * share):
+                raise UserError(
+                    f"store: expected training videos of every store in an epoch, found {len(clips)} in "
+                    f"{store.location}, of which an epoch uses none"
+                )
         return (
-            JoinedClips(train, shares) if train else found[0][0],
-            JoinedClips(held_out, [1.0] * len(held_out)) if held_out else nothing,
+            JoinedClips(train, self.shares),
+            JoinedClips(held_out, [1.0] * len(held_out)) if held_out else found[0][1],
         )
 
     def num_incomplete(self, mode: str, *, split: str | None, everything: bool) -> int:
@@ -131,12 +136,13 @@ class JoinedClips(StoredClips):
         return [path for member in self.members for path in member.paths]
 
     @property
-    def blocks(self) -> list[tuple[int, float]]:
-        return [(len(member), share) for member, share in zip(self.members, self.shares, strict=True)]
+    def blocks(self) -> list[tuple[int, int]]:
+        pairs = zip(self.members, self.shares, strict=True)
+        return [(len(member), round(len(member) * share)) for member, share in pairs]
 
-    def share_of_part(self, part: int) -> float:
-        """See `StoredClips.share_of_part`."""
-        return self.shares[self._part_of[part][0]]
+    def block_of_part(self, part: int) -> int:
+        """See `StoredClips.block_of_part`."""
+        return self._part_of[part][0]
 
     def read_into(self, features: np.ndarray, positions: np.ndarray) -> None:
         """As of one store; see `StoredClips.read_into`."""

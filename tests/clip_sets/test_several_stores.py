@@ -78,6 +78,17 @@ def test_a_weight_is_the_share_of_an_epochs_videos(stores, ingest, tmp_path):
     assert ids_of(epoch_of(stores, weights, ingest, tmp_path)) == ids_of(epoch_of(stores, weights, ingest, tmp_path))
 
 
+@pytest.mark.parametrize("ingest", ["memory", "disk", "stream"])
+def test_a_small_weight_leaves_the_same_number_of_videos_however_small_the_shards(stores, ingest, tmp_path):
+    # An epoch has 2 of the 140 videos, which lie in shards of 64, 64 and 12: 1 in 70 of each would be none or too many.
+    for epoch in range(3):
+        ids = ids_of(epoch_of([stores[1], stores[0]], (70.0, 1.0), ingest, tmp_path, epoch))
+        assert len(ids) == 40, "42 videos in batches of 10"
+        assert len({*ids} & {*LARGE}) <= 2
+    clips, _ = TrainingStores([stores[1], stores[0]], (70.0, 1.0)).training_clips()
+    assert open_source(clips, Ingest(ingest=ingest, cache=str(tmp_path)), CPU).num_videos == 42
+
+
 @pytest.mark.parametrize("ingest", ["memory", "stream"])
 def test_two_workers_share_an_epochs_videos(stores, ingest, tmp_path):
     ids = ids_of(epoch_of(stores, (1.0, 4.0), ingest, tmp_path, workers=2))
@@ -116,6 +127,13 @@ def test_stores_that_do_not_fit_together_are_refused(tmp_path, stores):
     other = FeatureStore.create(str(tmp_path / "other"), {**stores[0].fingerprint, "backbone": "another"})
     with pytest.raises(UserError, match=r"of one backbone and sampling, found backbone 'tiny' in .* and 'another' in"):
         TrainingStores([stores[0], other])
+    with pytest.raises(UserError, match=r"of every store in an epoch, found 40 in .*, of which an epoch uses none"):
+        TrainingStores(stores, (1.0, 0.001)).training_clips()
+    tested = store_of(tmp_path / "tested", ["c1", "c2"], test=2)
+    with pytest.raises(
+        UserError, match=r"of every store in an epoch, found 0 in .*tested, of which an epoch uses none"
+    ):
+        TrainingStores([stores[0], tested]).training_clips()
     with pytest.raises(UserError, match="store_weights: expected one per store, 2, found 3"):
         TrainingStores(stores, (1.0, 2.0, 3.0))
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.stores import make_store, positions_of
 
@@ -87,6 +88,22 @@ def test_other_clips_of_a_video_are_refused_by_its_name(stores, tmp_path):
     other = store_of(tmp_path / "c", IDS, 3, "three", v04=moved)
     with pytest.raises(UserError, match=r"expected the same clips of 'v04' in both stores, found clip 0 from"):
         sr.join(stores[0].location, other.location, str(tmp_path / "ac"), quiet=True)
+
+
+def test_features_of_another_file_are_refused(stores, tmp_path):
+    videos = stores[1].videos()
+    sizes = [2 if video_id == "v05" else 1 for video_id in videos["video_id"].to_pylist()]
+    column = videos.schema.get_field_index("size_bytes")
+    stores[1].replace_videos(videos.set_column(column, "size_bytes", pa.array(sizes, pa.int64())))
+    with pytest.raises(UserError, match=r"found 1 of other ones, such as 'v05' \(2 bytes in the store, 1 now\)"):
+        sr.join(stores[0].location, stores[1].location, str(tmp_path / "ab"), quiet=True)
+
+
+def test_stores_without_common_videos_leave_nothing_behind(stores, tmp_path):
+    other = store_of(tmp_path / "d", IDS[:1], 3, "four")
+    with pytest.raises(UserError, match=r"expected features of the videos of .*, found none"):
+        sr.join(stores[1].location, other.location, str(tmp_path / "bd"), quiet=True)
+    assert not (tmp_path / "bd").exists()
 
 
 def test_another_sampling_is_refused(stores, tmp_path):
