@@ -27,21 +27,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from common import folder_of, parser, report
+from seeds import FirstAndLastEpoch
 
 from scale_ray.aggregator import Aggregator
 from scale_ray.clip_sets import ResidentClips
-from scale_ray.config import (
-    AggregatorOptions,
-    Ingest,
-    ObjectiveOptions,
-    PretrainConfig,
-    Probing,
-    Representing,
-    Sets,
-    Training,
-)
+from scale_ray.config import Ingest, PretrainConfig, Probing, Representing
 from scale_ray.hashing import uniform_hash
-from scale_ray.pretraining import Metrics, Trainer, fit
+from scale_ray.pretraining import Trainer, fit
 from scale_ray.probes import ProbeTable, probe_table, suite
 from scale_ray.probes.bootstrap import BootstrapSamples, Estimate, resamples_of
 from scale_ray.probes.data import ProbeDataset, ProbeSplit, load_probe_split
@@ -57,17 +49,17 @@ from scale_ray.probes.metrics import Metric, score_metrics
 from scale_ray.probes.monitor import knn_top1_within
 from scale_ray.probes.targets import read_targets
 from scale_ray.probes.token_weight import chosen_token_weight
-from scale_ray.store import ClipFeatures, FeatureStore, StoredClips
+from scale_ray.store import FeatureStore, StoredClips, TrainingStores
 
 CPU = torch.device("cpu")
 NAMES = ("loss", "set_top1", "position_top1", "clip_top1")
 ONE_SETTING = {"learning_rates": (3e-4,), "weight_decays": (1e-4,)}
 # Options that are changed one at a time: of the pretraining, and of the representation alone.
 PRETRAINING: dict[str, dict[str, Any]] = {
-    "position_dropout 0.5": {"sets": Sets(position_dropout=0.5)},
-    "time_jitter 0.5": {"sets": Sets(time_jitter=0.5)},
-    "position_scale set": {"aggregator": AggregatorOptions(position_scale="set")},
-    "negatives other_groups": {"objective": ObjectiveOptions(negatives="other_groups")},
+    "position_dropout 0.5": {"position_dropout": 0.5},
+    "time_jitter 0.5": {"time_jitter": 0.5},
+    "position_scale set": {"position_scale": "set"},
+    "negatives other_groups": {"negatives": "other_groups"},
 }
 WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 # Of the last two, the weight of the tokens is chosen among WEIGHTS.
@@ -81,57 +73,40 @@ REPRESENTING: dict[str, tuple[Representing, tuple[float, ...]]] = {
 PROBES = ("knn", "linear")
 
 
-class FirstAndLastEpoch:
-    """A listener that keeps the metrics of the first and the last epoch of a training."""
-
-    def __init__(self) -> None:
-        self.epochs: list[Metrics] = []
-
-    def after_step(self, trainer: Trainer, values: dict[str, torch.Tensor]) -> None: ...
-
-    def after_epoch(self, trainer: Trainer, metrics: Metrics) -> None:
-        self.epochs = [*self.epochs[:1], metrics]
-
-    def summary(self) -> dict[str, list[float]]:
-        first, last = self.epochs[0], self.epochs[-1]
-        return {name: [round(epoch[name], 3) for epoch in (first, last)] for name in NAMES if name in first}
+def summary(epochs: FirstAndLastEpoch) -> dict[str, list[float]]:
+    """Metrics of the first and the last epoch."""
+    return {name: [round(epoch[name], 3) for epoch in (epochs.first, epochs.last)] for name in NAMES}
 
 
 class Videos:
     """The `train` clips of the labelled videos of a store, and of an unlabelled store."""
 
     def __init__(self, store: FeatureStore, unlabelled: FeatureStore | None = None) -> None:
-        self.store, self.groups = store, store.groups()
-        stores = [store] if unlabelled is None else [store, unlabelled]
-        clips = [StoredClips(each, "train").read() for each in stores]
-        self.labelled = clips[0].video_ids
-        self.unlabelled = clips[1].video_ids if unlabelled is not None else []
-        if unlabelled is not None:
-            self.groups = {**self.groups, **unlabelled.groups()}
-        self._clips = ClipFeatures(
-            [video_id for part in clips for video_id in part.video_ids],
-            np.concatenate([part.features for part in clips]),
-            np.concatenate([part.positions for part in clips]),
-        )
+        stores = TrainingStores([store] if unlabelled is None else [store, unlabelled])
+        self.store, self.groups = store, stores.groups()
+        self.labelled = StoredClips(store, "train").video_ids
+        self.unlabelled = [] if unlabelled is None else StoredClips(unlabelled, "train").video_ids
+        self._clips, _ = stores.training_clips(everything=True)
 
     def trained(
         self, ids: Sequence[str], seed: int, given: argparse.Namespace, **options: Any
     ) -> tuple[Aggregator, dict[str, Any]]:
         """An aggregator trained on these videos for `given.steps` steps, and how its training went."""
         batch = min(given.batch, len(ids))
-        epochs = math.ceil(given.steps / (len(ids) // batch))
-        training = Training(epochs=epochs, batch=batch, seed=seed, monitor_epochs=0)
-        heads = ObjectiveOptions(prediction_hidden=given.heads, target_hidden=given.heads // 2)
-        if "objective" in options:
-            heads = replace(heads, negatives=options.pop("objective").negatives)
-        config = PretrainConfig(training=training, objective=heads, **options)
-        row_of = {video_id: row for row, video_id in enumerate(self._clips.video_ids)}
-        clips = self._clips.subset([row_of[video_id] for video_id in sorted(ids)])
-        source = ResidentClips.from_clips(clips, CPU, self.groups)
-        trainer, listener = Trainer(source, config, device=CPU, origin=self.store.origin), FirstAndLastEpoch()
-        fit(trainer, listener)
-        print(len(ids), "videos, seed", seed, options or "", listener.summary(), file=sys.stderr, flush=True)
-        return trainer.model.eval(), listener.summary()
+        config = PretrainConfig().replaced(
+            epochs=math.ceil(given.steps / (len(ids) // batch)),
+            batch=batch,
+            seed=seed,
+            monitor_epochs=0,
+            prediction_hidden=given.heads,
+            target_hidden=given.heads // 2,
+            **options,
+        )
+        source = ResidentClips.from_clips(self._clips.read_videos(sorted(ids)), CPU, self.groups)
+        trainer, epochs = Trainer(source, config, device=CPU, origin=self.store.origin), FirstAndLastEpoch()
+        fit(trainer, epochs)
+        print(len(ids), "videos, seed", seed, options or "", summary(epochs), file=sys.stderr, flush=True)
+        return trainer.model.eval(), summary(epochs)
 
 
 def official_split(store: FeatureStore) -> ProbeSplit:
@@ -178,7 +153,7 @@ def official(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     table, _ = probe_table(videos.store, [aggregator for aggregator, _ in results], probing)
     print("\n".join(table.lines()), file=sys.stderr, flush=True)
     return {
-        "trainings": [summary for _, summary in results],
+        "trainings": [epochs for _, epochs in results],
         "table": rounded(table),
         "mlp of the feature": mlp_of_feature(videos.store, given.seeds) if given.mlp else None,
     }
