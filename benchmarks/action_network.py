@@ -74,6 +74,8 @@ REPRESENTING: dict[str, tuple[Representing, tuple[float, ...]]] = {
     "unit_norm, token_weights": (Representing(unit_norm=True), WEIGHTS),
 }
 PROBES = ("knn", "linear")
+# Of leave-one-out, which has many probes.
+COMPARED = (BACKBONE_ALONE, RANDOM_AGGREGATOR, TRAINED_AGGREGATOR)
 
 
 def summary(epochs: FirstAndLastEpoch) -> dict[str, list[float]]:
@@ -184,7 +186,8 @@ def leave_one_out(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     for number, group in enumerate(store.split_names()):
         ids, split = subset_ids(store, "train", group), load_probe_split(store, targets, group, Ingest())
         trained = [videos.trained(ids, seed, given)[0] for seed in range(given.seeds)]
-        for name, metrics in measured(split, rows_of(split, trained), given.probing).items():
+        rows = {name: row for name, row in rows_of(split, trained).items() if name in COMPARED}
+        for name, metrics in measured(split, rows, given.probing).items():
             for probe, of_seeds in metrics.items():
                 values = [metric.value() for metric in of_seeds]
                 top1.setdefault(name, {}).setdefault(probe, []).append(values)
