@@ -217,6 +217,10 @@ class Measurement:
         """Attention of one learned query over the clips, of all representations."""
         return self._probed([self.base], ("attentive",))
 
+    def finetuned(self) -> dict[str, Any]:
+        """The aggregator trained with the labels, from random weights and from pretrained ones: what it could tell."""
+        return self._probed([self.base], ("finetuned",))
+
     def mlp(self) -> dict[str, Any]:
         """The paper's non-linear baseline, of geometry and of x alone, with one learning rate."""
         return self._probed([self.base], ("mlp",), learning_rates=(1e-3,))
@@ -268,7 +272,7 @@ class Measurement:
         }
 
 
-MEASURED = ("table", "attentive", "mlp", "epochs", "videos", "set_size", "mask_ratio")
+MEASURED = ("table", "attentive", "finetuned", "mlp", "epochs", "videos", "set_size", "mask_ratio")
 
 
 def figures_of(table: ProbeTable) -> dict[str, Any]:
