@@ -271,7 +271,7 @@ def check_within(folder: str, root: str) -> None:
 def files_in(folder: str) -> list[fs.FileInfo]:
     """The files directly in a folder, sorted by path, without links; none if it does not exist."""
     filesystem, path = filesystem_of(folder)
-    infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    infos = _listed(filesystem, fs.FileSelector(path, allow_not_found=True))
     files = [info for info in infos if info.type == fs.FileType.File]
     if isinstance(filesystem, fs.LocalFileSystem):
         files = [info for info in files if not os.path.islink(info.path)]
@@ -442,6 +442,13 @@ def read_bytes(location: str) -> bytes:
 def list_files(location: str) -> list[fs.FileInfo]:
     """All files below a folder, sorted by path; empty if the folder does not exist."""
     filesystem, path = filesystem_of(location)
-    selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
-    files = [info for info in filesystem.get_file_info(selector) if info.type == fs.FileType.File]
-    return sorted(files, key=lambda info: info.path)
+    infos = _listed(filesystem, fs.FileSelector(path, recursive=True, allow_not_found=True))
+    return sorted((info for info in infos if info.type == fs.FileType.File), key=lambda info: info.path)
+
+
+def _listed(filesystem: fs.FileSystem, selector: fs.FileSelector) -> list[fs.FileInfo]:
+    try:
+        return filesystem.get_file_info(selector)
+    except FileNotFoundError:
+        # Arrow did not find the folder, and found it when it looked again: another process has just made it.
+        return filesystem.get_file_info(selector)

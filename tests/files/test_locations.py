@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
@@ -280,3 +281,20 @@ def test_files_are_listed_in_order_and_none_where_there_is_no_folder(tmp_path):
             file.write(b"x")
     assert [info.path for info in list_files(str(tmp_path))] == [f"{tmp_path}/{name}" for name in ("a", "b/0", "b/1")]
     assert list_files(f"{tmp_path}/nowhere") == []
+
+
+def test_a_folder_may_be_made_while_it_is_listed(tmp_path):
+    """Arrow looks twice, and refuses a folder that it finds only the second time."""
+    ready = threading.Barrier(4)
+
+    def make_or_list(thread: int) -> None:
+        for number in range(300):
+            ready.wait(timeout=30)
+            folder = tmp_path / str(number)
+            if thread == 0:
+                folder.mkdir()
+            else:
+                assert list_files(str(folder)) == []
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(make_or_list, range(4)))
