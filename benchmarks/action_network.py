@@ -12,7 +12,7 @@
 STORE holds `train` and `eval` clips of all labelled videos, with groups; `--unlabelled` is a store of further videos of
 the same backbone. Everything runs in this process, without Ray. Each seed is used for a training and for its probes.
 The MLP takes the paper's one setting (learning rate 3e-4, weight decay 1e-4), since a grid costs it six times as much;
-with --one-setting so do the linear probes of the other parts than `official`.
+with --one-setting the linear probe takes it too, in all parts but `official`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -332,17 +333,15 @@ def position_code(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """What it changes that the position code of a training in bfloat16 is computed in float32."""
     all_videos = Videos(FeatureStore(given.store))
     ids, split = subset_ids(all_videos.store, "train"), official_split(all_videos.store)
-    options = {"train_precision": "bfloat16"}
-    rows = {BACKBONE_ALONE: feature_row(split, given.seeds)}
-    rows["in float32"] = row_of(split, [all_videos.trained(ids, s, given, **options)[0] for s in range(given.seeds)])
-    in_float32 = Aggregator._position_code
-    Aggregator._position_code = lambda self, positions: self.position(positions)  # type: ignore[method-assign]
-    try:
-        rows["in bfloat16"] = row_of(
-            split, [all_videos.trained(ids, s, given, **options)[0] for s in range(given.seeds)]
-        )
-    finally:
-        Aggregator._position_code = in_float32  # type: ignore[method-assign]
+
+    def trained_row() -> Row:
+        seeds = range(given.seeds)
+        return row_of(split, [all_videos.trained(ids, seed, given, train_precision="bfloat16")[0] for seed in seeds])
+
+    rows = {BACKBONE_ALONE: feature_row(split, given.seeds), "in float32": trained_row()}
+    # As it was before: in the precision of the training.
+    with patch.object(Aggregator, "_position_code", lambda self, positions: self.position(positions)):
+        rows["in bfloat16"] = trained_row()
     return {"rounded": rounded_codes(), **estimated(split, rows, given.probing)}
 
 
@@ -389,7 +388,6 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=600, help="steps of each training")
     arguments.add_argument("--batch", type=int, default=30, help="videos per batch")
     arguments.add_argument("--heads", type=int, default=4096, help="width of the prediction heads; half for the target")
-    arguments.add_argument("--one-setting", action="store_true", help="linear probes take the paper's one setting")
     arguments.add_argument("--threads", type=int, default=2, help="threads of torch")
     arguments.add_argument("--name", default="i3d", help="name of the features, for the file of results")
     cases = arguments.add_subparsers(dest="case", required=True)
@@ -405,11 +403,13 @@ def main() -> None:
         case.add_argument("store", help="store of the labelled videos")
         if name == "official":
             case.add_argument("--mlp", action="store_true", help="also the MLP probe, minutes per seed")
+        else:
+            case.add_argument("--one-setting", action="store_true", help="linear probe with the paper's one setting")
         if name == "videos":
             case.add_argument("--unlabelled", help="store of further videos")
     given = arguments.parse_args()
     torch.set_num_threads(given.threads)
-    given.probing = Probing(**ONE_SETTING) if given.one_setting else Probing()
+    given.probing = Probing(**ONE_SETTING) if getattr(given, "one_setting", False) else Probing()
     with folder_of(given) as folder:
         figures = runs[given.case](folder, given)
     fingerprint = FeatureStore(given.store).fingerprint
